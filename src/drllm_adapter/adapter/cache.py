@@ -1,0 +1,219 @@
+"""Where each pass of each block keeps its keys and values, row by row.
+
+A transformers `Cache` is a list of layers, one per block. Routing replaces each by a `RoutedCacheLayer`, which holds one
+ordinary cache layer per pass (none for a skipped block), with only the rows that make the pass. Everything
+transformers does to a cache - reorder for beams, crop, select, repeat, reset, offload - reaches the layers, so rows and
+routes stay together, and the caller's own cache object stays the one that is filled.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from ..decisions import EXECUTE
+from ..errors import DrLLMError
+from .rows import RowDecisions
+
+
+class RoutedCacheLayer(CacheLayerMixin):
+    """The cache entry of one block: one ordinary cache layer for each pass that some row makes."""
+
+    def __init__(self, layer: CacheLayerMixin, batch_size: int) -> None:
+        # CacheLayerMixin.__init__ would set keys and values, which are properties here.
+        filled = layer.is_initialized and _length(layer) > 0
+        self._blank = layer if not filled else _emptied(layer)
+        self.decisions: RowDecisions | None = None
+        self.passes: list[CacheLayerMixin] = []
+        # Keeps the length of a block that every row skips: a layer of the same class with one number per token, so
+        # that lengths, mask sizes and cropping follow that class's own rules (sliding windows included).
+        self._ledger: CacheLayerMixin | None = None
+        self._running: CacheLayerMixin | None = None
+        if filled:
+            # A cache that the base model filled is one in which every block executed.
+            self.decisions = RowDecisions((EXECUTE,) * batch_size)
+            self.passes = [layer]
+
+    def __repr__(self) -> str:
+        made = None if self.decisions is None else self.decisions.decisions
+        return f"{type(self).__name__}(decisions={made}, passes={self.passes})"
+
+    def blank(self) -> CacheLayerMixin:
+        """The plain cache layer that this entry stands in for, empty."""
+        return self._blank
+
+    def start(self, decisions: RowDecisions) -> None:
+        """Begin a sequence: one empty entry for each pass that some row makes."""
+        self.decisions = decisions
+        self.passes = [copy.deepcopy(self._blank) for _ in range(decisions.max_passes)]
+        self._ledger = None if self.passes else copy.deepcopy(self._blank)
+
+    @contextmanager
+    def running(self, number: int) -> Iterator[None]:
+        """Make pass `number` the one that the block's attention reads and writes."""
+        self._running = self.passes[number]
+        try:
+            yield
+        finally:
+            self._running = None
+
+    def skip(self, tokens: int) -> None:
+        """Note that `tokens` tokens went by while every row skipped the block."""
+        assert self._ledger is not None
+        nothing = torch.zeros(1, 1, tokens, 1)
+        self._ledger.update(nothing, nothing)
+
+    # What attention and mask code ask of a cache layer is answered by the running pass, between blocks by the first.
+
+    @property
+    def _current(self) -> CacheLayerMixin:
+        if self._running is not None:
+            return self._running
+        if self.passes:
+            return self.passes[0]
+        return self._ledger if self._ledger is not None else self._blank
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self._running is None:
+            raise DrLLMError(
+                "this cache was filled along a route and must be continued with the same router adapter enabled, but "
+                "the base model wrote to it; enable the adapter again or begin with a new cache."
+            )
+        return self._running.update(key_states, value_states, *args, **kwargs)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self._current.lazy_initialization(key_states, value_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._current.get_mask_sizes(query_length)
+
+    def get_seq_length(self) -> int:
+        return self._current.get_seq_length()
+
+    def get_max_length(self) -> int:
+        return self._current.get_max_length()
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for names that are not defined above: keys, values, device, sliding_window, record_past, ...
+        if name.startswith("__") or "_blank" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self._current, name)
+
+    @property
+    def keys(self) -> Tensor | None:  # type: ignore[override]
+        return self.passes[0].keys if self.passes else None
+
+    @property
+    def values(self) -> Tensor | None:  # type: ignore[override]
+        return self.passes[0].values if self.passes else None
+
+    @property
+    def is_initialized(self) -> bool:  # type: ignore[override]
+        return self._current.is_initialized
+
+    @property
+    def is_sliding(self) -> bool:
+        return bool(getattr(self._blank, "is_sliding", False))
+
+    @property
+    def is_croppable(self) -> bool:  # type: ignore[override]
+        return self._blank.is_croppable
+
+    # What changes the whole cache reaches every pass.
+
+    def _all(self) -> list[CacheLayerMixin]:
+        return self.passes + ([self._ledger] if self._ledger is not None else [])
+
+    def offload(self) -> None:
+        for layer in self.passes:
+            layer.offload()
+
+    def prefetch(self) -> None:
+        for layer in self.passes:
+            layer.prefetch()
+
+    def activate_past_recording(self) -> None:
+        for layer in [self._blank, *self._all()]:
+            if hasattr(layer, "activate_past_recording"):
+                layer.activate_past_recording()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        for layer in self._all():
+            layer.crop(tokens_to_remove)
+
+    def reset(self) -> None:
+        self.decisions, self.passes, self._ledger = None, [], None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._take(beam_idx.cpu())
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.decisions is not None:
+            self._take(torch.arange(len(self.decisions))[indices.cpu()])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.decisions is not None:
+            self._take(torch.arange(len(self.decisions)).repeat_interleave(repeats))
+
+    def _take(self, rows: Tensor) -> None:
+        """Make row `rows[i]` of the batch its row i, in every pass."""
+        if self.decisions is None:
+            return
+        before, after = self.decisions, self.decisions.take(rows)
+        for number, layer in enumerate(self.passes):
+            place = {row: index for index, row in enumerate(before.rows(number).tolist())}
+            kept = [place[row] for row in rows.tolist() if row in place]
+            if kept:
+                layer.reorder_cache(torch.tensor(kept, dtype=torch.long))
+        # Rows that leave the batch may have been the only ones to make a pass.
+        if not after.max_passes and self.passes:
+            self._ledger = _ledger_of(self._blank, _length(self.passes[0]))
+        del self.passes[after.max_passes :]
+        self.decisions = after
+
+
+def routed_entry(cache: Cache, block: int, batch_size: int) -> RoutedCacheLayer:
+    """The routed entry of `block` in `cache`, put in place of the plain one on first use.
+
+    Raises:
+        DrLLMError: the cache's layers cannot hold several passes, or it holds another number of rows.
+    """
+    layers = cache.layers
+    while len(layers) <= block:
+        if cache.layer_class_to_replicate is None:
+            raise DrLLMError(
+                f"the cache must have a layer for every block, but it has {len(layers)} and block {block} asks for "
+                f"one; make the cache with the model's own config."
+            )
+        layers.append(cache.layer_class_to_replicate())
+    entry = layers[block]
+    if not isinstance(entry, RoutedCacheLayer):
+        entry = layers[block] = RoutedCacheLayer(entry, batch_size)
+    if entry.decisions is not None and len(entry.decisions) != batch_size:
+        raise DrLLMError(
+            f"the cache holds {len(entry.decisions)} rows, but {batch_size} rows of tokens were given; "
+            f"repeat or select the cache's rows to match."
+        )
+    return entry
+
+
+def _length(layer: CacheLayerMixin) -> int:
+    return int(layer.get_seq_length())
+
+
+def _emptied(layer: CacheLayerMixin) -> CacheLayerMixin:
+    blank = copy.deepcopy(layer)
+    blank.reset()
+    return blank
+
+
+def _ledger_of(blank: CacheLayerMixin, length: int) -> CacheLayerMixin:
+    ledger = copy.deepcopy(blank)
+    nothing = torch.zeros(1, 1, length, 1)
+    ledger.update(nothing, nothing)
+    return ledger

@@ -1,0 +1,201 @@
+"""`RoutedLayer`: one decoder block, run zero, one or two times for the rows that ask for it."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import Cache
+
+from .cache import RoutedCacheLayer, routed_entry
+from .config import DrLLMConfig
+from ..decisions import EXECUTE, SKIP
+from ..errors import DrLLMError
+from .route import Route, RouterInputs
+from .router import Router
+from .rows import RowDecisions, select_rows
+
+CACHE_ARGUMENT = "past_key_values"
+
+
+class RoutedLayer(nn.Module, BaseTunerLayer):
+    """Wraps a decoder block; the model's own forward loop calls it in the block's place.
+
+    Args:
+        base_layer: the block.
+        index: its place in the stack, which is also its entry in the cache.
+        route: shared by all blocks of the model.
+    """
+
+    adapter_layer_names = ("drllm_router",)
+    other_param_names = ("drllm_config",)
+
+    def __init__(self, base_layer: nn.Module, index: int, route: Route) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.index = index
+        self.route = route
+        self.drllm_router = nn.ModuleDict()
+        # On every block, with or without a router, so that all agree which adapters exist and which is active.
+        self.drllm_config: dict[str, DrLLMConfig] = {}
+        parameters = list(inspect.signature(base_layer.forward).parameters)
+        self._cache_position = parameters.index(CACHE_ARGUMENT) if CACHE_ARGUMENT in parameters else None
+
+    def update_layer(self, adapter_name: str, config: DrLLMConfig, hidden_size: int) -> None:
+        """Add an adapter's router, when the adapter has one for this block."""
+        self.drllm_config[adapter_name] = config
+        if self.index in config.routed_blocks(self.route.num_blocks):
+            router = Router(hidden_size, config.router_width)
+            parameter = next(self.base_layer.parameters(), None)
+            if parameter is not None and parameter.device.type != "meta":
+                router.to(parameter.device)
+            self.drllm_router[adapter_name] = router
+
+    @property
+    def active_config(self) -> DrLLMConfig | None:
+        """The configuration of the router adapter in charge; None when none is active or adapters are disabled."""
+        name = self.active_router_adapter
+        return None if name is None else self.drllm_config[name]
+
+    @property
+    def active_router_adapter(self) -> str | None:
+        if self.disable_adapters:
+            return None
+        names = [name for name in self.active_adapters if name in self.drllm_config]
+        if len(names) > 1:
+            raise DrLLMError(
+                f"one router adapter can be active at a time, but {len(names)} are ({', '.join(names)}); "
+                f"call set_adapter with one name."
+            )
+        return names[0] if names else None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        name = self.active_router_adapter
+        if name is None:
+            return self.base_layer(*args, **self._for_base_model(args, kwargs))
+        hidden = args[0] if args else kwargs["hidden_states"]
+        cache = self._cache_of(args, kwargs)
+        entry = None if cache is None else routed_entry(cache, self.index, hidden.shape[0])
+
+        if self.route.at_prompt:
+            router = self.drllm_router[name] if name in self.drllm_router else None
+            decisions = self.route.decide(self, self.drllm_config[name], router, hidden)
+            if entry is not None:
+                entry.start(decisions)
+        elif entry is not None and entry.decisions is not None:
+            decisions = entry.decisions
+            self.route.check_continues(self.index, decisions)
+        else:
+            decisions = self.route.decided(self.index)
+
+        if decisions.uniform is not None:
+            return self._run_all_rows(decisions.uniform, hidden, entry, args, kwargs)
+        return self._run_some_rows(decisions, hidden, entry, args, kwargs)
+
+    def _run_all_rows(
+        self, times: int, hidden: Tensor, entry: RoutedCacheLayer | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        if times == SKIP and entry is not None:
+            entry.skip(hidden.shape[1])
+        for number in range(times):
+            hidden = self._run_pass(number, hidden, entry, args, kwargs)
+        return hidden
+
+    def _run_some_rows(
+        self,
+        decisions: RowDecisions,
+        hidden: Tensor,
+        entry: RoutedCacheLayer | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        for number, rows in enumerate(decisions.rows_of_pass):
+            chosen = rows.to(hidden.device)
+            output = self._run_pass(
+                number,
+                hidden.index_select(0, chosen),
+                entry,
+                select_rows(args, rows, len(decisions)),
+                select_rows(kwargs, rows, len(decisions)),
+            )
+            hidden = hidden.index_copy(0, chosen, output)
+        return hidden
+
+    def _run_pass(
+        self,
+        number: int,
+        hidden: Tensor,
+        entry: RoutedCacheLayer | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        if args:
+            args = (hidden, *args[1:])
+        else:
+            kwargs = {**kwargs, "hidden_states": hidden}
+        with nullcontext() if entry is None else entry.running(number):
+            output: Tensor = self.base_layer(*args, **kwargs)
+        return output
+
+    def _cache_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
+        cache = kwargs.get(CACHE_ARGUMENT)
+        if cache is None and self._cache_position is not None and self._cache_position < len(args):
+            cache = args[self._cache_position]
+        if cache is not None and (not isinstance(cache, Cache) or not hasattr(cache, "layers")):
+            raise DrLLMError(
+                f"past_key_values must be a transformers Cache made of layers (DynamicCache, StaticCache, ...), but a "
+                f"{type(cache).__name__} was given; pass one of those or none."
+            )
+        return cache
+
+    def _for_base_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A routed cache whose route is the base model's continues in the base model; others are refused there."""
+        cache = self._cache_of(args, kwargs)
+        if cache is not None and self.index < len(cache.layers):
+            entry = cache.layers[self.index]
+            if isinstance(entry, RoutedCacheLayer):
+                if entry.decisions is None:
+                    cache.layers[self.index] = entry.blank()
+                elif entry.decisions.uniform == EXECUTE:
+                    cache.layers[self.index] = entry.passes[0]
+        return kwargs
+
+    def __getattr__(self, name: str) -> Any:
+        # Forward loops read attributes of their blocks (attention type, layer type, ...).
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+
+def routed_layers(model: nn.Module) -> list[RoutedLayer]:
+    """The routed blocks of a model, in order.
+
+    Raises:
+        DrLLMError: the model carries no router adapter.
+    """
+    layers = [module for module in model.modules() if isinstance(module, RoutedLayer)]
+    if not layers:
+        raise DrLLMError(
+            f"the model must carry a router adapter, but this {type(model).__name__} has none; attach one with "
+            f"get_peft_model(model, DrLLMConfig()) or load one."
+        )
+    return layers
+
+
+@contextmanager
+def observe_router_inputs(model: nn.Module, callback: RouterInputs) -> Iterator[None]:
+    """Call `callback(block, means, used)` for every block of every prompt: what its router reads.
+
+    `means` is `[batch, windows, width]` float32, `used` `[batch]`. Blocks without a router are shown as well.
+    """
+    route = routed_layers(model)[0].route
+    previous, route.observer = route.observer, callback
+    try:
+        yield
+    finally:
+        route.observer = previous

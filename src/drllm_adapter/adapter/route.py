@@ -1,0 +1,205 @@
+"""The route of the current sequences: what is prompt, what was decided for it, and what steers the decisions."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .config import DEPTH_CONTROL_AS_TRAINED, DrLLMConfig
+from ..decisions import EXECUTE, REPEAT, SKIP
+from ..errors import DrLLMError
+from .router import Router, Windows
+from .rows import RowDecisions
+
+if TYPE_CHECKING:
+    from .layer import RoutedLayer
+
+RouterInputs = Callable[[int, Tensor, Tensor], None]
+"""Called with a block's index, its window means `[batch, windows, width]` float32 and the windows used `[batch]`."""
+
+
+class Route:
+    """Shared by all routed blocks of one model, so that steering works wherever the blocks are.
+
+    A forward call is either the prompt of new sequences, for which decisions are taken, or a continuation, for which
+    those of the prompt hold: they are read from the cache, or from here when `generate` runs without one.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self.layers: list[RoutedLayer] = []
+        self.forced: Tensor | None = None
+        self.observer: RouterInputs | None = None
+        self.at_prompt = False
+        # Adapters whose loaded weights have not been checked yet, with the checksum they should have.
+        self.unverified: dict[str, str] = {}
+        # Set from outside the decoder stack for the next call of it: see hooks.py.
+        self.labels: Tensor | None = None
+        self.generation_mask: Tensor | None = None
+        self.in_generate = False
+        self.continues_without_cache = False
+        self._decisions: list[RowDecisions | None] = [None] * num_blocks
+        self._prompt: Tensor | None = None
+        self._windows: dict[tuple[int, torch.device], Windows] = {}
+        self._passes: list[int] = []
+        self._forced_rows: list[list[int]] | None = None
+
+    # Which tokens the routers may read
+
+    def begin_prompt(self, prompt: Tensor, *, in_generate: bool) -> None:
+        """Start new sequences; `prompt` `[batch, tokens]` bool is true for the tokens that routers may read."""
+        self.at_prompt = True
+        self._prompt = prompt
+        self._windows.clear()
+        self._passes = [0] * prompt.shape[0]
+        self._decisions = [None] * self.num_blocks
+        self._forced_rows = self._forced_for_batch(prompt.shape[0], in_generate)
+
+    def continue_prompt(self, batch_size: int, *, in_generate: bool) -> None:
+        """Go on with sequences whose prompt has been processed."""
+        self.at_prompt = False
+        self._forced_rows = self._forced_for_batch(batch_size, in_generate)
+
+    def _forced_for_batch(self, batch_size: int, in_generate: bool) -> list[list[int]] | None:
+        if self.forced is None:
+            return None
+        forced = self.forced if self.forced.ndim == 2 else self.forced.expand(batch_size, -1)
+        if in_generate and batch_size % forced.shape[0] == 0:
+            # generate repeats every prompt for beams and returned sequences, in this order.
+            forced = forced.repeat_interleave(batch_size // forced.shape[0], dim=0)
+        if forced.shape[0] != batch_size:
+            raise DrLLMError(
+                f"forced decisions must be given once for all rows or once per row, but {forced.shape[0]} rows were "
+                f"given for a batch of {batch_size}; pass [blocks] or [{batch_size}, blocks] values."
+            )
+        rows: list[list[int]] = forced.tolist()
+        return rows
+
+    # What is decided
+
+    def decide(self, layer: "RoutedLayer", config: DrLLMConfig, router: Router | None, hidden: Tensor) -> RowDecisions:
+        """Take the decisions of one block for the rows of the prompt.
+
+        Args:
+            layer: the block; blocks ask in order.
+            config: the active adapter's, for windows, depth control and budget.
+            router: the active adapter's router of this block; None when it has none.
+            hidden: `[batch, tokens, width]`, what enters the block.
+        """
+        logits = None
+        if self.observer is not None or (router is not None and self._forced_rows is None):
+            windows = self._windows_on(hidden.device, config.num_windows)
+            means = windows.mean(hidden)
+            if self.observer is not None:
+                self.observer(layer.index, means, windows.used)
+            if router is not None and self._forced_rows is None:
+                logits = router(means, windows.used)
+
+        if self._forced_rows is not None:
+            decisions = [row[layer.index] for row in self._forced_rows]
+        elif logits is None:
+            decisions = [EXECUTE] * hidden.shape[0]
+        else:
+            decisions = self._choose(layer, config, logits)
+        self._spend(layer, config, decisions)
+        self._decisions[layer.index] = RowDecisions(decisions)
+        return self.decided(layer.index)
+
+    def decided(self, block: int) -> RowDecisions:
+        """The decisions taken for `block` when its prompt was processed."""
+        decisions = self._decisions[block]
+        assert decisions is not None
+        return decisions
+
+    def last(self) -> Tensor:
+        """The decisions of the last prompt, `[batch, blocks]` int8 on the CPU."""
+        if any(decisions is None for decisions in self._decisions):
+            raise DrLLMError(
+                "last_decisions shows what the last prompt's route was, but no prompt has been processed with the "
+                "adapter enabled; call the model or generate first."
+            )
+        taken = [decisions.decisions for decisions in self._decisions if decisions is not None]
+        return torch.tensor(taken, dtype=torch.int8).T.contiguous()
+
+    def check_continues(self, block: int, decisions: RowDecisions) -> None:
+        """Refuse forced decisions that differ from the route a cache was filled along."""
+        if self._forced_rows is None:
+            return
+        forced = tuple(row[block] for row in self._forced_rows)
+        if forced != decisions.decisions:
+            raise DrLLMError(
+                f"forced decisions must agree with the route that the cache was filled along, but block {block} has "
+                f"{list(decisions.decisions)} in the cache and {list(forced)} was forced; begin with a new cache."
+            )
+
+    def _windows_on(self, device: torch.device, num_windows: int) -> Windows:
+        assert self._prompt is not None
+        key = (num_windows, device)
+        if key not in self._windows:
+            self._windows[key] = Windows.cut(self._prompt.to(device), num_windows)
+        return self._windows[key]
+
+    def _choose(self, layer: "RoutedLayer", config: DrLLMConfig, logits: Tensor) -> list[int]:
+        rows: list[list[float]] = blend(logits.softmax(dim=-1), config.depth_control).tolist()
+        decisions = []
+        for row, probabilities in enumerate(rows):
+            if probabilities[0] != probabilities[0]:
+                raise DrLLMError(
+                    f"the router of block {layer.index} must give finite logits, but it gave NaN; the adapter's "
+                    f"weights or the base model's hidden states are not finite: load the adapter again."
+                )
+            limit = self._limit(layer, config, row)
+            # The first of equals wins: a tie executes.
+            order = [decision for decision in (EXECUTE, SKIP, REPEAT) if decision <= limit]
+            decisions.append(max(order, key=probabilities.__getitem__))
+        return decisions
+
+    def _limit(self, layer: "RoutedLayer", config: DrLLMConfig, row: int) -> int:
+        """How many passes the budget leaves this block.
+
+        Later blocks keep a reserve: one pass for each without a router, and for the others their even share of the
+        budget, at most one pass each. So a tight budget thins out the whole depth instead of cutting off its end.
+        """
+        if config.layer_budget is None:
+            return REPEAT
+        routed = config.routed_blocks(self.num_blocks)
+        unrouted = self.num_blocks - len(routed)
+        routed_later = sum(block > layer.index for block in routed)
+        unrouted_later = self.num_blocks - 1 - layer.index - routed_later
+        share = routed_later * (config.layer_budget - unrouted) // len(routed)
+        reserve = unrouted_later + min(routed_later, share)
+        return config.layer_budget - self._passes[row] - reserve
+
+    def _spend(self, layer: "RoutedLayer", config: DrLLMConfig, decisions: Sequence[int]) -> None:
+        for row, times in enumerate(decisions):
+            self._passes[row] += times
+        if config.layer_budget is not None and max(self._passes) > config.layer_budget:
+            raise DrLLMError(
+                f"the layer budget allows {config.layer_budget} block passes, but the forced decisions make "
+                f"{max(self._passes)} by block {layer.index}; raise the budget or force a shorter path."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy or a pickle of the model carries what steers it, not the sequences it was last run on.
+        fresh = Route(self.num_blocks).__dict__
+        return {**fresh, "layers": self.layers, "forced": self.forced, "unverified": self.unverified}
+
+
+def blend(probabilities: Tensor, depth_control: float) -> Tensor:
+    """The paper's depth control: `[..., 3]` router probabilities moved towards one decision.
+
+    Linear between the anchors all-skip (p = -1), the router as trained (-0.5), all-execute (0.5), all-repeat (1).
+    """
+    one_hot = torch.eye(3, dtype=probabilities.dtype, device=probabilities.device)
+    anchors = [
+        (-1.0, one_hot[SKIP]),
+        (DEPTH_CONTROL_AS_TRAINED, probabilities),
+        (0.5, one_hot[EXECUTE]),
+        (1.0, one_hot[REPEAT]),
+    ]
+    for (low, start), (high, end) in zip(anchors[:-1], anchors[1:], strict=True):
+        if depth_control <= high:
+            share = (depth_control - low) / (high - low)
+            return torch.lerp(start.expand_as(probabilities), end.expand_as(probabilities), share)
+    raise AssertionError("depth_control is checked to be in [-1, 1]")

@@ -1,0 +1,98 @@
+"""The router: windowed pooling of the prompt's hidden states and a bottleneck MLP (Dr.LLM, section 3)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..decisions import EXECUTE
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How each row's prompt is cut into windows.
+
+    weights: `[batch, windows, tokens]` float32, row-stochastic over the tokens of a window, zero elsewhere.
+    padding: `[batch, tokens]` bool, true where a token is not part of the prompt.
+    used: `[batch]` int64, how many windows hold tokens (fewer than asked for when the prompt is shorter).
+    """
+
+    weights: Tensor
+    padding: Tensor
+    used: Tensor
+
+    @classmethod
+    def cut(cls, prompt: Tensor, num_windows: int) -> "Windows":
+        """Cut the prompt tokens, `prompt` `[batch, tokens]` bool, into contiguous windows that cover all of them.
+
+        Window sizes differ by one token at most, and neither side nor amount of padding matters.
+        """
+        length = prompt.sum(dim=1, keepdim=True)
+        used = length.clamp(max=num_windows)
+        rank = prompt.cumsum(dim=1) - 1
+        window = (rank * used).div(length.clamp(min=1), rounding_mode="floor")
+        member = (window[:, None, :] == torch.arange(num_windows, device=prompt.device)[:, None]) & prompt[:, None, :]
+        weights = member.float() / member.sum(dim=2, keepdim=True).clamp(min=1)
+        return cls(weights=weights, padding=~prompt, used=used.squeeze(1))
+
+    def to(self, device: torch.device) -> "Windows":
+        if self.weights.device == device:
+            return self
+        return Windows(self.weights.to(device), self.padding.to(device), self.used.to(device))
+
+    def mean(self, hidden_states: Tensor) -> Tensor:
+        """Mean of each window in float32: `[batch, tokens, width]` to `[batch, windows, width]`."""
+        # Zeroed rather than only weighted by zero: states at padding may be infinite or NaN.
+        states = hidden_states.float().masked_fill(self.padding[:, :, None], 0.0)
+        return torch.bmm(self.weights, states)
+
+
+class Router(nn.Module):
+    """Linear(width, bottleneck) - GELU(tanh) - Linear(bottleneck, 3), averaged over the windows, in float32.
+
+    A fresh router answers "execute" whatever it reads: its last layer is zero but for the bias of that class.
+    """
+
+    def __init__(self, hidden_size: int, width: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(hidden_size, width, dtype=torch.float32)
+        self.up = nn.Linear(width, 3, dtype=torch.float32)
+        if self.down.weight.device.type != "meta":
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Make the router the identity: every block executes."""
+        nn.init.xavier_uniform_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.weight)
+        self.up.bias.copy_(F.one_hot(torch.tensor(EXECUTE), 3))
+
+    def forward(self, means: Tensor, used: Tensor) -> Tensor:
+        """Logits over skip, execute, repeat.
+
+        Args:
+            means: `[batch, windows, width]` float32.
+            used: `[batch]`, how many of the windows hold tokens.
+
+        Returns:
+            `[batch, 3]` float32; zeros for a row without any prompt token.
+        """
+        with torch.autocast(means.device.type, enabled=False):
+            logits = self.up(F.gelu(self.down(means), approximate="tanh"))
+            holds = torch.arange(means.shape[1], device=means.device) < used[:, None]
+            return (logits * holds[:, :, None]).sum(dim=1) / used.clamp(min=1)[:, None]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # `model.half()` or `model.to(torch.bfloat16)` move the base to another precision; the routers only follow to
+        # another device, since their arithmetic is float32 by promise.
+        def keep_float32(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype == tensor.dtype or not tensor.is_floating_point():
+                return moved
+            return tensor.to(moved.device) if moved.device.type != "meta" else moved.to(tensor.dtype)
+
+        return super()._apply(keep_float32, recurse)

@@ -1,0 +1,73 @@
+"""Decisions: one of skip, execute or repeat for each block, and the path they unroll to (pure Python)."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from .errors import DrLLMError
+
+SKIP, EXECUTE, REPEAT = 0, 1, 2
+CLASS_NAMES = ("skip", "execute", "repeat")
+
+Decisions = tuple[int, ...]
+"""One decision per block, in the order of the blocks: `len(decisions)` is the number of blocks."""
+
+
+def check(decisions: Sequence[int], num_blocks: int) -> Decisions:
+    """The decisions as a tuple of ints, or a `DrLLMError` when they do not describe a path of `num_blocks` blocks."""
+    if len(decisions) != num_blocks:
+        raise DrLLMError(
+            f"decisions must have one value for each of the model's {num_blocks} blocks, but {len(decisions)} were "
+            f"given; pass {num_blocks} values of 0 (skip), 1 (execute) or 2 (repeat)."
+        )
+    wrong = [value for value in decisions if isinstance(value, bool) or value not in (SKIP, EXECUTE, REPEAT)]
+    if wrong:
+        raise DrLLMError(
+            f"decisions must be 0 (skip), 1 (execute) or 2 (repeat), but {wrong[0]!r} was given; correct that value."
+        )
+    return tuple(int(value) for value in decisions)
+
+
+def execute_all(num_blocks: int) -> Decisions:
+    """The path of the base model: every block once."""
+    return (EXECUTE,) * num_blocks
+
+
+def to_path(decisions: Sequence[int]) -> list[int]:
+    """The block indices in the order they run: `(1, 0, 2)` is `[0, 2, 2]`."""
+    return [block for block, times in enumerate(decisions) for _ in range(times)]
+
+
+def from_path(path: Sequence[int], num_blocks: int) -> Decisions:
+    """The decisions that unroll to `path`; a `DrLLMError` when no decisions do."""
+    decisions = [0] * num_blocks
+    for block in path:
+        if not 0 <= block < num_blocks:
+            raise DrLLMError(
+                f"a path over {num_blocks} blocks has indices 0 to {num_blocks - 1}, but {block} was found; "
+                f"correct that index."
+            )
+        decisions[block] += 1
+    if list(path) != sorted(path) or max(decisions, default=0) > REPEAT:
+        raise DrLLMError(
+            f"a path visits the blocks in order and each at most twice, but {list(path)} does not; correct the path."
+        )
+    return tuple(decisions)
+
+
+def passes(decisions: Sequence[int]) -> int:
+    """How many block passes the path makes: the cost of a token, in blocks."""
+    return sum(decisions)
+
+
+def draw(decisions: Sequence[int]) -> str:
+    """One line for people: runs of executed blocks as ranges, `·` for a skipped block, `×2` for a repeated one."""
+    parts = []
+    for decision, group in groupby(enumerate(decisions), key=lambda item: item[1]):
+        blocks = [block for block, _ in group]
+        if decision == SKIP:
+            parts.append("·" * len(blocks))
+        elif decision == REPEAT:
+            parts.extend(f"{block}×2" for block in blocks)
+        else:
+            parts.append(str(blocks[0]) if len(blocks) == 1 else f"{blocks[0]}-{blocks[-1]}")
+    return f"{' '.join(parts)}  ({passes(decisions)} passes, {len(decisions)} blocks)"

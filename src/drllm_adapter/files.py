@@ -1,0 +1,99 @@
+"""Writing files so that a crash, a full disk or a second run never leaves half of one."""
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import DrLLMError
+
+MARKER = "drllm.json"
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it takes `path`'s place in one step, on failure it is removed.
+
+    Raises:
+        DrLLMError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files private; what replaces an ordinary file should have an ordinary file's mode.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise DrLLMError(
+                f"{path} could not be written ({os.strerror(error.errno)}); free some space or choose another folder."
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def claim_folder(path: str | os.PathLike[str], kind: str, *, resume: bool = False) -> Path:
+    """Create the output folder of a run, or take over an empty one or (with `resume`) one of the same kind.
+
+    The folder carries a marker file that names what made it, so that no command ever writes into a folder that belongs
+    to something else.
+
+    Raises:
+        DrLLMError: the folder holds something else, or the same kind of output and `resume` is false.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise DrLLMError(f"the output {path} must be a folder, but it is a file; choose another name.")
+    marker = path / MARKER
+    if path.is_dir() and any(path.iterdir()):
+        found = folder_kind(path)
+        if found != kind:
+            raise DrLLMError(
+                f"the output folder {path} must be new, empty or hold {kind}, but it holds "
+                f"{found or 'something else'}; choose another folder."
+            )
+        if not resume:
+            raise DrLLMError(
+                f"the output folder {path} already holds {kind}; go on with --resume or choose another folder."
+            )
+        return path
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DrLLMError(
+            f"the output folder {path} could not be created ({error.strerror}); choose another folder."
+        ) from error
+    write_json_atomic(marker, {"kind": kind})
+    return path
+
+
+def folder_kind(path: str | os.PathLike[str]) -> str | None:
+    """What the marker file says the folder holds; None without a readable marker."""
+    try:
+        kind = json.loads((Path(path) / MARKER).read_text(encoding="utf-8"))["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kind if isinstance(kind, str) else None

@@ -1,0 +1,23 @@
+"""Learning the routers: features collected once, then all routers at once on them.
+
+`collect_features` runs the frozen model along the label paths, `train_routers` needs no model any more,
+`plot_curves` draws what happened.
+"""
+
+from .collect import collect_features
+from .config import TrainingConfig
+from .curves import plot_curves
+from .features import FeatureStore
+from .loss import effective_number_weights, focal_loss
+from .trainer import TrainingResult, train_routers
+
+__all__ = [
+    "FeatureStore",
+    "TrainingConfig",
+    "TrainingResult",
+    "collect_features",
+    "effective_number_weights",
+    "focal_loss",
+    "plot_curves",
+    "train_routers",
+]

@@ -1,0 +1,232 @@
+"""One pass of the frozen model over the questions: what the routers read on the label path, into a feature store."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from ..decisions import check
+from ..errors import DrLLMError
+from ..adapter.layer import RoutedLayer, observe_router_inputs, routed_layers
+from ..steering import force_decisions
+from .features import FeatureStore, write_features
+
+_SAMPLES = 64
+
+
+def collect_features(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    labels: NDArray[np.int8],
+    folder: str | os.PathLike[str],
+    *,
+    ids: Sequence[str] | None = None,
+    add_special_tokens: bool | Sequence[bool] = True,
+    batch_size: int = 16,
+    base: str | None = None,
+    revision: str | None = None,
+    console: Console | None = None,
+) -> FeatureStore:
+    """The features of the questions: found in `folder` when nothing they depend on has changed, else collected.
+
+    Each question runs through the model once, on its label path, in batches of similar length. The features depend on
+    the base's weights, the prompts' tokens, the labels, the number of windows and the blocks with routers, not on the
+    routers' weights.
+
+    Args:
+        model: a causal language model with a DrLLM adapter.
+        tokenizer: its tokenizer.
+        prompts: N texts, all that the routers read of each question.
+        labels: int8 [N, L], the decision of each of the model's L blocks; this path is forced.
+        folder: of the store; one store a folder, replaced when something changed.
+        ids: N names for messages and for the validation split; None numbers the questions.
+        add_special_tokens: whether the tokenizer adds its special tokens, for all prompts or for each; false for
+            texts that a chat template made.
+        batch_size: questions a forward pass.
+        base, revision: of the base model, part of the key; None takes what the model's config says.
+        console: a progress bar on a terminal; None shows nothing.
+
+    Raises:
+        DrLLMError: labels of the wrong shape or value, a prompt that is empty or longer than the model's positions,
+            hidden states that are not finite (all name the question), a folder that belongs to something else, or a
+            full disk.
+    """
+    names = [str(row) for row in range(len(prompts))] if ids is None else [str(name) for name in ids]
+    labels = np.asarray(labels)
+    _check_labels(labels, names)
+    flags = (
+        [add_special_tokens] * len(prompts) if isinstance(add_special_tokens, bool) else add_special_tokens
+    )
+    tokens = [
+        tokenizer(prompt, add_special_tokens=flag)["input_ids"]
+        for prompt, flag in zip(prompts, flags, strict=True)
+    ]
+    _check_lengths(tokens, names, getattr(model.config, "max_position_embeddings", None))
+    longest_first = np.argsort([-len(row) for row in tokens], kind="stable")
+    blocks = routed_layers(model)
+    config = blocks[0].active_config
+    if config is None:
+        raise DrLLMError(
+            "a router adapter must be active to be trained, but none is; enable it or call set_adapter."
+        )
+    width = model.config.hidden_size
+    identity = {
+        "base": base or getattr(model.config, "_name_or_path", None),
+        "revision": revision or getattr(model.config, "_commit_hash", None),
+        "base_weights": _fingerprint(model),
+        "tokens": _digest(tokens),
+        "labels": _digest(labels.tolist()),
+        "ids": _digest(names),
+        "layers": config.routed_blocks(len(blocks)),
+        "windows": config.num_windows,
+        "width": width,
+    }
+    key = _digest(identity)
+    store = FeatureStore.find(folder, key)
+    if store is not None:
+        return store
+
+    layers = identity["layers"]
+    longest_first = np.argsort([-len(row) for row in tokens], kind="stable")
+    groups = [longest_first[start : start + batch_size] for start in range(0, len(tokens), batch_size)]
+    collector = _Collector(model, tokenizer, tokens, labels, names)
+    hidden = console is None or not console.is_terminal
+    with (
+        _evaluating(model),
+        write_features(
+            folder,
+            key=key,
+            ids=names,
+            labels=labels.astype(np.int8),
+            layers=layers,
+            windows=config.num_windows,
+            width=width,
+            description=identity,
+        ) as writer,
+    ):
+        for rows in track(groups, "features", console=console, transient=True, disable=hidden):
+            read, used = collector.run(rows)
+            means = torch.stack([read[layer].cpu() for layer in layers], dim=1).numpy()
+            for row, features, count in zip(rows.tolist(), means, used.tolist(), strict=True):
+                writer.write(row, features, count)
+    store = FeatureStore.find(folder, key)
+    assert store is not None
+    return store
+
+
+class _Collector:
+    """Runs questions along their label paths and gives what the routers read."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        tokens: Sequence[list[int]],
+        labels: NDArray[np.int8],
+        names: Sequence[str],
+    ) -> None:
+        self._model, self._tokens, self._labels, self._names = (model, tokens, labels, names)
+        self._padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    @torch.inference_mode()
+    def run(self, rows: NDArray[np.int64]) -> tuple[dict[int, Tensor], Tensor]:
+        """Window means [B, K, d] of every block and the number of windows used [B] of the questions `rows` [B]."""
+        tokens = [torch.tensor(self._tokens[row]) for row in rows]
+        # Padded on the right, where positions counted from the left are right for every architecture.
+        input_ids = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=self._padding)
+        lengths = torch.tensor([len(row) for row in tokens])
+        attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        read: dict[int, Tensor] = {}
+        used = torch.zeros(len(rows), dtype=torch.int64)
+
+        def keep(block: int, means: Tensor, windows: Tensor) -> None:
+            finite = means.isfinite().all(dim=-1).all(dim=-1)
+            if not finite.all():
+                name = self._names[rows[int(finite.int().argmin())]]
+                raise DrLLMError(
+                    f"hidden states must be finite, but block {block} reads NaN or infinite values for question "
+                    f"{name!r}; leave that question out or load the base model in float32."
+                )
+            read[block] = means
+            used.copy_(windows)
+
+        device = self._model.device
+        with (
+            force_decisions(self._model, torch.from_numpy(self._labels[rows])),
+            observe_router_inputs(self._model, keep),
+        ):
+            self._model(
+                input_ids=input_ids.to(device),
+                attention_mask=attention_mask.to(device),
+                use_cache=False,
+                logits_to_keep=1,
+            )
+        return read, used
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode (no dropout), afterwards in the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Hash of the base's weights: of each, name, type, shape and some values spread over it.
+
+    Not all values: this takes milliseconds for models of any size and still tells a model from its own fine-tuning.
+    """
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if any(f".{part}." in name for part in RoutedLayer.adapter_layer_names):
+            continue
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        if weight.device.type != "meta":
+            flat = weight.detach().flatten()
+            spread = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
+            digest.update(spread.cpu().double().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_labels(labels: NDArray[Any], names: Sequence[str]) -> None:
+    if labels.ndim != 2 or len(labels) != len(names) or not len(names) or labels.dtype.kind not in "iu":
+        raise DrLLMError(
+            f"labels must be whole numbers, one row of decisions for each of the {len(names)} questions, but an array "
+            f"of {labels.dtype} and shape {labels.shape} was given; search these questions again."
+        )
+    for name, row in zip(names, labels.tolist(), strict=True):
+        try:
+            check(row, labels.shape[1])
+        except DrLLMError as error:
+            raise DrLLMError(f"question {name!r}: {error}") from error
+
+
+def _check_lengths(tokens: Sequence[Sequence[int]], names: Sequence[str], limit: int | None) -> None:
+    for name, row in zip(names, tokens, strict=True):
+        if not row:
+            raise DrLLMError(
+                f"every prompt must have tokens, but that of question {name!r} has none; leave it out."
+            )
+        if limit is not None and len(row) > limit:
+            raise DrLLMError(
+                f"a prompt must fit the model's {limit} positions, but that of question {name!r} has {len(row)} "
+                f"tokens; leave it out."
+            )

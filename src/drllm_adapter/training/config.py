@@ -1,0 +1,74 @@
+"""`TrainingConfig`: how routers are trained."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import DrLLMError
+
+_LIMITS: dict[str, tuple[type, float, float]] = {
+    "epochs": (int, 1, math.inf),
+    "learning_rate": (float, 1e-8, 10.0),
+    "weight_decay": (float, 0.0, 10.0),
+    "warmup_steps": (int, 0, math.inf),
+    "batch_size": (int, 1, math.inf),
+    "gamma": (float, 0.0, 10.0),
+    "beta": (float, 0.0, 0.999999),
+    "validation_share": (float, 0.001, 0.9),
+    "patience": (int, 1, math.inf),
+    "seed": (int, 0, 2**63 - 1),
+    "hidden": (int, 1, math.inf),
+}
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the routers are trained; the defaults are the paper's constants where it gives them.
+
+    Attributes:
+        epochs: passes over the training questions, at most.
+        learning_rate: peak of the cosine schedule of AdamW.
+        weight_decay: of AdamW, on all weights.
+        warmup_steps: linear warm-up; at most a tenth of all steps (500 are 8 % of the paper's run), so that a small
+            set does not spend its whole run warming up.
+        batch_size: questions a step.
+        gamma: of the focal loss.
+        beta: of the effective number of samples, see `loss.effective_number_weights`.
+        validation_share: share of the questions held out, at least one question.
+        patience: epochs without a lower validation loss after which training stops; None never stops. The weights of
+            the epoch with the lowest validation loss are kept either way.
+        seed: of the validation split, the initial weights and the order of the questions.
+        hidden: width of the routers' hidden layer.
+
+    Raises:
+        DrLLMError: a value is of the wrong type or out of its range.
+    """
+
+    epochs: int = 25
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 500
+    batch_size: int = 16
+    gamma: float = 2.0
+    beta: float = 0.999
+    validation_share: float = 0.1
+    patience: int | None = 5
+    seed: int = 0
+    hidden: int = 128
+
+    def __post_init__(self) -> None:
+        for name, (kind, lowest, highest) in _LIMITS.items():
+            value = getattr(self, name)
+            if name == "patience" and value is None:
+                continue
+            if not _is_a(kind, value) or not lowest <= value <= highest:
+                wanted = "a whole number" if kind is int else "a number"
+                upper = f" and at most {highest:g}" if highest < math.inf else ""
+                raise DrLLMError(
+                    f"{name} must be {wanted} of at least {lowest:g}{upper}, but {value!r} was given; choose a value "
+                    f"in that range."
+                )
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    return isinstance(value, (int, kind)) and not isinstance(value, bool)

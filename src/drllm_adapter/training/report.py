@@ -1,0 +1,43 @@
+"""The three lines about a training that a person wants to read."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..decisions import CLASS_NAMES
+from .loss import class_counts
+
+
+def data_line(train_questions: int, validation_questions: int, routers: int, labels: Tensor) -> str:
+    """What is trained on; `labels` are the training labels, int [N, R]."""
+    shares = ", ".join(
+        f"{_percent(count / labels.numel())} {name}"
+        for count, name in zip(class_counts(labels).tolist(), CLASS_NAMES, strict=True)
+    )
+    return (
+        f"data      {train_questions:,} training and {validation_questions:,} validation questions, {routers} routers; "
+        f"labels: {shares}"
+    )
+
+
+def training_line(metrics: dict[str, Any], best: dict[str, Any]) -> str:
+    """What the training did; `best` is the history's entry of the best epoch."""
+    return (
+        f"training  {metrics['epochs']} epochs of {metrics['steps_per_epoch']} steps, {metrics['seconds']:.1f} s, "
+        f"{metrics['weights']:,} weights; lowest validation loss {best['validation_loss']:.4f} after epoch "
+        f"{best['epoch']}"
+    )
+
+
+def result_line(metrics: dict[str, Any]) -> str:
+    """What came out on the validation questions, beside the best that one path for all questions does."""
+    routers, static = metrics["routers"], metrics["static"]
+    return (
+        f"result    macro F1 {routers['macro_f1']:.3f} (one path for all: {static['macro_f1']:.3f}); found "
+        f"{_percent(routers['skip_accuracy'])} of the skips, {_percent(routers['repeat_accuracy'])} of the repeats; "
+        f"{routers['mean_passes']:.2f} passes on average (labels: {metrics['label_mean_passes']:.2f})"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None else f"{100 * share:.1f} %"

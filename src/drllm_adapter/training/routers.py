@@ -1,0 +1,54 @@
+"""The routers of all blocks as one stack of weights, so that one batched matrix product runs them all."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..decisions import CLASS_NAMES
+
+Weights = dict[str, Tensor]
+"""`down_weight` [R, h, d], `down_bias` [R, h], `up_weight` [R, 3, h], `up_bias` [R, 3]; R routers, float32."""
+
+
+def fresh_weights(routers: int, width: int, hidden: int, generator: torch.Generator) -> Weights:
+    """Xavier-uniform matrices and zero biases for `routers` routers that read `width` features."""
+    down = torch.empty(routers, hidden, width)
+    up = torch.empty(routers, len(CLASS_NAMES), hidden)
+    # One matrix at a time: the stack as a whole would be taken for a convolution, with other fans.
+    for matrix in (*down, *up):
+        nn.init.xavier_uniform_(matrix, generator=generator)
+    return {
+        "down_weight": down,
+        "down_bias": torch.zeros(routers, hidden),
+        "up_weight": up,
+        "up_bias": torch.zeros(routers, len(CLASS_NAMES)),
+    }
+
+
+def stacked_logits(weights: Mapping[str, Tensor], means: Tensor, windows: Tensor) -> Tensor:
+    """The routers' logits: up(gelu_tanh(down(x))) of each window, averaged over the windows that are used.
+
+    The average is taken before `up`, which is linear: the same number for an eighth of the work.
+
+    Args:
+        weights: the stack of R routers.
+        means: float32 [R, B, K, d], window means; what unused windows hold does not matter as long as it is finite.
+        windows: int64 [B], how many of the K windows are used, at least 1.
+
+    Returns:
+        float32 [B, R, 3].
+    """
+    routers, batch, count, width = means.shape
+    hidden = torch.baddbmm(
+        weights["down_bias"].unsqueeze(1),
+        means.reshape(routers, batch * count, width),
+        weights["down_weight"].transpose(1, 2),
+    )
+    hidden = F.gelu(hidden, approximate="tanh").view(routers, batch, count, -1)
+    used = torch.arange(count, device=windows.device) < windows.unsqueeze(1)
+    shares = used.to(hidden.dtype) / windows.unsqueeze(1)
+    pooled = torch.einsum("rbkh,bk->rbh", hidden, shares)
+    logits = torch.baddbmm(weights["up_bias"].unsqueeze(1), pooled, weights["up_weight"].transpose(1, 2))
+    return logits.transpose(0, 1)
