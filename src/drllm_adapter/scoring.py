@@ -1,0 +1,215 @@
+"""Scores of (prompt, path) pairs: how probable the right answer is along a path, and whether the model gives it.
+
+The prompt runs first and alone, so that decisions read nothing else; its cache then continues with every answer that
+is to be scored. Rows of a batch follow paths of their own.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from .adapter.layer import routed_layers
+from .adapter.steering import force_decisions, last_decisions
+from .decisions import Decisions
+from .errors import DrLLMError
+from .tasks import Prompt, grade
+
+_DIGITS = 7
+
+
+@dataclass(frozen=True)
+class Score:
+    """What came of one prompt on one path.
+
+    Attributes:
+        probability: of the right answer. With several continuations, the softmax over their log-likelihoods; for a free
+            answer, the geometric mean of the reference answer's token probabilities.
+        correct: the likeliest continuation is the right one, or the generated text passes the grader.
+        decisions: those that ran.
+        text: what was generated, for a free answer.
+    """
+
+    probability: float
+    correct: bool
+    decisions: Decisions
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Token ids of a prompt and of the continuations that are scored after it."""
+
+    prompt: list[int]
+    continuations: list[list[int]]
+
+
+class Scorer:
+    """Scores prompts along given paths, or along those that the routers choose.
+
+    Prompts run in batches of `batch_size` in the order given. A row's score does not depend on its neighbours but for
+    the last bits of floating-point sums; callers that need the same bits again keep the batches the same.
+
+    Args:
+        model: a causal language model with a router adapter.
+        tokenizer: its tokenizer.
+        batch_size: prompts a forward pass.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 16) -> None:
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.num_blocks: int = routed_layers(model)[0].route.num_blocks
+        self._padding = next(
+            (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0
+        )
+        self._encoded: dict[Prompt, _Encoded] = {}
+
+    def score(self, prompts: Sequence[Prompt], decisions: Sequence[Decisions] | None = None) -> list[Score]:
+        """One score for each prompt, along `decisions[i]`; None lets the routers decide.
+
+        Raises:
+            DrLLMError: a prompt with its answer is longer than the model's positions, or decisions do not fit.
+        """
+        scores: list[Score] = []
+        training = self.model.training
+        self.model.eval()
+        try:
+            for start in range(0, len(prompts), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                scores += self._score_batch(prompts[rows], None if decisions is None else decisions[rows])
+        finally:
+            self.model.train(training)
+        return scores
+
+    @torch.inference_mode()
+    def _score_batch(self, prompts: Sequence[Prompt], decisions: Sequence[Decisions] | None) -> list[Score]:
+        encoded = [self._encode(prompt) for prompt in prompts]
+        inputs = self._pad_left([row.prompt for row in encoded])
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        with _forced(self.model, decisions):
+            output = self.model(**inputs, past_key_values=cache, logits_to_keep=1)
+        ran = [tuple(row) for row in last_decisions(self.model).tolist()]
+        first = output.logits[:, -1].float().log_softmax(dim=-1)
+        likelihoods = self._continue(encoded, first, inputs["attention_mask"], cache)
+
+        scores = []
+        for row, (prompt, of_continuations) in enumerate(zip(prompts, likelihoods, strict=True)):
+            if prompt.mode == "free":
+                probability = math.exp(of_continuations[0] / len(encoded[row].continuations[0]))
+                scores.append(Score(_rounded(probability), False, ran[row]))
+            else:
+                probabilities = torch.tensor(of_continuations, dtype=torch.float64).softmax(dim=0)
+                # A tie goes to the first choice, as argmax does everywhere.
+                correct = int(probabilities.argmax()) == prompt.answer
+                scores.append(Score(_rounded(float(probabilities[int(prompt.answer)])), correct, ran[row]))
+        free = [row for row, prompt in enumerate(prompts) if prompt.mode == "free"]
+        for row, text in zip(free, self._generate([prompts[row] for row in free], [ran[row] for row in free])):
+            prompt = prompts[row]
+            correct = grade(prompt.grader, text, str(prompt.answer))
+            scores[row] = Score(scores[row].probability, correct, ran[row], text)
+        return scores
+
+    def _continue(
+        self, encoded: Sequence[_Encoded], first: Tensor, mask: Tensor, cache: DynamicCache
+    ) -> list[list[float]]:
+        """Log-likelihoods of every row's continuations.
+
+        Args:
+            first: `[batch, vocabulary]` log-probabilities of the token after the prompt.
+            mask: `[batch, tokens]` of the prompts.
+            cache: filled with the prompts.
+        """
+        pairs = [(row, tokens) for row, item in enumerate(encoded) for tokens in item.continuations]
+        sums = [float(first[row, tokens[0]]) for row, tokens in pairs]
+        longer = [index for index, (_, tokens) in enumerate(pairs) if len(tokens) > 1]
+        if longer:
+            rows = torch.tensor([pairs[index][0] for index in longer], device=mask.device)
+            cache.batch_select_indices(rows)
+            # The last token is only predicted, never read.
+            read = [torch.tensor(pairs[index][1][:-1]) for index in longer]
+            input_ids = nn.utils.rnn.pad_sequence(read, batch_first=True, padding_value=self._padding).to(mask.device)
+            steps = torch.arange(input_ids.shape[1], device=mask.device)
+            lengths = torch.tensor([len(tokens) for tokens in read], device=mask.device)
+            prompt_mask = mask[rows]
+            logits = self.model(
+                input_ids=input_ids,
+                attention_mask=torch.cat([prompt_mask, (steps < lengths[:, None]).to(mask.dtype)], dim=1),
+                position_ids=prompt_mask.sum(dim=1, keepdim=True) + steps,
+                past_key_values=cache,
+            ).logits
+            for place, index in enumerate(longer):
+                tokens = pairs[index][1][1:]
+                predicted = logits[place, : len(tokens)].float().log_softmax(dim=-1)
+                target = torch.tensor(tokens, device=predicted.device)
+                sums[index] += float(predicted.gather(1, target[:, None]).sum())
+        grouped: list[list[float]] = [[] for _ in encoded]
+        for (row, _), value in zip(pairs, sums, strict=True):
+            grouped[row].append(value)
+        return grouped
+
+    def _generate(self, prompts: Sequence[Prompt], decisions: Sequence[Decisions]) -> list[str]:
+        """Greedy answers to free questions, each along its path."""
+        if not prompts:
+            return []
+        inputs = self._pad_left([self._encode(prompt).prompt for prompt in prompts])
+        del inputs["position_ids"]
+        with _forced(self.model, decisions):
+            output = self.model.generate(
+                **inputs,
+                do_sample=False,
+                max_new_tokens=max(prompt.max_new_tokens for prompt in prompts),
+                pad_token_id=self._padding,
+            )
+        generated = output[:, inputs["input_ids"].shape[1] :]
+        # The longest limit of the batch was generated; each row is read up to its own.
+        kept = [row[: prompt.max_new_tokens] for row, prompt in zip(generated, prompts, strict=True)]
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in kept]
+
+    def _encode(self, prompt: Prompt) -> _Encoded:
+        if prompt in self._encoded:
+            return self._encoded[prompt]
+        tokens = self.tokenizer(prompt.text, add_special_tokens=not prompt.templated)["input_ids"]
+        continuations = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompt.continuations]
+        shown = prompt.text if len(prompt.text) <= 40 else prompt.text[:40] + "..."
+        if not tokens or not all(continuations):
+            raise DrLLMError(
+                f"a prompt and its answers must have at least one token each, but those of {shown!r} do not; "
+                f"leave that question out."
+            )
+        longest = len(tokens) + max(
+            prompt.max_new_tokens if prompt.mode == "free" else 0, *(len(item) - 1 for item in continuations)
+        )
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and longest > limit:
+            raise DrLLMError(
+                f"a prompt with its answer must fit the model's {limit} positions, but {shown!r} needs {longest}; "
+                f"leave that question out or use a model with more positions."
+            )
+        self._encoded[prompt] = _Encoded(tokens, continuations)
+        return self._encoded[prompt]
+
+    def _pad_left(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:
+        """Tokens, mask and positions `[batch, tokens]`, padded on the left so that every prompt ends the same place."""
+        width = max(len(row) for row in rows)
+        input_ids = torch.tensor([[self._padding] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+        }
+        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+
+
+def _forced(model: Any, decisions: Sequence[Decisions] | None) -> AbstractContextManager[None]:
+    """`force_decisions`, or nothing when the routers decide."""
+    return nullcontext() if decisions is None else force_decisions(model, torch.tensor(decisions, dtype=torch.int8))
+
+
+def _rounded(probability: float) -> float:
+    return round(probability, _DIGITS)

@@ -1,0 +1,27 @@
+import os
+import sys
+from pathlib import Path
+
+# Before any test imports a library that would look for the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "default",
+    deadline=None,
+    print_blob=True,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Tiny models are faster, and their sums always in the same order, on one thread."""
+    torch.set_num_threads(1)
