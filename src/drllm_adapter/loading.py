@@ -74,8 +74,7 @@ def load_adapter_config(adapter: str) -> DrLLMConfig:
         ) from error
     if not isinstance(config, DrLLMConfig):
         raise DrLLMError(
-            f"the adapter {adapter!r} must be a DRLLM adapter, but it is of type {config.peft_type}; "
-            f"load it with PEFT."
+            f"the adapter {adapter!r} must be a DRLLM adapter, but it is of type {config.peft_type}; load it with PEFT."
         )
     return config
 
@@ -153,5 +152,3 @@ def _first_sentence(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
     return text.split(". ")[0].rstrip(".:")[:200]
-
-

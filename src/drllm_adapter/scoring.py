@@ -108,7 +108,8 @@ class Scorer:
                 correct = int(probabilities.argmax()) == prompt.answer
                 scores.append(Score(_rounded(float(probabilities[int(prompt.answer)])), correct, ran[row]))
         free = [row for row, prompt in enumerate(prompts) if prompt.mode == "free"]
-        for row, text in zip(free, self._generate([prompts[row] for row in free], [ran[row] for row in free])):
+        texts = self._generate([prompts[row] for row in free], [ran[row] for row in free])
+        for row, text in zip(free, texts, strict=True):
             prompt = prompts[row]
             correct = grade(prompt.grader, text, str(prompt.answer))
             scores[row] = Score(scores[row].probability, correct, ran[row], text)

@@ -44,8 +44,7 @@ def padded(prompts: list[list[int]], left: bool) -> tuple[torch.Tensor, torch.Te
     fill = [[0] * (width - len(prompt)) for prompt in prompts]
     ids = [f + p if left else p + f for f, p in zip(fill, prompts, strict=True)]
     mask = [
-        [0] * len(f) + [1] * len(p) if left else [1] * len(p) + [0] * len(f)
-        for f, p in zip(fill, prompts, strict=True)
+        [0] * len(f) + [1] * len(p) if left else [1] * len(p) + [0] * len(f) for f, p in zip(fill, prompts, strict=True)
     ]
     mask_tensor = torch.tensor(mask)
     return torch.tensor(ids), mask_tensor, (mask_tensor.cumsum(1) - 1).clamp(min=0)
@@ -159,7 +158,7 @@ def test_identity_is_bit_for_bit_the_base(model_type: str) -> None:
 
 @torch.no_grad()
 def test_skipped_blocks_do_not_run_and_rows_pay_only_for_their_own() -> None:
-    base, routed = base_and_routed("llama")
+    _base, routed = base_and_routed("llama")
     ids = torch.randint(1, VOCABULARY, (4, 6))
     rows_run: dict[int, list[int]] = {block: [] for block in range(BLOCKS)}
     handles = [

@@ -1,7 +1,7 @@
 """Where each pass of each block keeps its keys and values, row by row.
 
-A transformers `Cache` is a list of layers, one per block. Routing replaces each by a `RoutedCacheLayer`, which holds one
-ordinary cache layer per pass (none for a skipped block), with only the rows that make the pass. Everything
+A transformers `Cache` is a list of layers, one per block. Routing replaces each by a `RoutedCacheLayer`, which holds
+one ordinary cache layer per pass (none for a skipped block), with only the rows that make the pass. Everything
 transformers does to a cache - reorder for beams, crop, select, repeat, reset, offload - reaches the layers, so rows and
 routes stay together, and the caller's own cache object stays the one that is filled.
 """

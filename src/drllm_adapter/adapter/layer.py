@@ -9,10 +9,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Cache
 
-from .cache import RoutedCacheLayer, routed_entry
-from .config import DrLLMConfig
 from ..decisions import EXECUTE, SKIP
 from ..errors import DrLLMError
+from .cache import RoutedCacheLayer, routed_entry
+from .config import DrLLMConfig
 from .route import Route, RouterInputs
 from .router import Router
 from .rows import RowDecisions, select_rows
@@ -49,7 +49,9 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         if self.index in config.routed_blocks(self.route.num_blocks):
             router = Router(hidden_size, config.router_width)
             parameter = next(self.base_layer.parameters(), None)
-            if parameter is not None and parameter.device.type != "meta":
+            # PEFT's low_cpu_mem_usage creates modules on the meta device and assigns the loaded weights.
+            on_meta = router.up.weight.device.type == "meta"
+            if parameter is not None and parameter.device.type != "meta" and not on_meta:
                 router.to(parameter.device)
             self.drllm_router[adapter_name] = router
 
@@ -80,7 +82,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         entry = None if cache is None else routed_entry(cache, self.index, hidden.shape[0])
 
         if self.route.at_prompt:
-            router = self.drllm_router[name] if name in self.drllm_router else None
+            router = self.drllm_router[name] if name in self.drllm_router else None  # noqa: SIM401 - a ModuleDict
             decisions = self.route.decide(self, self.drllm_config[name], router, hidden)
             if entry is not None:
                 entry.start(decisions)

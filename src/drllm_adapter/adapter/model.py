@@ -1,15 +1,15 @@
 """`DrLLMModel`: the PEFT tuner that puts routed layers in place of a model's decoder blocks."""
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from .config import DrLLMConfig, check_layer_budget
 from ..errors import DrLLMError
+from .config import DrLLMConfig, check_layer_budget
 from .hooks import attach, detach
 from .integrity import checksum
 from .layer import RoutedLayer
@@ -26,7 +26,7 @@ class DrLLMModel(BaseTuner):
 
     prefix = "drllm_"
     tuner_layer_cls = RoutedLayer
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def _prepare_adapter_config(self, peft_config: DrLLMConfig, model_config: dict[str, Any]) -> DrLLMConfig:
         stack = find_stack(self.model)
@@ -89,7 +89,7 @@ class DrLLMModel(BaseTuner):
                 "a router adapter cannot be merged into the base model, because its decisions depend on the prompt; "
                 "use unload() to get the base model back."
             )
-        model: nn.Module = super()._unload_and_optionally_merge(merge=False, *args, **kwargs)
+        model: nn.Module = super()._unload_and_optionally_merge(False, *args, **kwargs)
         detach(model)
         return model
 

@@ -1,14 +1,15 @@
 """The route of the current sequences: what is prompt, what was decided for it, and what steers the decisions."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .config import DEPTH_CONTROL_AS_TRAINED, DrLLMConfig
 from ..decisions import EXECUTE, REPEAT, SKIP
 from ..errors import DrLLMError
+from .config import DEPTH_CONTROL_AS_TRAINED, DrLLMConfig
 from .router import Router, Windows
 from .rows import RowDecisions
 
@@ -198,7 +199,7 @@ def blend(probabilities: Tensor, depth_control: float) -> Tensor:
         (0.5, one_hot[EXECUTE]),
         (1.0, one_hot[REPEAT]),
     ]
-    for (low, start), (high, end) in zip(anchors[:-1], anchors[1:], strict=True):
+    for (low, start), (high, end) in pairwise(anchors):
         if depth_control <= high:
             share = (depth_control - low) / (high - low)
             return torch.lerp(start.expand_as(probabilities), end.expand_as(probabilities), share)

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .config import DrLLMConfig, check_depth_control, check_layer_budget
 from ..decisions import check
 from ..errors import DrLLMError
+from .config import DrLLMConfig, check_depth_control, check_layer_budget
 from .layer import routed_layers
 
 

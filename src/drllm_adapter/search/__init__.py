@@ -1,0 +1,20 @@
+"""Searching better layer paths: a tree search that knows no model, label rules, and the set of what was found."""
+
+from .labels import LABEL_RULES, choose_label
+from .rows import Row, read_rows, read_search_info
+from .runner import PathScorer, SearchSummary, run_search
+from .tree import PathSearch, ScoredPath, SearchConfig
+
+__all__ = [
+    "LABEL_RULES",
+    "PathScorer",
+    "PathSearch",
+    "Row",
+    "ScoredPath",
+    "SearchConfig",
+    "SearchSummary",
+    "choose_label",
+    "read_rows",
+    "read_search_info",
+    "run_search",
+]

@@ -1,0 +1,152 @@
+"""The supervision set: one row a question, in Parquet that plain `datasets.load_dataset(folder)` reads."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import DrLLMError
+from ..files import folder_kind, replacing
+from .tree import ScoredPath
+
+KIND = "supervision set"
+DATA = Path("data") / "train-00000-of-00001.parquet"
+INFO = "search.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question and every path tried on it.
+
+    Attributes:
+        id, task: of the question; ids are unique in a set.
+        mode: "letter", "cloze" or "free".
+        prompt: the text that routers read; `templated` when a chat template made it, special tokens included.
+        answer: the text of the right answer.
+        level: difficulty where the task has one.
+        score: what a path's probability is: "choices" (softmax over the choices) or "reference" (geometric mean over
+            the reference answer's tokens).
+        base_correct: whether the base model's own path was right.
+        decisions: the label under the rule of the search; None when the rule drops the question.
+        paths: every path tried, in that order; the first is the base model's.
+        simulations, seed: of the search.
+        base_model, base_revision: what was searched.
+    """
+
+    id: str
+    task: str
+    mode: str
+    prompt: str
+    templated: bool
+    answer: str
+    level: int | None
+    score: str
+    base_correct: bool
+    decisions: tuple[int, ...] | None
+    paths: tuple[ScoredPath, ...]
+    simulations: int
+    seed: int
+    base_model: str
+    base_revision: str | None
+
+
+_PATH = pa.struct([("decisions", pa.list_(pa.int8())), ("probability", pa.float64()), ("correct", pa.bool_())])
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("task", pa.string()),
+        ("mode", pa.string()),
+        ("prompt", pa.string()),
+        ("templated", pa.bool_()),
+        ("answer", pa.string()),
+        ("level", pa.int64()),
+        ("score", pa.string()),
+        ("base_correct", pa.bool_()),
+        ("decisions", pa.list_(pa.int8())),
+        ("paths", pa.list_(_PATH)),
+        ("simulations", pa.int64()),
+        ("seed", pa.int64()),
+        ("base_model", pa.string()),
+        ("base_revision", pa.string()),
+    ]
+)
+
+
+def write_rows(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
+    """Write a Parquet file, whole or not at all; the same rows give the same bytes.
+
+    Raises:
+        DrLLMError: the disk is full or the folder cannot be written.
+    """
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read_file(path: str | os.PathLike[str]) -> list[Row]:
+    """The rows of one Parquet file.
+
+    Raises:
+        DrLLMError: the file is missing or damaged, or does not hold such rows.
+    """
+    try:
+        table = pq.read_table(path).cast(SCHEMA)
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise DrLLMError(
+            f"{path} must be a Parquet file of supervision rows, but reading it failed "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); search these questions again."
+        ) from error
+    return [_row(item) for item in table.to_pylist()]
+
+
+def read_rows(folder: str | os.PathLike[str]) -> list[Row]:
+    """All rows of a finished supervision set.
+
+    Raises:
+        DrLLMError: the folder is no supervision set, its search was not finished, or a file is damaged.
+    """
+    read_search_info(folder)
+    if not (Path(folder) / DATA).exists():
+        raise DrLLMError(
+            f"the supervision set {folder} must be finished, but its search was interrupted; go on with "
+            f"drllm search --resume."
+        )
+    return read_file(Path(folder) / DATA)
+
+
+def read_search_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What was searched and how: the constants, the label rule, the base model and its fingerprint.
+
+    Raises:
+        DrLLMError: the folder is no supervision set.
+    """
+    path = Path(folder) / INFO
+    if folder_kind(folder) != KIND or not path.exists():
+        raise DrLLMError(
+            f"{folder} must be a supervision set made by drllm search, but it is "
+            f"{'a folder of something else' if Path(folder).is_dir() else 'no folder'}; correct the name."
+        )
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DrLLMError(f"{path} must be JSON, but it is damaged; search these questions again.") from error
+    if not isinstance(info, dict):
+        raise DrLLMError(f"{path} must be a JSON object, but it is not; search these questions again.")
+    return info
+
+
+def _row(item: dict[str, Any]) -> Row:
+    paths: Sequence[dict[str, Any]] = item.pop("paths")
+    decisions = item.pop("decisions")
+    return Row(
+        **item,
+        decisions=None if decisions is None else tuple(decisions),
+        paths=tuple(
+            ScoredPath(tuple(path["decisions"]), float(path["probability"]), bool(path["correct"])) for path in paths
+        ),
+    )

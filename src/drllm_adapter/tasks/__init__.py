@@ -1,0 +1,7 @@
+"""Questions, the prompts made of them and the grading of answers: knows no model."""
+
+from .grading import GRADERS, grade
+from .prompts import MODES, Prompt, build_prompt
+from .questions import TASKS, Question, load_questions
+
+__all__ = ["GRADERS", "MODES", "TASKS", "Prompt", "Question", "build_prompt", "grade", "load_questions"]

@@ -1,0 +1,117 @@
+"""The wording of prompts: what the model, and so the routers, read of a question."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import DrLLMError
+from .questions import LETTERS, Question
+
+MODES = ("letter", "cloze", "free")
+
+# Generation lengths of the paper: ARC with and without a chat template, DART.
+_TOKENS_INSTRUCT, _TOKENS_BASE, _TOKENS_MATH = 10, 2, 15
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question as it is put to the model.
+
+    Attributes:
+        text: all that the routers read.
+        templated: a chat template made the text, special tokens included, so the tokenizer must not add more.
+        continuations: texts whose likelihood after the prompt is scored: the letters, the choices' texts, or the one
+            reference answer. A blank that belongs between prompt and answer is theirs.
+        answer: index of the right continuation; the reference answer in the mode "free".
+        mode: "letter", "cloze" or "free".
+        max_new_tokens: how many tokens a generated answer may have.
+        grader: how a generated answer is judged, see `grading`.
+    """
+
+    text: str
+    templated: bool
+    continuations: tuple[str, ...]
+    answer: int | str
+    mode: str
+    max_new_tokens: int
+    grader: str = "exact"
+
+
+def build_prompt(question: Question, mode: str, tokenizer: Any = None) -> Prompt:
+    """Word the question.
+
+    Letters and free answers go through the tokenizer's chat template when there is one. A cloze prompt is plain text
+    with and without: it is continued by each choice's text, which no chat turn consists of.
+
+    Raises:
+        DrLLMError: the mode does not exist or does not go with the question.
+    """
+    if mode not in MODES:
+        raise DrLLMError(f"mode must be one of {', '.join(MODES)}, but {mode!r} was given; choose one of them.")
+    if mode != "free" and question.choices is None:
+        raise DrLLMError(
+            f"the mode {mode} needs questions with choices, but question {question.id!r} has none; use --mode free."
+        )
+    if mode == "letter":
+        return _letter(question, tokenizer)
+    if mode == "cloze":
+        return _cloze(question)
+    return _free(question, tokenizer)
+
+
+def _letter(question: Question, tokenizer: Any) -> Prompt:
+    assert question.choices is not None
+    letters = LETTERS[: len(question.choices)]
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, question.choices, strict=True))
+    asked = question.prompt or f"Question: {question.question}\n{listed}"
+    chat = _chat(f"{asked}\nAnswer with a single letter.", tokenizer)
+    return Prompt(
+        text=chat or (question.prompt or f"{asked}\nAnswer: The correct answer is"),
+        templated=chat is not None,
+        continuations=tuple(letters) if chat else tuple(f" {letter}" for letter in letters),
+        answer=question.answer,
+        mode="letter",
+        max_new_tokens=_TOKENS_INSTRUCT if chat else _TOKENS_BASE,
+    )
+
+
+def _cloze(question: Question) -> Prompt:
+    assert question.choices is not None
+    made = question.question if question.task == "khop" else f"Question: {question.question}\nAnswer:"
+    return Prompt(
+        text=question.prompt or made,
+        templated=False,
+        continuations=tuple(f" {choice}" for choice in question.choices),
+        answer=question.answer,
+        mode="cloze",
+        max_new_tokens=_TOKENS_INSTRUCT,
+    )
+
+
+def _free(question: Question, tokenizer: Any) -> Prompt:
+    reference = question.answer if isinstance(question.answer, str) else (question.choices or ())[question.answer]
+    boxed = question.task == "dart"
+    instruction = "Answer with the final result in \\boxed{}." if boxed else "Answer with the final result only."
+    chat = _chat(question.prompt or f"{question.question}\n{instruction}", tokenizer)
+    answer = f"\\boxed{{{reference}}}" if boxed else reference
+    return Prompt(
+        text=chat or question.prompt or f"Question: {question.question}\n{instruction}\nAnswer:",
+        templated=chat is not None,
+        continuations=(answer if chat else f" {answer}",),
+        answer=reference,
+        mode="free",
+        max_new_tokens=_TOKENS_MATH,
+        grader="math" if boxed else "exact",
+    )
+
+
+def _chat(message: str, tokenizer: Any) -> str | None:
+    """The message in the tokenizer's chat template, up to where the answer begins; None without a template."""
+    if tokenizer is None or getattr(tokenizer, "chat_template", None) is None:
+        return None
+    text: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,  # read by templates of reasoning models, ignored by others
+    )
+    return text

@@ -1,0 +1,220 @@
+"""Reading questions from JSON lines, Parquet or the Hub, and refusing what cannot be asked, by file and line."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DrLLMError
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+TASKS = ("arc", "dart", "jsonl", "khop")
+_HUB_DEFAULTS = {"arc": ("allenai/ai2_arc", "ARC-Easy"), "dart": ("hkust-nlp/dart-math-pool-math", None)}
+_KHOP_QUESTIONS = 500
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        id: unique in its file.
+        task: "arc", "dart", "jsonl" or "khop"; decides the wording of the prompt.
+        question: its text.
+        choices: 2 to 26 texts; None for a free answer.
+        answer: index of the right choice, or the reference answer.
+        level: difficulty where the task has one.
+        prompt: ready-made text that replaces the task's wording.
+    """
+
+    id: str
+    task: str
+    question: str
+    choices: tuple[str, ...] | None
+    answer: int | str
+    level: int | None = None
+    prompt: str | None = None
+
+
+def load_questions(
+    task: str,
+    data: str | None = None,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    skip: int = 0,
+    seed: int = 0,
+) -> list[Question]:
+    """The questions of a task, in the order of the data.
+
+    Args:
+        task: "arc" (multiple choice), "dart" (free mathematical answers), "jsonl" (either) or "khop" (made here).
+        data: a `.jsonl`, `.json` or `.parquet` file or the name of a dataset on the Hub; None is the task's own
+            dataset. A row has `question` (or `prompt`, or `query`), `answer` (or `answerKey`, or `gt_ans`), and
+            optionally `choices`, `id` and `level`.
+        split: of a dataset on the Hub; None is "train".
+        limit: at most so many questions; None is all.
+        skip: leave out so many at the beginning.
+        seed: for made questions.
+
+    Raises:
+        DrLLMError: nothing is there, or a line is not a question that can be asked; names file and line.
+    """
+    if task not in TASKS:
+        raise DrLLMError(f"task must be one of {', '.join(TASKS)}, but {task!r} was given; choose one of them.")
+    if limit is not None and limit < 1:
+        raise DrLLMError(f"limit must be at least 1 question, but {limit} was given; raise it or leave it out.")
+    if skip < 0:
+        raise DrLLMError(f"skip must be 0 or more questions, but {skip} was given; correct it.")
+    end = None if limit is None else skip + limit
+    questions: list[Question] = []
+    seen: dict[str, str] = {}
+    source = data or task
+    for place, (where, fields) in enumerate(_rows(task, data, split, end, seed)):
+        if place < skip:
+            continue
+        if end is not None and place >= end:
+            break
+        question = _question(task, fields, where, f"{Path(source).stem}-{place}")
+        if question.id in seen:
+            raise DrLLMError(
+                f"question ids must be unique, but {question.id!r} is in {seen[question.id]} and in {where}; "
+                f"rename one of them."
+            )
+        seen[question.id] = where
+        questions.append(question)
+    if not questions:
+        more = f" after the first {skip}" if skip else ""
+        raise DrLLMError(f"{source} must hold at least one question{more}, but it holds none; check the data.")
+    return questions
+
+
+def _rows(
+    task: str, data: str | None, split: str | None, end: int | None, seed: int
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where each row stands, for messages, and its fields."""
+    if task == "khop":
+        from ..demo.khop import generate
+
+        for place, fields in enumerate(generate(end or _KHOP_QUESTIONS, seed)):
+            yield f"made question {place}", fields
+    elif data is None and task == "jsonl":
+        raise DrLLMError("the task jsonl needs a file, but none was given; name it with --data.")
+    elif data is not None and (Path(data).suffix in (".jsonl", ".json", ".parquet") or Path(data).exists()):
+        yield from _file_rows(Path(data))
+    else:
+        name, config = (data, None) if data is not None else _HUB_DEFAULTS[task]
+        yield from _hub_rows(str(name), config, split or "train")
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if not path.is_file():
+        raise DrLLMError(f"the data file {path} must exist, but it does not; correct the name.")
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise DrLLMError(
+                f"the data file {path} must be Parquet, but reading it failed ({str(error).splitlines()[0]}); "
+                f"correct or replace it."
+            ) from error
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                fields = json.loads(line)
+            except ValueError as error:
+                raise DrLLMError(f"{where} must be one JSON object, but it is not JSON; correct that line.") from error
+            if not isinstance(fields, dict):
+                raise DrLLMError(
+                    f"{where} must be one JSON object, but it is a {type(fields).__name__}; correct that line."
+                )
+            yield where, fields
+
+
+def _hub_rows(name: str, config: str | None, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    # Imported here: `datasets` is slow to load and local files do without it.
+    import datasets
+
+    try:
+        rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # datasets raises many kinds: no network, no such name, no such split
+        reason = str(error).strip().splitlines()
+        raise DrLLMError(
+            f"the data {name!r} must be a file or a dataset on the Hub, but loading it failed "
+            f"({reason[0] if reason else type(error).__name__}); correct the name or give a local file."
+        ) from error
+    yield from ((f"{name}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _question(task: str, fields: Mapping[str, Any], where: str, default_id: str) -> Question:
+    prompt = fields.get("prompt")
+    text = next((fields[name] for name in ("question", "query", "prompt") if fields.get(name)), None)
+    if not isinstance(text, str) or not text.strip():
+        raise DrLLMError(f"{where} must have the text of a question, but it has none; add the field `question`.")
+    choices, labels = _choices(fields, where)
+    if task == "arc" and choices is None:
+        raise DrLLMError(f"{where} must have choices, as every arc question does, but it has none; add `choices`.")
+    answer = next((fields[name] for name in ("answer", "answerKey", "gt_ans") if fields.get(name) is not None), None)
+    if answer is None or answer == "":
+        raise DrLLMError(f"{where} must have an answer, but it has none; add the field `answer`.")
+    level = fields.get("level", (fields.get("query_metadata") or {}).get("level"))
+    if isinstance(level, str):  # "Level 3"
+        level = next((int(word) for word in level.split() if word.isdigit()), None)
+    if level is not None and (isinstance(level, bool) or not isinstance(level, int)):
+        raise DrLLMError(f"{where} must have a whole number as its level, but it has {level!r}; correct or remove it.")
+    return Question(
+        id=str(fields["id"]) if fields.get("id") is not None else default_id,
+        task=task,
+        question=text,
+        choices=choices,
+        answer=_free_answer(answer, where) if choices is None else _choice_index(answer, choices, labels, where),
+        level=level,
+        prompt=prompt if isinstance(prompt, str) and prompt.strip() else None,
+    )
+
+
+def _choices(fields: Mapping[str, Any], where: str) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Texts of the choices, None for a free answer, and the labels that the data gives them."""
+    found = fields.get("choices")
+    if found is None:
+        return None, ()
+    labels: tuple[str, ...] = ()
+    if isinstance(found, Mapping):  # {"text": [...], "label": [...]}, as in ai2_arc
+        labels = tuple(str(label) for label in found.get("label") or ())
+        found = found.get("text")
+    if not isinstance(found, (list, tuple)) or not all(isinstance(text, str) and text.strip() for text in found):
+        raise DrLLMError(f"{where} must have a list of texts as its choices, but it has not; correct `choices`.")
+    if not 2 <= len(found) <= len(LETTERS):
+        raise DrLLMError(f"{where} must have 2 to {len(LETTERS)} choices, but it has {len(found)}; correct `choices`.")
+    return tuple(found), labels if len(labels) == len(found) else tuple(LETTERS[: len(found)])
+
+
+def _choice_index(answer: Any, choices: tuple[str, ...], labels: tuple[str, ...], where: str) -> int:
+    """The answer as an index: given as one, as a label, or as the text of a choice."""
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        if 0 <= answer < len(choices):
+            return answer
+    elif isinstance(answer, str):
+        for names in (labels, choices):
+            if answer.strip() in names:
+                return names.index(answer.strip())
+    raise DrLLMError(
+        f"{where} must have an answer that is an index from 0 to {len(choices) - 1}, a label or the text of a choice, "
+        f"but it has {answer!r}; correct `answer`."
+    )
+
+
+def _free_answer(answer: Any, where: str) -> str:
+    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
+        raise DrLLMError(f"{where} must have a text or a number as its answer, but it has {answer!r}; correct it.")
+    return str(answer)

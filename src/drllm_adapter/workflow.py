@@ -1,0 +1,271 @@
+"""The jobs behind the commands, from folder to folder: search paths, train routers on them, evaluate the adapter."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peft import get_peft_model
+from rich.console import Console
+
+from . import __version__
+from .adapter.config import DrLLMConfig
+from .decisions import execute_all
+from .errors import DrLLMError
+from .evaluation import Report, compare, plot_layers
+from .files import claim_folder, write_json_atomic
+from .loading import fingerprint, load_base, load_routed, route_base
+from .scoring import Score, Scorer
+from .search import Row, SearchConfig, SearchSummary, label, read_rows, read_search_info, run_search
+from .tasks import Prompt, Question, build_prompt
+from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
+
+ADAPTER = "adapter"
+SUPERVISION = "supervision set"
+EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which of the tried paths becomes the label.
+
+    Attributes:
+        rule: "price" or "shortest", see `search.labels`.
+        price: of L block passes, in probability of the right answer.
+    """
+
+    rule: str = "price"
+    price: float = 0.4
+
+
+def search_paths(
+    base: str,
+    questions: Sequence[Question],
+    output: str | os.PathLike[str],
+    *,
+    mode: str,
+    config: SearchConfig,
+    labels: Labels | None = None,
+    resume: bool = False,
+    bundle: int = 16,
+    dtype: str = "auto",
+    device: str | None = None,
+    max_new_tokens: int | None = None,
+    console: Console | None = None,
+) -> SearchSummary:
+    """Search better layer paths for every question; the supervision set lies in the folder `output` afterwards.
+
+    Args:
+        base: folder or Hub name of the frozen model.
+        mode: "letter", "cloze" or "free", what counts as an answer.
+        bundle: questions searched side by side; part of what defines the rows to the last bit.
+        resume: go on with what an interrupted run left in `output`.
+
+    Raises:
+        DrLLMError: see `load_base`, `build_prompt`, `run_search`.
+    """
+    labels = labels or Labels()
+    model, tokenizer = load_base(base, dtype=dtype, device=device)
+    prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
+    scorer = Scorer(route_base(model), tokenizer, batch_size=bundle)
+    return run_search(
+        questions,
+        prompts,
+        scorer,
+        config,
+        output,
+        rule=labels.rule,
+        price=labels.price,
+        resume=resume,
+        bundle=bundle,
+        base_model=_full_name(base),
+        base_revision=getattr(model.config, "_commit_hash", None),
+        base_fingerprint=fingerprint(model),
+        dtype=str(model.dtype).removeprefix("torch."),
+        console=console,
+    )
+
+
+def train_adapter(
+    supervision: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    base: str | None = None,
+    labels: Labels | None = None,
+    config: TrainingConfig | None = None,
+    adapter: DrLLMConfig | None = None,
+    features: str | os.PathLike[str] | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    console: Console | None = None,
+) -> TrainingResult:
+    """Train routers on a supervision set; the adapter, its training report and its curves lie in `output` afterwards.
+
+    Args:
+        supervision: folder that `search_paths` wrote.
+        base: None is the model that the set was searched with.
+        labels: which paths to learn; None is the rule that the set was searched with.
+        adapter: windows, router width and routed blocks; None is the paper's.
+        features: folder that keeps what the routers read for the next training on the same labels; None keeps nothing.
+
+    Raises:
+        DrLLMError: the set was made with another base, or holds nothing to learn, or see `train_routers`.
+    """
+    config = config or TrainingConfig()
+    adapter = adapter or DrLLMConfig()
+    if config.hidden != adapter.router_width:
+        config = replace(config, hidden=adapter.router_width)
+    info = read_search_info(supervision)
+    labels = labels or Labels(info["rule"], info["price"])
+    rows, decisions = _labelled(read_rows(supervision), labels, supervision)
+    name = base or info["base_model"]
+    model, tokenizer = load_base(name, dtype=dtype, device=device)
+    if fingerprint(model) != info["base_fingerprint"]:
+        raise DrLLMError(
+            f"the supervision set {supervision} was made with {info['base_model']} (weights "
+            f"{info['base_fingerprint']}), but the base {name} has weights {fingerprint(model)}; train with the base "
+            f"that was searched, or search again."
+        )
+    model.config._name_or_path = _full_name(name)
+    routed = get_peft_model(model, adapter).eval()
+    folder = claim_folder(output, ADAPTER)
+    with nullcontext(features) if features is not None else tempfile.TemporaryDirectory() as store_folder:
+        assert store_folder is not None
+        store = collect_features(
+            routed,
+            tokenizer,
+            [row.prompt for row in rows],
+            np.array(decisions, dtype=np.int8),
+            Path(store_folder) / "features",
+            ids=[row.id for row in rows],
+            add_special_tokens=[not row.templated for row in rows],
+            console=console,
+        )
+        result = train_routers(store, config, device=device, console=console)
+    facts = {
+        "version": __version__,
+        "supervision": {
+            "questions": len(rows),
+            "tasks": sorted({row.task for row in rows}),
+            "mode": rows[0].mode,
+            "labels": asdict(labels),
+            "search": info["search"],
+            "base_model": info["base_model"],
+            "base_revision": info["base_revision"],
+            "base_fingerprint": info["base_fingerprint"],
+        },
+        "training": asdict(config),
+        "metrics": result.metrics,
+        "best_epoch": result.best_epoch,
+    }
+    load_weights_into(routed, result.weights, result.layers)
+    routed.peft_config["default"].training = facts
+    routed.save_pretrained(folder)
+    write_json_atomic(folder / "training.json", {**facts, "history": result.history, "lines": result.lines})
+    plot_curves(result, folder / "curves.png")
+    return result
+
+
+def evaluate_adapter(
+    adapter: str,
+    questions: Sequence[Question],
+    output: str | os.PathLike[str] | None,
+    *,
+    mode: str,
+    base: str | None = None,
+    batch_size: int = 16,
+    depth_control: float | None = None,
+    layer_budget: int | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    max_new_tokens: int | None = None,
+    console: Console | None = None,
+) -> Report:
+    """Base against routed on the same questions; `report.json` and `layers.png` lie in `output` afterwards.
+
+    Args:
+        adapter: folder or Hub name.
+        output: None writes nothing.
+        depth_control, layer_budget: None is what the adapter was saved with.
+
+    Raises:
+        DrLLMError: see `load_routed`, `build_prompt`, `Scorer.score`.
+    """
+    from .adapter.steering import set_depth_control, set_layer_budget
+
+    model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+    if depth_control is not None:
+        set_depth_control(model, depth_control)
+    if layer_budget is not None:
+        set_layer_budget(model, layer_budget)
+    prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
+    folder = None if output is None else claim_folder(output, EVALUATION)
+    scorer = Scorer(model, tokenizer, batch_size=batch_size)
+    everything = [execute_all(scorer.num_blocks)] * len(prompts)
+    in_base = score_all(scorer, prompts, everything, "base", console)
+    routed = score_all(scorer, prompts, None, "routed", console)
+    report = compare(in_base, routed, [question.level for question in questions])
+    if folder is not None:
+        settings = {
+            "adapter": _full_name(adapter),
+            "base": _full_name(base or str(model.peft_config["default"].base_model_name_or_path)),
+            "tasks": sorted({question.task for question in questions}),
+            "mode": mode,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "depth_control": model.peft_config["default"].depth_control,
+            "layer_budget": model.peft_config["default"].layer_budget,
+            "version": __version__,
+        }
+        write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
+        plot_layers(report, folder / "layers.png")
+    return report
+
+
+def score_all(
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    decisions: Sequence[tuple[int, ...]] | None,
+    what: str,
+    console: Console | None,
+) -> list[Score]:
+    """Scores of all prompts, similar lengths together, with a progress bar."""
+    from rich.progress import track
+
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].text))
+    size = scorer.batch_size
+    scores: dict[int, Score] = {}
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    hidden = console is None or not console.is_terminal
+    for places in track(batches, what, console=console, transient=True, disable=hidden):
+        chosen = None if decisions is None else [decisions[place] for place in places]
+        scores.update(zip(places, scorer.score([prompts[place] for place in places], chosen), strict=True))
+    return [scores[place] for place in range(len(prompts))]
+
+
+def _prompts(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_tokens: int | None) -> list[Prompt]:
+    prompts = [build_prompt(question, mode, tokenizer) for question in questions]
+    if max_new_tokens is None:
+        return prompts
+    return [replace(prompt, max_new_tokens=max_new_tokens) for prompt in prompts]
+
+
+def _labelled(
+    rows: Sequence[Row], labels: Labels, supervision: str | os.PathLike[str]
+) -> tuple[list[Row], list[tuple[int, ...]]]:
+    """Rows that have a label under the rule, and their labels."""
+    chosen = [(row, decisions) for row in rows if (decisions := label(row, labels.rule, labels.price)) is not None]
+    if not chosen:
+        raise DrLLMError(
+            f"the supervision set {supervision} must hold at least one question with a {labels.rule} label, but none "
+            f"of its {len(rows)} has one; search more questions or choose another rule."
+        )
+    return [row for row, _ in chosen], [decisions for _, decisions in chosen]
+
+
+def _full_name(name: str) -> str:
+    """A folder's absolute path, so that an adapter finds its base from anywhere; a Hub name as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name

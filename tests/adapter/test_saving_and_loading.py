@@ -1,0 +1,245 @@
+"""What is saved is what every library loads: same decisions, same logits; anything else is refused in one sentence."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from unrolled import VOCABULARY, tiny_model
+
+from drllm_adapter import DrLLMConfig, DrLLMError, last_decisions
+
+IDS = torch.randint(1, VOCABULARY, (6, 17), generator=torch.Generator().manual_seed(1))
+WEIGHTS = "adapter_model.safetensors"
+
+
+def teach(model: Any, seed: int = 0) -> None:
+    """Routers that choose different paths for different prompts."""
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "drllm_router" in name:
+            torch.nn.init.normal_(parameter, std=1.0 if "up" in name else 0.3)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Path, torch.Tensor, torch.Tensor]:
+    """A base folder, an adapter folder that names it, and the logits and decisions of the adapter before saving."""
+    base = tiny_model("llama")
+    base.save_pretrained(tmp_path / "base")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), DrLLMConfig()).eval()
+    teach(model)
+    with torch.no_grad():
+        logits = model(IDS).logits
+    decisions = last_decisions(model)
+    assert len({tuple(row) for row in decisions.tolist()}) > 1
+    assert set(decisions.flatten().tolist()) == {0, 1, 2}
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "base", tmp_path / "adapter", logits, decisions
+
+
+def load_with_peft(base: Path, adapter: Path) -> Any:
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+
+
+def load_with_low_memory(base: Path, adapter: Path) -> Any:
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter, low_cpu_mem_usage=True)
+
+
+def load_with_another_name(base: Path, adapter: Path) -> Any:
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter, adapter_name="mine")
+
+
+def load_beside_another(base: Path, adapter: Path) -> Any:
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), DrLLMConfig(router_width=8))
+    model.load_adapter(adapter, adapter_name="second")
+    model.set_adapter("second")
+    return model
+
+
+def load_with_auto_peft(base: Path, adapter: Path) -> Any:
+    return AutoPeftModelForCausalLM.from_pretrained(adapter)
+
+
+def load_with_auto_transformers(base: Path, adapter: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(adapter)
+
+
+def load_into_transformers(base: Path, adapter: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.load_adapter(str(adapter))
+    return model
+
+
+def load_into_transformers_by_name(base: Path, adapter: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.load_adapter(str(adapter), adapter_name="mine")
+    return model
+
+
+LOADERS = [
+    load_with_peft,
+    load_with_low_memory,
+    load_with_another_name,
+    load_beside_another,
+    load_with_auto_peft,
+    load_with_auto_transformers,
+    load_into_transformers,
+    load_into_transformers_by_name,
+]
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@torch.no_grad()
+def test_every_loader_gives_what_was_saved(load: Callable[[Path, Path], Any], saved: Any) -> None:
+    base, adapter, logits, decisions = saved
+    model = load(base, adapter).eval()
+    assert torch.equal(model(IDS).logits, logits)
+    assert torch.equal(last_decisions(model), decisions)
+
+
+def test_a_new_process_loads_it(saved: Any) -> None:
+    _base, adapter, logits, _ = saved
+    code = (
+        "import sys, torch, drllm_adapter\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "torch.set_num_threads(1)\n"
+        "ids = torch.tensor(eval(sys.argv[2]))\n"
+        "with torch.no_grad(): logits = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()(ids).logits\n"
+        "torch.save(logits, sys.argv[3])\n"
+    )
+    out = adapter.parent / "logits.pt"
+    subprocess.run([sys.executable, "-c", code, str(adapter), str(IDS.tolist()), str(out)], check=True)
+    assert torch.equal(torch.load(out), logits)
+
+
+def test_only_the_routers_are_saved(saved: Any) -> None:
+    weights = load_file(saved[1] / WEIGHTS)
+    assert len(weights) == 5 * 4
+    assert all("drllm_router" in name and value.dtype == torch.float32 for name, value in weights.items())
+    assert {path.name for path in saved[1].iterdir()} == {"adapter_config.json", WEIGHTS, "README.md"}
+
+
+@torch.no_grad()
+def test_transformers_saves_what_peft_loads(saved: Any, tmp_path: Path) -> None:
+    base, adapter, logits, _ = saved
+    load_into_transformers(base, adapter).save_pretrained(tmp_path / "again")
+    assert torch.equal(load_with_peft(base, tmp_path / "again").eval()(IDS).logits, logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_routers_stay_float32(dtype: torch.dtype, saved: Any) -> None:
+    base, adapter, *_ = saved
+    for model in (
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), adapter),
+        AutoModelForCausalLM.from_pretrained(adapter, dtype=dtype),
+        load_with_peft(base, adapter).to(dtype),
+    ):
+        kinds = {("drllm" in name, parameter.dtype) for name, parameter in model.named_parameters()}
+        assert kinds == {(True, torch.float32), (False, dtype)}
+        assert model(IDS).logits.dtype == dtype
+
+
+def change_config(adapter: Path, **changes: Any) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def change_weights(adapter: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    save_file(change(load_file(adapter / WEIGHTS)), adapter / WEIGHTS)
+
+
+def first(weights: dict[str, torch.Tensor]) -> str:
+    return min(weights)
+
+
+def with_first(value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    return lambda adapter: change_weights(adapter, lambda w: {**w, first(w): value(w[first(w)])})
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "nan": with_first(lambda value: value * float("nan")),
+    "infinite": with_first(lambda value: value + float("inf")),
+    "other shape": with_first(lambda value: torch.cat([value, value])),
+    "whole numbers": with_first(lambda value: value.int()),
+    "one bit": with_first(lambda value: value.add(1e-3)),
+    "missing": lambda a: change_weights(a, lambda w: {k: v for k, v in w.items() if k != first(w)}),
+    "renamed": lambda a: change_weights(a, lambda w: {k.replace("drllm_router", "router"): v for k, v in w.items()}),
+    "extra": lambda a: change_weights(
+        a, lambda w: {**w, first(w).replace("layers.0", "layers.9"): w[first(w)].clone()}
+    ),
+    "another architecture": lambda a: change_config(a, base_model_type="gpt2"),
+    "another depth": lambda a: change_config(a, num_blocks=7),
+    "another width": lambda a: change_config(a, hidden_size=64),
+}
+
+
+@pytest.mark.parametrize("load", [load_with_peft, load_with_auto_transformers, load_into_transformers])
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_damaged_adapters_are_refused(damage: str, load: Callable[[Path, Path], Any], saved: Any) -> None:
+    base, adapter, *_ = saved
+    DAMAGES[damage](adapter)
+    # transformers itself refuses some of these before we see them, and warns of others.
+    with pytest.raises((DrLLMError, RuntimeError, ValueError)) as raised:
+        load(base, adapter).eval()(IDS)
+    if load is load_with_peft:
+        assert raised.type is DrLLMError
+        assert re.fullmatch(r"[^\n]+\.", str(raised.value))
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_a_weight_of_no_router_changes_nothing(saved: Any) -> None:
+    base, adapter, logits, _ = saved
+    change_weights(adapter, lambda w: {**w, first(w).replace(".0.", ".9."): w[first(w)].clone()})
+    with pytest.raises(DrLLMError, match="belongs to no router"):
+        load_with_peft(base, adapter)
+    # transformers warns of keys that it does not know and leaves them out.
+    assert torch.equal(load_into_transformers(base, adapter).eval()(IDS).logits, logits)
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])
+def test_unreadable_weight_files_are_refused(content: bytes | None, saved: Any) -> None:
+    base, adapter, *_ = saved
+    path = adapter / WEIGHTS
+    path.write_bytes(path.read_bytes()[:500] if content is None else content)
+    for load in (load_with_peft, load_with_auto_transformers, load_into_transformers):
+        with pytest.raises(Exception, match=r"(?i)header|safetensors|incomplete|invalid"):
+            load(base, adapter)
+
+
+def test_unknown_fields_load_with_a_warning(saved: Any) -> None:
+    _base, adapter, *_ = saved
+    change_config(adapter, from_the_future=1)
+    with pytest.warns(UserWarning, match="from_the_future"):
+        assert PeftConfig.from_pretrained(adapter).num_windows == 8
+
+
+def test_the_adapter_follows_a_copied_folder(saved: Any, tmp_path: Path) -> None:
+    base, adapter, logits, _ = saved
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(adapter, moved)
+    shutil.rmtree(adapter)
+    with torch.no_grad():
+        assert torch.equal(load_with_peft(base, moved).eval()(IDS).logits, logits)
+
+
+def test_a_foreign_architecture_is_refused_by_name() -> None:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    with pytest.raises(DrLLMError, match="gpt_neox"):
+        get_peft_model(GPTNeoXForCausalLM(config), DrLLMConfig())
