@@ -9,7 +9,8 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +25,10 @@ from .adapter.stack import find_stack
 from .adapter.steering import force_decisions
 from .decisions import Decisions, execute_all, passes, to_path
 from .errors import DrLLMError
+from .files import write_json_atomic
+from .loading import load_base
 from .scoring import Scorer
-from .tasks import Prompt
+from .tasks import Prompt, Question, build_prompt
 
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {
@@ -292,3 +295,64 @@ def _seconds(run: Callable[[], None]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def run_bench(
+    base: str | None,
+    *,
+    shape: str | None,
+    output: Path,
+    questions: Sequence[Question],
+    mode: str,
+    repetitions: int,
+    decode_tokens: int,
+    prompt_tokens: int,
+    paths: int,
+    threads: int | None,
+    dtype: str,
+    device: str | None,
+    console: Console,
+) -> list[Comparison]:
+    """Measure one model, print the table and write it to `output`.
+
+    Args:
+        base: folder or Hub name; None is the package's small model.
+        shape: a name in `SHAPES` instead: random weights, and no comparison of the search, for want of a tokenizer.
+
+    Raises:
+        DrLLMError: both a base and a shape, or see `load_base`.
+    """
+    if base is not None and shape is not None:
+        raise DrLLMError("one model can be measured at a time, but a model and --shape were given; drop one of them.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if shape is not None:
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = random_model(shape, torch.bfloat16 if dtype == "auto" else getattr(torch, dtype), place)
+        results = bench_routing(
+            model,
+            repetitions=repetitions,
+            prompt_tokens=prompt_tokens,
+            decode_tokens=decode_tokens,
+            console=console,
+        )
+    else:
+        from .demo import BASE
+
+        model, tokenizer = load_base(base or str(BASE), dtype=dtype, device=device)
+        limit = model.config.max_position_embeddings
+        results = bench_routing(
+            model,
+            repetitions=repetitions,
+            prompt_tokens=min(prompt_tokens, limit),
+            decode_tokens=min(decode_tokens, limit - 64),
+            console=console,
+        )
+        prompts = [build_prompt(question, mode, tokenizer) for question in questions]
+        results.append(
+            bench_search(model, tokenizer, prompts, paths=paths, repetitions=max(3, repetitions // 5), console=console)
+        )
+    console.print(table(results))
+    facts = {"model": shape or base or "demo", **environment(model), "repetitions": repetitions}
+    write_json_atomic(output, {**facts, "results": [{**asdict(item), "met": item.met} for item in results]})
+    return results

@@ -20,7 +20,7 @@ from .evaluation import Report, compare, plot_layers
 from .files import claim_folder, write_json_atomic
 from .loading import fingerprint, load_base, load_routed, route_base
 from .scoring import Score, Scorer
-from .search import Row, SearchConfig, SearchSummary, label, read_rows, read_search_info, run_search
+from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
 from .tasks import Prompt, Question, build_prompt
 from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
 
@@ -257,7 +257,11 @@ def _labelled(
     rows: Sequence[Row], labels: Labels, supervision: str | os.PathLike[str]
 ) -> tuple[list[Row], list[tuple[int, ...]]]:
     """Rows that have a label under the rule, and their labels."""
-    chosen = [(row, decisions) for row in rows if (decisions := label(row, labels.rule, labels.price)) is not None]
+    chosen = [
+        (row, decisions)
+        for row in rows
+        if (decisions := choose_label(row.paths, labels.rule, labels.price)) is not None
+    ]
     if not chosen:
         raise DrLLMError(
             f"the supervision set {supervision} must hold at least one question with a {labels.rule} label, but none "

@@ -1,0 +1,5 @@
+"""`python -m drllm_adapter` is `drllm`."""
+
+from .cli import main
+
+main()

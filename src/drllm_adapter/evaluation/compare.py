@@ -1,0 +1,182 @@
+"""Base against routed on the same questions, with intervals."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from rich.table import Table
+
+from ..decisions import CLASS_NAMES, Decisions, passes
+
+_Z = 1.959964  # 97.5 % quantile of the normal distribution
+
+
+class ScoreLike(Protocol):
+    """One question's outcome."""
+
+    @property
+    def probability(self) -> float: ...
+    @property
+    def correct(self) -> bool: ...
+    @property
+    def decisions(self) -> Decisions: ...
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of right answers with its 95 % interval (Wilson's score interval)."""
+
+    right: int
+    of: int
+
+    @property
+    def value(self) -> float:
+        return self.right / self.of
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson (1927): inside [0, 1] and sensible for shares near its ends."""
+        n, p = self.of, self.value
+        centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+        half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"value": self.value, "interval": list(self.interval), "right": self.right, "of": self.of}
+
+
+@dataclass(frozen=True)
+class Level:
+    """The questions of one difficulty; None is all those without one."""
+
+    level: int | None
+    base: Share
+    routed: Share
+    mean_passes: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Base against routed.
+
+    Attributes:
+        base, routed: accuracy.
+        difference: routed minus base, in shares, with the 95 % interval of the paired difference.
+        gained, lost: questions that only the routed, only the base model answers rightly.
+        base_probability, routed_probability: mean probability of the right answer.
+        num_blocks: passes of the base.
+        mean_passes: of the routed model.
+        passes: how many questions took each number of passes.
+        decisions: `[L][3]`, how many questions skip, execute, repeat each block.
+        levels: the same by difficulty; empty when no question has one.
+    """
+
+    base: Share
+    routed: Share
+    difference: float
+    difference_interval: tuple[float, float]
+    gained: int
+    lost: int
+    base_probability: float
+    routed_probability: float
+    num_blocks: int
+    mean_passes: float
+    passes: dict[int, int]
+    decisions: list[list[int]]
+    levels: list[Level]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        plain = asdict(self)
+        plain |= {"base": self.base.to_json(), "routed": self.routed.to_json()}
+        plain["passes"] = {str(number): count for number, count in self.passes.items()}
+        plain["levels"] = [
+            {**asdict(level), "base": level.base.to_json(), "routed": level.routed.to_json()} for level in self.levels
+        ]
+        return plain
+
+    def table(self) -> Table:
+        """The report for people."""
+        table = Table("questions", "n", "base", "routed", "mean passes", title="Evaluation", title_justify="left")
+        for level in self.levels:
+            table.add_row(
+                f"level {level.level}", str(level.base.of), _show(level.base), _show(level.routed),
+                f"{level.mean_passes:.2f}",
+            )  # fmt: skip
+        table.add_row(
+            "all", str(self.base.of), _show(self.base), _show(self.routed),
+            f"{self.mean_passes:.2f} (base: {self.num_blocks})",
+        )  # fmt: skip
+        low, high = self.difference_interval
+        table.add_row(
+            "difference", "", "",
+            f"{100 * self.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+            f"{self.mean_passes - self.num_blocks:+.2f}",
+        )  # fmt: skip
+        return table
+
+    def decision_shares(self) -> dict[str, float]:
+        """Share of all block decisions by class name."""
+        total = sum(map(sum, self.decisions))
+        return {name: sum(row[value] for row in self.decisions) / total for value, name in enumerate(CLASS_NAMES)}
+
+
+def compare(base: Sequence[ScoreLike], routed: Sequence[ScoreLike], levels: Sequence[int | None]) -> Report:
+    """The report on questions that both models answered, in the same order.
+
+    The interval of the paired difference is Agresti and Min's (2005): Wald's with half a question added to each cell
+    of the paired table, which keeps its coverage for small samples and for differences near zero.
+    """
+    count = len(base)
+    assert count == len(routed) == len(levels) > 0
+    gained = sum(after.correct and not before.correct for before, after in zip(base, routed, strict=True))
+    lost = sum(before.correct and not after.correct for before, after in zip(base, routed, strict=True))
+    num_blocks = len(routed[0].decisions)
+    known = sorted({level for level in levels if level is not None})
+    groups: list[tuple[int | None, list[int]]] = [
+        (level, [place for place in range(count) if levels[place] == level]) for level in known
+    ]
+    if known and (rest := [place for place in range(count) if levels[place] is None]):
+        groups.append((None, rest))
+    return Report(
+        base=_share(base, range(count)),
+        routed=_share(routed, range(count)),
+        difference=(gained - lost) / count,
+        difference_interval=paired_interval(gained, lost, count),
+        gained=gained,
+        lost=lost,
+        base_probability=sum(score.probability for score in base) / count,
+        routed_probability=sum(score.probability for score in routed) / count,
+        num_blocks=num_blocks,
+        mean_passes=_mean_passes(routed, range(count)),
+        passes=dict(sorted(Counter(passes(score.decisions) for score in routed).items())),
+        decisions=[[sum(score.decisions[block] == value for score in routed) for value in range(len(CLASS_NAMES))]
+                   for block in range(num_blocks)],
+        levels=[
+            Level(level, _share(base, places), _share(routed, places), _mean_passes(routed, places))
+            for level, places in groups
+        ],
+    )  # fmt: skip
+
+
+def paired_interval(gained: int, lost: int, count: int) -> tuple[float, float]:
+    """95 % interval of a difference of paired shares (Agresti and Min 2005, Statistics in Medicine 24)."""
+    n, b, c = count + 2, gained + 0.5, lost + 0.5
+    centre = (b - c) / n
+    half = _Z * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    return max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def _share(scores: Sequence[ScoreLike], places: Sequence[int]) -> Share:
+    return Share(sum(scores[place].correct for place in places), len(places))
+
+
+def _mean_passes(scores: Sequence[ScoreLike], places: Sequence[int]) -> float:
+    return sum(passes(scores[place].decisions) for place in places) / len(places)
+
+
+def _show(share: Share) -> str:
+    low, high = share.interval
+    return f"{100 * share.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"

@@ -1,0 +1,82 @@
+"""The figure of an evaluation."""
+
+import os
+from typing import TYPE_CHECKING
+
+from ..decisions import CLASS_NAMES
+from ..files import replacing
+from .compare import Report, Share
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#BBBBBB"
+CLASS_COLOURS = (ORANGE, GREY, GREEN)
+
+
+def plot_layers(report: Report, path: str | os.PathLike[str]) -> None:
+    """Draw decisions by block, the distribution of passes and accuracy (by level where there are levels) as a PNG.
+
+    Raises:
+        DrLLMError: the file cannot be written.
+    """
+    # Imported here: matplotlib is slow to load and only figures need it. No pyplot: it keeps global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    blocks, distribution, accuracy = figure.subplots(1, 3, width_ratios=(1.5, 1, 1.2))
+    _decisions_by_block(blocks, report)
+    _passes(distribution, report)
+    _accuracy(accuracy, report)
+    for axes in (blocks, distribution, accuracy):
+        axes.spines[["top", "right"]].set_visible(False)
+    FigureCanvasAgg(figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _decisions_by_block(axes: "Axes", report: Report) -> None:
+    count = report.base.of
+    below = [0.0] * report.num_blocks
+    for value, (name, colour) in enumerate(zip(CLASS_NAMES, CLASS_COLOURS, strict=True)):
+        shares = [row[value] / count for row in report.decisions]
+        axes.bar(range(report.num_blocks), shares, bottom=below, color=colour, label=name, width=0.85)
+        below = [low + share for low, share in zip(below, shares, strict=True)]
+    axes.set(title="Decisions by block", xlabel="block", ylabel="share of questions", ylim=(0, 1))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+
+
+def _passes(axes: "Axes", report: Report) -> None:
+    axes.bar(list(report.passes), list(report.passes.values()), color=BLUE, width=0.85)
+    axes.axvline(report.num_blocks, color="black", linewidth=1)
+    axes.axvline(report.mean_passes, color=BLUE, linewidth=1, linestyle="--")
+    axes.set(
+        title=f"Passes: {report.mean_passes:.2f} on average, base {report.num_blocks}",
+        xlabel="block passes (line: base, dashed: mean)",
+        ylabel="questions",
+    )
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _accuracy(axes: "Axes", report: Report) -> None:
+    groups: list[tuple[str, Share, Share]] = [(str(level.level), level.base, level.routed) for level in report.levels]
+    groups.append(("all", report.base, report.routed))
+    series = (
+        (-0.12, "black", "base", [base for _, base, _ in groups]),
+        (0.12, BLUE, "routed", [routed for _, _, routed in groups]),
+    )
+    for offset, colour, label, shares in series:
+        values = [share.value for share in shares]
+        errors = [
+            [share.value - share.interval[0] for share in shares],
+            [share.interval[1] - share.value for share in shares],
+        ]
+        positions = [index + offset for index in range(len(groups))]
+        axes.errorbar(positions, values, yerr=errors, fmt="o", color=colour, markersize=4, capsize=2, label=label)
+    axes.set(title="Accuracy, 95 % intervals", ylabel="share right", ylim=(-0.02, 1.02))
+    axes.set_xlabel("level" if report.levels else "questions")
+    axes.set_xticks(range(len(groups)), [name for name, *_ in groups])
+    axes.legend(frameon=False, fontsize=8)

@@ -1,0 +1,95 @@
+"""Text in, text out, with the path that the routers chose."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from .adapter.steering import last_decisions, set_depth_control, set_layer_budget
+from .decisions import Decisions, passes
+from .errors import DrLLMError
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What came of a prompt.
+
+    Attributes:
+        text: the answer alone.
+        decisions: those of the prompt.
+        tokens: how many were generated.
+    """
+
+    prompt: str
+    text: str
+    decisions: Decisions
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "passes": passes(self.decisions)}
+
+
+@torch.inference_mode()
+def generate_text(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    chat: bool | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    depth_control: float | None = None,
+    layer_budget: int | None = None,
+    seed: int = 0,
+) -> Generated:
+    """Answer one prompt.
+
+    Args:
+        model: with an active router adapter.
+        chat: put the prompt into the chat template; None does so where there is one.
+        temperature: 0 is greedy.
+        depth_control, layer_budget: None leaves the adapter as it is.
+
+    Raises:
+        DrLLMError: a chat template is asked for and there is none; the prompt leaves no room in the model's positions.
+    """
+    has_template = getattr(tokenizer, "chat_template", None) is not None
+    if chat and not has_template:
+        raise DrLLMError("a chat needs a tokenizer with a chat template, but this one has none; leave out --chat.")
+    if has_template and chat is not False:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+        inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    else:
+        inputs = tokenizer(prompt, return_tensors="pt")
+    length = inputs["input_ids"].shape[1]
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if length == 0 or (limit is not None and length + max_new_tokens > limit):
+        raise DrLLMError(
+            f"the prompt must have at least one token and, with {max_new_tokens} tokens to generate, fit the model's "
+            f"{limit} positions, but it has {length}; shorten it or lower --max-new-tokens."
+        )
+    if depth_control is not None:
+        set_depth_control(model, depth_control)
+    if layer_budget is not None:
+        set_layer_budget(model, layer_budget)
+    sampling: dict[str, Any] = {"do_sample": temperature > 0}
+    if temperature > 0:
+        sampling["temperature"] = temperature
+        torch.manual_seed(seed)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    output = model.generate(
+        input_ids=inputs["input_ids"].to(model.device),
+        attention_mask=inputs["attention_mask"].to(model.device),
+        max_new_tokens=max_new_tokens,
+        pad_token_id=padding,
+        **sampling,
+    )
+    answer = output[0, length:]
+    return Generated(
+        prompt=prompt,
+        text=tokenizer.decode(answer, skip_special_tokens=True),
+        decisions=tuple(last_decisions(model)[0].tolist()),
+        tokens=len(answer),
+    )
