@@ -401,7 +401,9 @@ def main() -> None:
 def _quiet() -> None:
     """Libraries' own progress bars and notices would bury ours; set before they are imported."""
     import os
+    import warnings
 
+    warnings.simplefilter("ignore", FutureWarning)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

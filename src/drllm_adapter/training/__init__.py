@@ -9,6 +9,7 @@ from .config import TrainingConfig
 from .curves import plot_curves
 from .features import FeatureStore
 from .loss import effective_number_weights, focal_loss
+from .routers import load_weights_into
 from .trainer import TrainingResult, train_routers
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "collect_features",
     "effective_number_weights",
     "focal_loss",
+    "load_weights_into",
     "plot_curves",
     "train_routers",
 ]

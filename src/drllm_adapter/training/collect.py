@@ -14,13 +14,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from ..adapter.layer import observe_router_inputs, routed_layers
+from ..adapter.steering import force_decisions
 from ..decisions import check
 from ..errors import DrLLMError
-from ..adapter.layer import RoutedLayer, observe_router_inputs, routed_layers
-from ..steering import force_decisions
+from ..loading import fingerprint
 from .features import FeatureStore, write_features
-
-_SAMPLES = 64
 
 
 def collect_features(
@@ -64,26 +63,20 @@ def collect_features(
     names = [str(row) for row in range(len(prompts))] if ids is None else [str(name) for name in ids]
     labels = np.asarray(labels)
     _check_labels(labels, names)
-    flags = (
-        [add_special_tokens] * len(prompts) if isinstance(add_special_tokens, bool) else add_special_tokens
-    )
+    flags = [add_special_tokens] * len(prompts) if isinstance(add_special_tokens, bool) else add_special_tokens
     tokens = [
-        tokenizer(prompt, add_special_tokens=flag)["input_ids"]
-        for prompt, flag in zip(prompts, flags, strict=True)
+        tokenizer(prompt, add_special_tokens=flag)["input_ids"] for prompt, flag in zip(prompts, flags, strict=True)
     ]
     _check_lengths(tokens, names, getattr(model.config, "max_position_embeddings", None))
-    longest_first = np.argsort([-len(row) for row in tokens], kind="stable")
     blocks = routed_layers(model)
     config = blocks[0].active_config
     if config is None:
-        raise DrLLMError(
-            "a router adapter must be active to be trained, but none is; enable it or call set_adapter."
-        )
+        raise DrLLMError("a router adapter must be active to be trained, but none is; enable it or call set_adapter.")
     width = model.config.hidden_size
     identity = {
         "base": base or getattr(model.config, "_name_or_path", None),
         "revision": revision or getattr(model.config, "_commit_hash", None),
-        "base_weights": _fingerprint(model),
+        "base_weights": fingerprint(model),
         "tokens": _digest(tokens),
         "labels": _digest(labels.tolist()),
         "ids": _digest(names),
@@ -189,23 +182,6 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """Hash of the base's weights: of each, name, type, shape and some values spread over it.
-
-    Not all values: this takes milliseconds for models of any size and still tells a model from its own fine-tuning.
-    """
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        if any(f".{part}." in name for part in RoutedLayer.adapter_layer_names):
-            continue
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        if weight.device.type != "meta":
-            flat = weight.detach().flatten()
-            spread = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
-            digest.update(spread.cpu().double().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _check_labels(labels: NDArray[Any], names: Sequence[str]) -> None:
     if labels.ndim != 2 or len(labels) != len(names) or not len(names) or labels.dtype.kind not in "iu":
         raise DrLLMError(
@@ -222,9 +198,7 @@ def _check_labels(labels: NDArray[Any], names: Sequence[str]) -> None:
 def _check_lengths(tokens: Sequence[Sequence[int]], names: Sequence[str], limit: int | None) -> None:
     for name, row in zip(names, tokens, strict=True):
         if not row:
-            raise DrLLMError(
-                f"every prompt must have tokens, but that of question {name!r} has none; leave it out."
-            )
+            raise DrLLMError(f"every prompt must have tokens, but that of question {name!r} has none; leave it out.")
         if limit is not None and len(row) > limit:
             raise DrLLMError(
                 f"a prompt must fit the model's {limit} positions, but that of question {name!r} has {len(row)} "

@@ -38,9 +38,7 @@ def plot_curves(result: TrainingResult, path: str | os.PathLike[str]) -> None:
 
     for name, colour in _CLASS_COLOURS.items():
         _line(f1, epochs, history, f"f1_{name}", colour, name)
-    f1.axhline(
-        result.metrics["static"]["macro_f1"], color=_BLUE, linestyle=":", label="macro, one path for all"
-    )
+    f1.axhline(result.metrics["static"]["macro_f1"], color=_BLUE, linestyle=":", label="macro, one path for all")
     _line(f1, epochs, history, "macro_f1", _BLUE, "macro")
     f1.set_ylim(-0.02, 1.02)
     f1.set_title("F1 on validation questions")

@@ -37,10 +37,7 @@ def effective_number_weights(labels: Tensor, beta: float = 0.999) -> Tensor:
     counts = class_counts(labels)
     present = counts > 0
     if int(present.sum()) < 2:
-        found = (
-            ", ".join(name for name, seen in zip(CLASS_NAMES, present.tolist(), strict=True) if seen)
-            or "none"
-        )
+        found = ", ".join(name for name, seen in zip(CLASS_NAMES, present.tolist(), strict=True) if seen) or "none"
         raise DrLLMError(
             f"the labels to train on must have at least two of skip, execute and repeat, but only {found} was found; "
             f"search with more simulations or choose another label rule."

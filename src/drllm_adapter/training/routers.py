@@ -1,12 +1,14 @@
 """The routers of all blocks as one stack of weights, so that one batched matrix product runs them all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..adapter.layer import routed_layers
 from ..decisions import CLASS_NAMES
+from ..errors import DrLLMError
 
 Weights = dict[str, Tensor]
 """`down_weight` [R, h, d], `down_bias` [R, h], `up_weight` [R, 3, h], `up_bias` [R, 3]; R routers, float32."""
@@ -25,6 +27,35 @@ def fresh_weights(routers: int, width: int, hidden: int, generator: torch.Genera
         "up_weight": up,
         "up_bias": torch.zeros(routers, len(CLASS_NAMES)),
     }
+
+
+@torch.no_grad()
+def load_weights_into(model: nn.Module, weights: Weights, layers: Sequence[int]) -> None:
+    """Copy trained weights into the routers of the model's active adapter.
+
+    Args:
+        weights: the stack; its router i belongs to block `layers[i]`.
+
+    Raises:
+        DrLLMError: the adapter has no router for one of the blocks, or routers of another size.
+    """
+    blocks = routed_layers(model)
+    name = blocks[0].active_router_adapter
+    for place, layer in enumerate(layers):
+        routers = blocks[layer].drllm_router if layer < len(blocks) else {}
+        if name is None or name not in routers:
+            raise DrLLMError(
+                f"trained weights must belong to blocks with a router, but block {layer} has none in the active "
+                f"adapter; train the blocks that layers_to_transform names."
+            )
+        for parameter, value in routers[name].named_parameters():
+            trained = weights[parameter.replace(".", "_")][place]
+            if trained.shape != value.shape:
+                raise DrLLMError(
+                    f"the router weight {parameter} of block {layer} must have shape {list(value.shape)}, but the "
+                    f"trained one has {list(trained.shape)}; train with the adapter's router_width."
+                )
+            value.copy_(trained)
 
 
 def stacked_logits(weights: Mapping[str, Tensor], means: Tensor, windows: Tensor) -> Tensor:

@@ -163,9 +163,7 @@ class _Run:
         self.other_blocks = store.labels.shape[1] - len(layers)
         self.generator = torch.Generator().manual_seed(config.seed)
         fresh = fresh_weights(len(layers), store.means.shape[-1], config.hidden, self.generator)
-        self.weights = {
-            name: weight.to(class_weights.device).requires_grad_() for name, weight in fresh.items()
-        }
+        self.weights = {name: weight.to(class_weights.device).requires_grad_() for name, weight in fresh.items()}
 
     def train(
         self, train_rows: Rows, validation_rows: Rows, console: Console
@@ -182,9 +180,7 @@ class _Run:
         history: list[dict[str, Any]] = []
         best_loss, best_epoch, best_weights = math.inf, 0, dict(self.weights)
         epochs = range(1, config.epochs + 1)
-        for epoch in track(
-            epochs, "epochs", console=console, transient=True, disable=not console.is_terminal
-        ):
+        for epoch in track(epochs, "epochs", console=console, transient=True, disable=not console.is_terminal):
             train_loss = self._train_epoch(train_rows, optimizer, schedule)
             validation_loss, predictions = self._evaluate(validation_rows)
             history.append(
