@@ -81,7 +81,7 @@ def unroll(model: Any, decisions: Decisions) -> Any:
     for position, block in enumerate(blocks):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = position
+                setattr(module, "layer_idx", position)  # noqa: B010 - a plain attribute, not a submodule
     setattr(stack.owner, stack.name.rpartition(".")[2], blocks)
     twin.config = stack.owner.config = copy.deepcopy(model.config)
     twin.config.num_hidden_layers = len(path)

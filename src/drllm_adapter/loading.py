@@ -35,7 +35,7 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except DrLLMError:
         raise
     except Exception as error:  # whatever a library makes of a missing, damaged or foreign folder

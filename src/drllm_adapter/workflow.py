@@ -18,6 +18,7 @@ from .decisions import execute_all
 from .errors import DrLLMError
 from .evaluation import Report, compare, plot_layers
 from .files import claim_folder, write_json_atomic
+from .hub import write_adapter_card
 from .loading import fingerprint, load_base, load_routed, route_base
 from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
@@ -130,7 +131,7 @@ def train_adapter(
             f"{info['base_fingerprint']}), but the base {name} has weights {fingerprint(model)}; train with the base "
             f"that was searched, or search again."
         )
-    model.config._name_or_path = _full_name(name)
+    model.name_or_path = _full_name(name)  # what PEFT writes into the adapter as its base
     routed = get_peft_model(model, adapter).eval()
     folder = claim_folder(output, ADAPTER)
     with nullcontext(features) if features is not None else tempfile.TemporaryDirectory() as store_folder:
@@ -163,8 +164,9 @@ def train_adapter(
         "best_epoch": result.best_epoch,
     }
     load_weights_into(routed, result.weights, result.layers)
-    routed.peft_config["default"].training = facts
-    routed.save_pretrained(folder)
+    adapter.training = facts
+    routed.save_pretrained(str(folder))
+    write_adapter_card(folder, adapter)
     write_json_atomic(folder / "training.json", {**facts, "history": result.history, "lines": result.lines})
     plot_curves(result, folder / "curves.png")
     return result
@@ -210,14 +212,15 @@ def evaluate_adapter(
     routed = score_all(scorer, prompts, None, "routed", console)
     report = compare(in_base, routed, [question.level for question in questions])
     if folder is not None:
+        config: Any = model.peft_config["default"]
         settings = {
             "adapter": _full_name(adapter),
-            "base": _full_name(base or str(model.peft_config["default"].base_model_name_or_path)),
+            "base": _full_name(base or str(config.base_model_name_or_path)),
             "tasks": sorted({question.task for question in questions}),
             "mode": mode,
             "dtype": str(model.dtype).removeprefix("torch."),
-            "depth_control": model.peft_config["default"].depth_control,
-            "layer_budget": model.peft_config["default"].layer_budget,
+            "depth_control": config.depth_control,
+            "layer_budget": config.layer_budget,
             "version": __version__,
         }
         write_json_atomic(folder / "report.json", {**settings, **report.to_json()})

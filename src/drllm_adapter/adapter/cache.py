@@ -144,7 +144,7 @@ class RoutedCacheLayer(CacheLayerMixin):
 
     def crop(self, tokens_to_remove: int) -> None:
         for layer in self._all():
-            layer.crop(tokens_to_remove)
+            layer.crop(tokens_to_remove)  # type: ignore[attr-defined]
 
     def reset(self) -> None:
         self.decisions, self.passes, self._ledger = None, [], None
@@ -169,7 +169,7 @@ class RoutedCacheLayer(CacheLayerMixin):
             place = {row: index for index, row in enumerate(before.rows(number).tolist())}
             kept = [place[row] for row in rows.tolist() if row in place]
             if kept:
-                layer.reorder_cache(torch.tensor(kept, dtype=torch.long))
+                layer.reorder_cache(torch.tensor(kept, dtype=torch.long))  # type: ignore[arg-type]
         # Rows that leave the batch may have been the only ones to make a pass.
         if not after.max_passes and self.passes:
             self._ledger = _ledger_of(self._blank, _length(self.passes[0]))
@@ -193,7 +193,7 @@ def routed_entry(cache: Cache, block: int, batch_size: int) -> RoutedCacheLayer:
         layers.append(cache.layer_class_to_replicate())
     entry = layers[block]
     if not isinstance(entry, RoutedCacheLayer):
-        entry = layers[block] = RoutedCacheLayer(entry, batch_size)
+        entry = layers[block] = RoutedCacheLayer(entry, batch_size)  # type: ignore[arg-type]
     if entry.decisions is not None and len(entry.decisions) != batch_size:
         raise DrLLMError(
             f"the cache holds {len(entry.decisions)} rows, but {batch_size} rows of tokens were given; "

@@ -96,7 +96,10 @@ class DrLLMConfig(PeftConfig):
 
     def routed_blocks(self, num_blocks: int) -> list[int]:
         """Indices of the blocks that have a router in a stack of `num_blocks`."""
-        return list(range(num_blocks)) if self.layers_to_transform is None else list(self.layers_to_transform)
+        layers = self.layers_to_transform
+        if layers is None:
+            return list(range(num_blocks))
+        return [layers] if isinstance(layers, int) else list(layers)
 
     def _check_positive(self, name: str) -> None:
         value = getattr(self, name)
@@ -106,7 +109,7 @@ class DrLLMConfig(PeftConfig):
     def _check_layers_to_transform(self) -> None:
         if self.layers_to_transform is None:
             return
-        layers = self.layers_to_transform
+        layers: Any = self.layers_to_transform
         if isinstance(layers, int) and not isinstance(layers, bool):
             layers = [layers]
         limit = math.inf if self.num_blocks is None else self.num_blocks

@@ -82,7 +82,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         entry = None if cache is None else routed_entry(cache, self.index, hidden.shape[0])
 
         if self.route.at_prompt:
-            router = self.drllm_router[name] if name in self.drllm_router else None  # noqa: SIM401 - a ModuleDict
+            router: Any = self.drllm_router[name] if name in self.drllm_router else None  # noqa: SIM401 - a ModuleDict
             decisions = self.route.decide(self, self.drllm_config[name], router, hidden)
             if entry is not None:
                 entry.start(decisions)

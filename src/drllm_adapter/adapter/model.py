@@ -26,9 +26,11 @@ class DrLLMModel(BaseTuner):
 
     prefix = "drllm_"
     tuner_layer_cls = RoutedLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}  # type: ignore[misc]
 
-    def _prepare_adapter_config(self, peft_config: DrLLMConfig, model_config: dict[str, Any]) -> DrLLMConfig:
+    def _prepare_adapter_config(  # type: ignore[override]
+        self, peft_config: DrLLMConfig, model_config: dict[str, Any]
+    ) -> DrLLMConfig:
         stack = find_stack(self.model)
         fits = {
             "base_model_type": stack.model_type,
@@ -58,7 +60,7 @@ class DrLLMModel(BaseTuner):
         if not routed:
             attach(model, self._stack, self._route)
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]
         self,
         peft_config: DrLLMConfig,
         adapter_name: str,
@@ -83,13 +85,15 @@ class DrLLMModel(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)
 
-    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(  # type: ignore[override]
+        self, merge: bool = True, *args: Any, **kwargs: Any
+    ) -> nn.Module:
         if merge:
             raise DrLLMError(
                 "a router adapter cannot be merged into the base model, because its decisions depend on the prompt; "
                 "use unload() to get the base model back."
             )
-        model: nn.Module = super()._unload_and_optionally_merge(False, *args, **kwargs)
+        model: Any = super()._unload_and_optionally_merge(False, *args, **kwargs)
         detach(model)
         return model
 
@@ -98,7 +102,7 @@ class DrLLMModel(BaseTuner):
         return key.replace(f"drllm_router.{adapter_name}.", "drllm_router.")
 
     @classmethod
-    def _get_adapter_state_dict(
+    def _get_adapter_state_dict(  # type: ignore[override]
         cls,
         model: nn.Module,
         config: DrLLMConfig,
@@ -114,7 +118,7 @@ class DrLLMModel(BaseTuner):
         return weights
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(
+    def _remap_adapter_state_dict_for_load(  # type: ignore[override]
         cls, model: nn.Module, config: DrLLMConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(

@@ -96,7 +96,7 @@ def search(
     from ..search import SearchConfig
     from ..workflow import Labels, search_paths
 
-    changes = {
+    changes: dict[str, Any] = {
         "simulations": simulations,
         "exploration": exploration,
         "random_child": random_child,
@@ -325,7 +325,7 @@ def info(
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for report.json, layers.png, adapter/ and what led to them.")],
     seed: Seed = 0,
-    questions: Annotated[int, typer.Option(min=20, help="Questions to search and train on.")] = 600,
+    questions: Annotated[int, typer.Option(min=20, help="Questions to search and train on.")] = 1500,
     test_questions: Annotated[int, typer.Option(min=20, help="Questions to evaluate on.")] = 700,
     simulations: Annotated[int, typer.Option(min=1, help="Simulations a question.")] = 100,
 ) -> None:

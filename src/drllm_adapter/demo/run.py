@@ -34,7 +34,7 @@ def run_demo(
     output: str | Path,
     *,
     seed: int = 0,
-    questions: int = 600,
+    questions: int = 1500,
     test_questions: int = 700,
     simulations: int = 100,
     console: Console,

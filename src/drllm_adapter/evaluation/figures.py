@@ -45,7 +45,7 @@ def _decisions_by_block(axes: "Axes", report: Report) -> None:
         axes.bar(range(report.num_blocks), shares, bottom=below, color=colour, label=name, width=0.85)
         below = [low + share for low, share in zip(below, shares, strict=True)]
     axes.set(title="Decisions by block", xlabel="block", ylabel="share of questions", ylim=(0, 1))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
@@ -58,7 +58,7 @@ def _passes(axes: "Axes", report: Report) -> None:
         xlabel="block passes (line: base, dashed: mean)",
         ylabel="questions",
     )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
 
 
 def _accuracy(axes: "Axes", report: Report) -> None:

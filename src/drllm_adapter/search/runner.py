@@ -12,11 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..decisions import CLASS_NAMES, Decisions, passes
@@ -162,7 +163,11 @@ def run_search(
                     rows = read_file(path)
                 else:
                     searches = _search_bundle(
-                        questions[part], prompts[part], scorer, config, lambda share: progress.update(bar, completed=start + share)
+                        questions[part],
+                        prompts[part],
+                        scorer,
+                        config,
+                        partial(_show, progress, bar, start),
                     )
                     scored += sum(len(search.paths) for search in searches)
                     rows = [
@@ -208,7 +213,7 @@ def _search_bundle(
     config: SearchConfig,
     show: Callable[[float], None],
 ) -> list[PathSearch]:
-    """The searches of some questions, advanced together to their ends; `show` is told how many questions' worth is done."""
+    """The searches of some questions, advanced together; `show` is told how many questions' worth is done."""
     searches = [PathSearch(scorer.num_blocks, config, question.id) for question in questions]
     while True:
         proposals = [(place, path) for place, s in enumerate(searches) if (path := s.propose()) is not None]
@@ -276,7 +281,9 @@ def _check_same_search(folder: Path, info: dict[str, Any]) -> None:
 
 
 def _digest(questions: Sequence[Question], prompts: Sequence[Prompt]) -> str:
-    content = [[question.id, *map(str, asdict(prompt).values())] for question, prompt in zip(questions, prompts, strict=True)]
+    content = [
+        [question.id, *map(str, asdict(prompt).values())] for question, prompt in zip(questions, prompts, strict=True)
+    ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -291,6 +298,10 @@ def _progress(console: Console | None) -> Progress:
         transient=True,
         disable=console is None or not console.is_terminal,
     )
+
+
+def _show(progress: Progress, bar: TaskID, before: int, done: float) -> None:
+    progress.update(bar, completed=before + done)
 
 
 def _percent(share: float | None) -> str:

@@ -1,6 +1,6 @@
 """Mini-batches of a feature store: out of memory where the features fit, otherwise read from disk one batch ahead."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -33,25 +33,19 @@ class Batch:
 
 
 class BatchReader:
-    """Reads batches of questions, for some of the routers, onto a device.
+    """Reads batches of questions onto a device.
 
     Features of at most `memory` bytes are held on the device. Larger ones stay on disk: a batch is then B contiguous
     reads of R x K x d floats each, done by a thread while the batch before is worked on, and memory holds two batches.
     Both ways give the same bits.
     """
 
-    def __init__(self, store: FeatureStore, layers: Sequence[int], device: torch.device, memory: int) -> None:
+    def __init__(self, store: FeatureStore, device: torch.device, memory: int) -> None:
         self._store = store
         self._device = device
-        places = [store.layers.index(layer) for layer in layers]
-        # Taking all routers by a slice avoids a copy.
-        self._places: slice | list[int] = slice(None) if len(places) == len(store.layers) else places
-        self._shape = (len(places), *store.means.shape[2:])
         self._windows = torch.from_numpy(np.array(store.windows)).to(device)
-        self._labels = torch.from_numpy(store.labels[:, list(layers)].astype(np.int64)).to(device)
-        self._resident: Tensor | None = None
-        if 4 * len(store) * int(np.prod(self._shape)) <= memory:
-            self._resident = self._load_all()
+        self._labels = torch.from_numpy(store.routed_labels.astype(np.int64)).to(device)
+        self._resident: Tensor | None = self._load_all() if store.means.nbytes <= memory else None
 
     def batches(self, groups: Iterable[Rows]) -> Iterator[Batch]:
         """One batch for each group of rows, in order."""
@@ -74,14 +68,14 @@ class BatchReader:
         return Batch(rows=rows, means=means, windows=self._windows[index], labels=self._labels[index])
 
     def _gather(self, rows: Rows) -> Tensor:
-        routers, windows, width = self._shape
+        _, routers, windows, width = self._store.means.shape
         means = np.empty((routers, len(rows), windows, width), dtype=np.float32)
         for place, row in enumerate(rows):
-            means[:, place] = self._store.means[row][self._places]
+            means[:, place] = self._store.means[row]
         return torch.from_numpy(means)
 
     def _load_all(self) -> Tensor:
-        routers, windows, width = self._shape
+        _, routers, windows, width = self._store.means.shape
         resident = torch.empty(routers, len(self._store), windows, width, device=self._device)
         for start in range(0, len(self._store), _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, len(self._store)))

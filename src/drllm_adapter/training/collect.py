@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..adapter.layer import observe_router_inputs, routed_layers
 from ..adapter.steering import force_decisions
-from ..decisions import check
+from ..decisions import EXECUTE, check
 from ..errors import DrLLMError
 from ..loading import fingerprint
 from .features import FeatureStore, write_features
@@ -32,27 +32,25 @@ def collect_features(
     ids: Sequence[str] | None = None,
     add_special_tokens: bool | Sequence[bool] = True,
     batch_size: int = 16,
-    base: str | None = None,
-    revision: str | None = None,
     console: Console | None = None,
 ) -> FeatureStore:
     """The features of the questions: found in `folder` when nothing they depend on has changed, else collected.
 
     Each question runs through the model once, on its label path, in batches of similar length. The features depend on
-    the base's weights, the prompts' tokens, the labels, the number of windows and the blocks with routers, not on the
-    routers' weights.
+    the base's weights and dtype, the prompts' tokens, the labels, the number of windows and the blocks with routers,
+    not on the routers' weights.
 
     Args:
-        model: a causal language model with a DrLLM adapter.
+        model: a causal language model with a DrLLM adapter, which must be active.
         tokenizer: its tokenizer.
         prompts: N texts, all that the routers read of each question.
-        labels: int8 [N, L], the decision of each of the model's L blocks; this path is forced.
+        labels: int8 [N, L], the decision of each of the model's L blocks; this path is forced. A block without a
+            router executes whatever its label, here as when the adapter is used.
         folder: of the store; one store a folder, replaced when something changed.
         ids: N names for messages and for the validation split; None numbers the questions.
         add_special_tokens: whether the tokenizer adds its special tokens, for all prompts or for each; false for
             texts that a chat template made.
         batch_size: questions a forward pass.
-        base, revision: of the base model, part of the key; None takes what the model's config says.
         console: a progress bar on a terminal; None shows nothing.
 
     Raises:
@@ -61,26 +59,27 @@ def collect_features(
             full disk.
     """
     names = [str(row) for row in range(len(prompts))] if ids is None else [str(name) for name in ids]
-    labels = np.asarray(labels)
-    _check_labels(labels, names)
-    flags = [add_special_tokens] * len(prompts) if isinstance(add_special_tokens, bool) else add_special_tokens
-    tokens = [
-        tokenizer(prompt, add_special_tokens=flag)["input_ids"] for prompt, flag in zip(prompts, flags, strict=True)
-    ]
-    _check_lengths(tokens, names, getattr(model.config, "max_position_embeddings", None))
     blocks = routed_layers(model)
     config = blocks[0].active_config
     if config is None:
         raise DrLLMError("a router adapter must be active to be trained, but none is; enable it or call set_adapter.")
-    width = model.config.hidden_size
+    layers = config.routed_blocks(len(blocks))
+    labels = _checked_labels(np.asarray(labels), names, len(blocks))
+    labels[:, [block for block in range(len(blocks)) if block not in layers]] = EXECUTE
+    flags = [add_special_tokens] * len(prompts) if isinstance(add_special_tokens, bool) else add_special_tokens
+    tokens = [
+        tokenizer(prompt, add_special_tokens=flag)["input_ids"] for prompt, flag in zip(prompts, flags, strict=True)
+    ]
+    _check_lengths(tokens, names, getattr(model.config.get_text_config(), "max_position_embeddings", None))
+    width = config.hidden_size
+    assert width is not None
     identity = {
-        "base": base or getattr(model.config, "_name_or_path", None),
-        "revision": revision or getattr(model.config, "_commit_hash", None),
-        "base_weights": fingerprint(model),
+        "base": fingerprint(model),
+        "dtype": str(model.dtype),
         "tokens": _digest(tokens),
         "labels": _digest(labels.tolist()),
         "ids": _digest(names),
-        "layers": config.routed_blocks(len(blocks)),
+        "layers": layers,
         "windows": config.num_windows,
         "width": width,
     }
@@ -89,10 +88,10 @@ def collect_features(
     if store is not None:
         return store
 
-    layers = identity["layers"]
+    # Similar lengths together, and the batch that needs the most memory first.
     longest_first = np.argsort([-len(row) for row in tokens], kind="stable")
     groups = [longest_first[start : start + batch_size] for start in range(0, len(tokens), batch_size)]
-    collector = _Collector(model, tokenizer, tokens, labels, names)
+    collector = _Collector(model, tokenizer, tokens, labels, names, layers)
     hidden = console is None or not console.is_terminal
     with (
         _evaluating(model),
@@ -100,7 +99,7 @@ def collect_features(
             folder,
             key=key,
             ids=names,
-            labels=labels.astype(np.int8),
+            labels=labels,
             layers=layers,
             windows=config.num_windows,
             width=width,
@@ -108,9 +107,8 @@ def collect_features(
         ) as writer,
     ):
         for rows in track(groups, "features", console=console, transient=True, disable=hidden):
-            read, used = collector.run(rows)
-            means = torch.stack([read[layer].cpu() for layer in layers], dim=1).numpy()
-            for row, features, count in zip(rows.tolist(), means, used.tolist(), strict=True):
+            means, used = collector.run(rows)
+            for row, features, count in zip(rows.tolist(), means.numpy(), used.tolist(), strict=True):
                 writer.write(row, features, count)
     store = FeatureStore.find(folder, key)
     assert store is not None
@@ -127,13 +125,14 @@ class _Collector:
         tokens: Sequence[list[int]],
         labels: NDArray[np.int8],
         names: Sequence[str],
+        layers: Sequence[int],
     ) -> None:
-        self._model, self._tokens, self._labels, self._names = (model, tokens, labels, names)
+        self._model, self._tokens, self._labels, self._names, self._layers = model, tokens, labels, names, layers
         self._padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     @torch.inference_mode()
-    def run(self, rows: NDArray[np.int64]) -> tuple[dict[int, Tensor], Tensor]:
-        """Window means [B, K, d] of every block and the number of windows used [B] of the questions `rows` [B]."""
+    def run(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Window means [B, R, K, d] and the number of windows used [B] of the questions `rows` [B], on the CPU."""
         tokens = [torch.tensor(self._tokens[row]) for row in rows]
         # Padded on the right, where positions counted from the left are right for every architecture.
         input_ids = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=self._padding)
@@ -150,7 +149,7 @@ class _Collector:
                     f"hidden states must be finite, but block {block} reads NaN or infinite values for question "
                     f"{name!r}; leave that question out or load the base model in float32."
                 )
-            read[block] = means
+            read[block] = means.cpu()
             used.copy_(windows)
 
         device = self._model.device
@@ -164,7 +163,7 @@ class _Collector:
                 use_cache=False,
                 logits_to_keep=1,
             )
-        return read, used
+        return torch.stack([read[layer] for layer in self._layers], dim=1), used
 
 
 @contextmanager
@@ -182,17 +181,19 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _check_labels(labels: NDArray[Any], names: Sequence[str]) -> None:
-    if labels.ndim != 2 or len(labels) != len(names) or not len(names) or labels.dtype.kind not in "iu":
+def _checked_labels(labels: NDArray[Any], names: Sequence[str], num_blocks: int) -> NDArray[np.int8]:
+    """A copy of the labels as int8 [N, L]."""
+    if labels.shape != (len(names), num_blocks) or not names or labels.dtype.kind not in "iu":
         raise DrLLMError(
-            f"labels must be whole numbers, one row of decisions for each of the {len(names)} questions, but an array "
-            f"of {labels.dtype} and shape {labels.shape} was given; search these questions again."
+            f"labels must be whole numbers [{len(names)} questions, {num_blocks} blocks], at least one question, but "
+            f"{labels.dtype} {list(labels.shape)} was given; search these questions with this base model."
         )
     for name, row in zip(names, labels.tolist(), strict=True):
         try:
-            check(row, labels.shape[1])
+            check(row, num_blocks)
         except DrLLMError as error:
             raise DrLLMError(f"question {name!r}: {error}") from error
+    return labels.astype(np.int8)
 
 
 def _check_lengths(tokens: Sequence[Sequence[int]], names: Sequence[str], limit: int | None) -> None:

@@ -44,6 +44,11 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def routed_labels(self) -> NDArray[np.int8]:
+        """int8 [N, R], the labels of the blocks that have routers."""
+        return self.labels[:, list(self.layers)]
+
     @classmethod
     def find(cls, folder: str | os.PathLike[str], key: str) -> "FeatureStore | None":
         """The finished store in `folder` if it has exactly this key, with `means` memory-mapped; otherwise None."""
@@ -135,8 +140,8 @@ def write_features(
         finished = True
     except OSError as error:
         raise DrLLMError(
-            f"the features could not be written to {folder} ({error.strerror}); free some space or choose another "
-            f"folder."
+            f"the features could not be written to {folder} ({error.strerror or error}); free some space or "
+            f"choose another folder."
         ) from error
     finally:
         if not finished:

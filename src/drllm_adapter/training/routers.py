@@ -1,6 +1,7 @@
 """The routers of all blocks as one stack of weights, so that one batched matrix product runs them all."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,32 +31,56 @@ def fresh_weights(routers: int, width: int, hidden: int, generator: torch.Genera
 
 
 @torch.no_grad()
-def load_weights_into(model: nn.Module, weights: Weights, layers: Sequence[int]) -> None:
-    """Copy trained weights into the routers of the model's active adapter.
+def load_weights_into(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    layers: Sequence[int],
+    adapter_name: str | None = None,
+    *,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Copy trained weights into the routers of one adapter of the model; all of them or, on an error, none.
 
     Args:
         weights: the stack; its router i belongs to block `layers[i]`.
+        layers: the blocks that have a router in the adapter, each once.
+        adapter_name: None is the active adapter.
+        training: JSON-able facts about the training, kept in the adapter's configuration; None leaves what is there.
 
     Raises:
-        DrLLMError: the adapter has no router for one of the blocks, or routers of another size.
+        DrLLMError: no such adapter, an adapter with routers for other blocks, or routers of another size.
     """
     blocks = routed_layers(model)
-    name = blocks[0].active_router_adapter
+    name = blocks[0].active_router_adapter if adapter_name is None else adapter_name
+    if name is None or name not in blocks[0].drllm_config:
+        raise DrLLMError(
+            f"trained weights go into a router adapter of the model, but {name or 'an active one'!r} is not among "
+            f"its adapters ({', '.join(blocks[0].drllm_config)}); name one of these or call set_adapter."
+        )
+    config = blocks[0].drllm_config[name]
+    routed = config.routed_blocks(len(blocks))
+    if sorted(layers) != routed:
+        raise DrLLMError(
+            f"trained weights must be for the blocks with a router in adapter {name!r}, {routed}, but they are for "
+            f"{sorted(layers)}; train the blocks that layers_to_transform names."
+        )
+    copies = []
     for place, layer in enumerate(layers):
-        routers = blocks[layer].drllm_router if layer < len(blocks) else {}
-        if name is None or name not in routers:
-            raise DrLLMError(
-                f"trained weights must belong to blocks with a router, but block {layer} has none in the active "
-                f"adapter; train the blocks that layers_to_transform names."
-            )
-        for parameter, value in routers[name].named_parameters():
+        for parameter, value in blocks[layer].drllm_router[name].named_parameters():
             trained = weights[parameter.replace(".", "_")][place]
             if trained.shape != value.shape:
                 raise DrLLMError(
                     f"the router weight {parameter} of block {layer} must have shape {list(value.shape)}, but the "
                     f"trained one has {list(trained.shape)}; train with the adapter's router_width."
                 )
-            value.copy_(trained)
+            copies.append((value, trained))
+    for value, trained in copies:
+        value.copy_(trained)
+    # The checksum of a loaded adapter was of the weights before; saving makes a new one.
+    blocks[0].route.unverified.pop(name, None)
+    config.checksum = None
+    if training is not None:
+        config.training = dict(training)
 
 
 def stacked_logits(weights: Mapping[str, Tensor], means: Tensor, windows: Tensor) -> Tensor:
@@ -71,7 +96,7 @@ def stacked_logits(weights: Mapping[str, Tensor], means: Tensor, windows: Tensor
     Returns:
         float32 [B, R, 3].
     """
-    routers, batch, count, width = means.shape
+    routers, batch, count, width = (int(size) for size in means.shape)
     hidden = torch.baddbmm(
         weights["down_bias"].unsqueeze(1),
         means.reshape(routers, batch * count, width),

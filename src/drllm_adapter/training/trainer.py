@@ -61,12 +61,11 @@ def train_routers(
     store: FeatureStore,
     config: TrainingConfig | None = None,
     *,
-    layers: Sequence[int] | None = None,
     device: str | torch.device | None = None,
     memory: int = DEFAULT_MEMORY,
     console: Console | None = None,
 ) -> TrainingResult:
-    """Train one router for each of `layers`, all at once.
+    """Train the routers of all the store's blocks, all at once.
 
     The same store, config and device give the same weights, bit for bit on the same machine with the same number of
     threads; neither `memory` nor the global random state matters.
@@ -74,7 +73,6 @@ def train_routers(
     Args:
         store: what the routers read and shall decide.
         config: how to train; None is `TrainingConfig()`.
-        layers: blocks whose routers train; None is all of the store's.
         device: where to train; None is the first GPU, or the CPU without one.
         memory: features of at most this many bytes are held on the device; larger ones are read from disk as they are
             needed. Beside them, training takes about 20 bytes a router weight and two batches of
@@ -82,25 +80,22 @@ def train_routers(
         console: where the three lines go and, on a terminal, a progress bar; None prints nothing.
 
     Raises:
-        DrLLMError: fewer than two questions or classes, a block without features, features that are not finite, or
-            a loss that is not.
+        DrLLMError: fewer than two questions or classes, features that are not finite, or a loss that is not.
     """
     started = time.perf_counter()
     config = config or TrainingConfig()
     console = console or Console(quiet=True)
-    chosen = _check_layers(store, layers)
     train_rows, validation_rows = split_questions(store.ids, config.validation_share, config.seed)
-    train_labels = torch.from_numpy(store.labels[train_rows][:, chosen])
+    train_labels = torch.from_numpy(store.routed_labels[train_rows])
     class_weights = effective_number_weights(train_labels, config.beta)
 
-    lines = [data_line(len(train_rows), len(validation_rows), len(chosen), train_labels)]
+    lines = [data_line(len(train_rows), len(validation_rows), len(store.layers), train_labels)]
     console.print(lines[-1], highlight=False, markup=False)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    reader = BatchReader(store, chosen, place, memory)
-    run = _Run(store, config, chosen, reader, class_weights.to(place))
+    run = _Run(store, config, BatchReader(store, place, memory), class_weights.to(place))
     history, best_epoch, weights = run.train(train_rows, validation_rows, console)
 
-    labels = store.labels[validation_rows][:, chosen]
+    labels = store.routed_labels[validation_rows]
     static = np.broadcast_to(static_decisions(train_labels.numpy()), labels.shape)
     metrics = {
         "routers": history[best_epoch - 1],
@@ -119,7 +114,7 @@ def train_routers(
         console.print(line, highlight=False, markup=False)
     return TrainingResult(
         weights=weights,
-        layers=chosen,
+        layers=store.layers,
         history=history,
         metrics=metrics,
         best_epoch=best_epoch,
@@ -150,19 +145,11 @@ def split_questions(ids: Sequence[str], share: float, seed: int) -> tuple[Rows, 
 class _Run:
     """One training: what stays the same over its epochs, and the weights that do not."""
 
-    def __init__(
-        self,
-        store: FeatureStore,
-        config: TrainingConfig,
-        layers: tuple[int, ...],
-        reader: BatchReader,
-        class_weights: Tensor,
-    ) -> None:
-        self.store, self.config, self.layers, self.reader = (store, config, layers, reader)
-        self.class_weights = class_weights
-        self.other_blocks = store.labels.shape[1] - len(layers)
+    def __init__(self, store: FeatureStore, config: TrainingConfig, reader: BatchReader, class_weights: Tensor) -> None:
+        self.store, self.config, self.reader, self.class_weights = store, config, reader, class_weights
+        self.other_blocks = store.labels.shape[1] - len(store.layers)
         self.generator = torch.Generator().manual_seed(config.seed)
-        fresh = fresh_weights(len(layers), store.means.shape[-1], config.hidden, self.generator)
+        fresh = fresh_weights(len(store.layers), store.means.shape[-1], config.hidden, self.generator)
         self.weights = {name: weight.to(class_weights.device).requires_grad_() for name, weight in fresh.items()}
 
     def train(
@@ -176,7 +163,7 @@ class _Run:
             list(self.weights.values()), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         schedule = get_cosine_schedule_with_warmup(optimizer, min(config.warmup_steps, steps // 10), steps)
-        labels = self.store.labels[validation_rows][:, self.layers]
+        labels = self.store.routed_labels[validation_rows]
         history: list[dict[str, Any]] = []
         best_loss, best_epoch, best_weights = math.inf, 0, dict(self.weights)
         epochs = range(1, config.epochs + 1)
@@ -207,7 +194,7 @@ class _Run:
             loss, _ = self._loss(batch)
             total += self._finite(loss, batch) * len(batch.rows)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
         return total / len(rows)
@@ -246,14 +233,3 @@ class _Run:
 
 def _groups(rows: Rows, size: int) -> Iterator[Rows]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
-def _check_layers(store: FeatureStore, layers: Sequence[int] | None) -> tuple[int, ...]:
-    chosen = store.layers if layers is None else tuple(sorted(set(layers)))
-    missing = sorted(set(chosen) - set(store.layers))
-    if missing or not chosen:
-        raise DrLLMError(
-            f"layers must be some of the {len(store.layers)} blocks with stored features ({store.layers[0]} to "
-            f"{store.layers[-1]}), but {missing[0] if missing else 'none'} was given; correct the list."
-        )
-    return chosen
