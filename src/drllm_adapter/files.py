@@ -64,21 +64,8 @@ def claim_folder(path: str | os.PathLike[str], kind: str, *, resume: bool = Fals
     Raises:
         DrLLMError: the folder holds something else, or the same kind of output and `resume` is false.
     """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise DrLLMError(f"the output {path} must be a folder, but it is a file; choose another name.")
-    marker = path / MARKER
-    if path.is_dir() and any(path.iterdir()):
-        found = folder_kind(path)
-        if found != kind:
-            raise DrLLMError(
-                f"the output folder {path} must be new, empty or hold {kind}, but it holds "
-                f"{found or 'something else'}; choose another folder."
-            )
-        if not resume:
-            raise DrLLMError(
-                f"the output folder {path} already holds {kind}; go on with --resume or choose another folder."
-            )
+    path = check_claim(path, kind, resume=resume)
+    if folder_kind(path) == kind:
         return path
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -86,7 +73,31 @@ def claim_folder(path: str | os.PathLike[str], kind: str, *, resume: bool = Fals
         raise DrLLMError(
             f"the output folder {path} could not be created ({error.strerror}); choose another folder."
         ) from error
-    write_json_atomic(marker, {"kind": kind})
+    write_json_atomic(path / MARKER, {"kind": kind})
+    return path
+
+
+def check_claim(path: str | os.PathLike[str], kind: str, *, resume: bool = False) -> Path:
+    """Refuse what `claim_folder` would refuse, and create nothing: for long work that writes at its end.
+
+    Raises:
+        DrLLMError: the folder holds something else, or the same kind of output and `resume` is false.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise DrLLMError(f"the output {path} must be a folder, but it is a file; choose another name.")
+    if path.is_dir() and any(path.iterdir()):
+        found = folder_kind(path)
+        if found != kind:
+            raise DrLLMError(
+                f"the output folder {path} must be new or empty, but it holds {found or 'something else'}; choose "
+                f"another folder."
+            )
+        if not resume:
+            raise DrLLMError(
+                f"the output folder {path} must be new or empty, but it already holds a {kind}; go on with --resume "
+                f"if that is possible, or choose another folder."
+            )
     return path
 
 

@@ -2,12 +2,15 @@
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from .adapter.config import DrLLMConfig
 from .adapter.layer import RoutedLayer
@@ -35,7 +38,8 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        with _without_progress_bar():
+            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except DrLLMError:
         raise
     except Exception as error:  # whatever a library makes of a missing, damaged or foreign folder
@@ -146,6 +150,18 @@ def _in_faster_dtype(model: Any) -> Any:
     in_own = seconds()
     model = model.float()
     return model if seconds() < in_own else model.to(own)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """transformers draws a bar for every model it loads; a command that loads several would be buried in them."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _first_sentence(error: Exception) -> str:

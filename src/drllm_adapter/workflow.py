@@ -14,10 +14,11 @@ from rich.console import Console
 
 from . import __version__
 from .adapter.config import DrLLMConfig
+from .adapter.steering import set_depth_control, set_layer_budget
 from .decisions import execute_all
 from .errors import DrLLMError
 from .evaluation import Report, compare, plot_layers
-from .files import claim_folder, write_json_atomic
+from .files import check_claim, claim_folder, write_json_atomic
 from .hub import write_adapter_card
 from .loading import fingerprint, load_base, load_routed, route_base
 from .scoring import Score, Scorer
@@ -116,6 +117,7 @@ def train_adapter(
     Raises:
         DrLLMError: the set was made with another base, or holds nothing to learn, or see `train_routers`.
     """
+    check_claim(output, ADAPTER)
     config = config or TrainingConfig()
     adapter = adapter or DrLLMConfig()
     if config.hidden != adapter.router_width:
@@ -133,7 +135,6 @@ def train_adapter(
         )
     model.name_or_path = _full_name(name)  # what PEFT writes into the adapter as its base
     routed = get_peft_model(model, adapter).eval()
-    folder = claim_folder(output, ADAPTER)
     with nullcontext(features) if features is not None else tempfile.TemporaryDirectory() as store_folder:
         assert store_folder is not None
         store = collect_features(
@@ -165,6 +166,7 @@ def train_adapter(
     }
     load_weights_into(routed, result.weights, result.layers)
     adapter.training = facts
+    folder = claim_folder(output, ADAPTER)
     routed.save_pretrained(str(folder))
     write_adapter_card(folder, adapter)
     write_json_atomic(folder / "training.json", {**facts, "history": result.history, "lines": result.lines})
@@ -197,21 +199,21 @@ def evaluate_adapter(
     Raises:
         DrLLMError: see `load_routed`, `build_prompt`, `Scorer.score`.
     """
-    from .adapter.steering import set_depth_control, set_layer_budget
-
+    if output is not None:
+        check_claim(output, EVALUATION)
     model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
     if depth_control is not None:
         set_depth_control(model, depth_control)
     if layer_budget is not None:
         set_layer_budget(model, layer_budget)
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
-    folder = None if output is None else claim_folder(output, EVALUATION)
     scorer = Scorer(model, tokenizer, batch_size=batch_size)
     everything = [execute_all(scorer.num_blocks)] * len(prompts)
     in_base = score_all(scorer, prompts, everything, "base", console)
     routed = score_all(scorer, prompts, None, "routed", console)
     report = compare(in_base, routed, [question.level for question in questions])
-    if folder is not None:
+    if output is not None:
+        folder = claim_folder(output, EVALUATION)
         config: Any = model.peft_config["default"]
         settings = {
             "adapter": _full_name(adapter),

@@ -174,9 +174,6 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "one bit": with_first(lambda value: value.add(1e-3)),
     "missing": lambda a: change_weights(a, lambda w: {k: v for k, v in w.items() if k != first(w)}),
     "renamed": lambda a: change_weights(a, lambda w: {k.replace("drllm_router", "router"): v for k, v in w.items()}),
-    "extra": lambda a: change_weights(
-        a, lambda w: {**w, first(w).replace("layers.0", "layers.9"): w[first(w)].clone()}
-    ),
     "another architecture": lambda a: change_config(a, base_model_type="gpt2"),
     "another depth": lambda a: change_config(a, num_blocks=7),
     "another width": lambda a: change_config(a, hidden_size=64),

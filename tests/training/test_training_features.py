@@ -64,14 +64,14 @@ def test_features_equal_those_of_the_unrolled_model(tmp_path: Path, routed: list
                 members = [states[block][token] for token, number in enumerate(window_of) if number == window]
                 expected = torch.stack(members).mean(0) if members else torch.zeros(32)
                 torch.testing.assert_close(
-                    torch.from_numpy(store.means[row, place, window].copy()), expected, rtol=1e-4, atol=1e-5
+                    torch.from_numpy(store.means[row, place, window].copy()), expected, rtol=1e-3, atol=1e-4
                 )
 
 
 def test_batches_do_not_matter(tmp_path: Path) -> None:
     model = routed_model()
     one, many = collect(model, tmp_path / "1", batch_size=1), collect(model, tmp_path / "5", batch_size=5)
-    np.testing.assert_allclose(one.means, many.means, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(one.means, many.means, rtol=1e-3, atol=1e-4)
     assert one.windows.tolist() == many.windows.tolist()
 
 

@@ -53,17 +53,25 @@ def test_class_weights_equal_the_formula(counts: tuple[int, int, int], beta: flo
             effective_number_weights(labels, beta)
         return
     raw = [(1 - beta) / (1 - beta**count) if count else 0.0 for count in counts]
+    largest = 10 * min(value for value in raw if value)
+    raw = [min(value, largest) for value in raw]
     scale = sum(count > 0 for count in counts) / sum(raw)
     assert effective_number_weights(labels, beta).tolist() == pytest.approx([scale * value for value in raw], rel=1e-5)
 
 
 def test_class_weights_known_values() -> None:
-    labels = torch.tensor([0] * 1000 + [1] * 10)
-    # Effective numbers: (1 - 0.999^1000) / 0.001 = 632.3 and (1 - 0.999^10) / 0.001 = 9.955.
+    labels = torch.tensor([0] * 1000 + [1] * 100)
+    # Effective numbers: (1 - 0.999^1000) / 0.001 = 632.3 and (1 - 0.999^100) / 0.001 = 95.21.
     skip, execute, repeat = effective_number_weights(labels).tolist()
-    assert execute / skip == pytest.approx(632.3 / 9.955, rel=1e-3)
+    assert execute / skip == pytest.approx(632.3 / 95.21, rel=1e-3)
     assert repeat == 0
     assert skip + execute == pytest.approx(2)
+
+
+def test_class_weights_stay_bounded() -> None:
+    skip, execute, repeat = effective_number_weights(torch.tensor([0] * 5000 + [1] * 3000 + [2])).tolist()
+    assert repeat == pytest.approx(10 * skip)
+    assert skip < execute < 1.1 * skip
 
 
 @given(data=st.data(), other=st.integers(0, 3))

@@ -41,7 +41,8 @@ class Share:
         n, p = self.of, self.value
         centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
         half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-        return max(0.0, centre - half), min(1.0, centre + half)
+        # At 0 and 1 the bound is the share itself; rounding must not push it to the other side.
+        return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
 
     def to_json(self) -> dict[str, Any]:
         return {"value": self.value, "interval": list(self.interval), "right": self.right, "of": self.of}
@@ -65,6 +66,7 @@ class Report:
         base, routed: accuracy.
         difference: routed minus base, in shares, with the 95 % interval of the paired difference.
         gained, lost: questions that only the routed, only the base model answers rightly.
+        p_value: of McNemar's exact test that gains and losses are equally likely, two-sided.
         base_probability, routed_probability: mean probability of the right answer.
         num_blocks: passes of the base.
         mean_passes: of the routed model.
@@ -79,6 +81,7 @@ class Report:
     difference_interval: tuple[float, float]
     gained: int
     lost: int
+    p_value: float
     base_probability: float
     routed_probability: float
     num_blocks: int
@@ -101,17 +104,15 @@ class Report:
         """The report for people."""
         table = Table("questions", "n", "base", "routed", "mean passes", title="Evaluation", title_justify="left")
         for level in self.levels:
-            table.add_row(
-                f"level {level.level}", str(level.base.of), _show(level.base), _show(level.routed),
-                f"{level.mean_passes:.2f}",
-            )  # fmt: skip
+            name = "no level" if level.level is None else f"level {level.level}"
+            table.add_row(name, str(level.base.of), _show(level.base), _show(level.routed), f"{level.mean_passes:.2f}")
         table.add_row(
             "all", str(self.base.of), _show(self.base), _show(self.routed),
             f"{self.mean_passes:.2f} (base: {self.num_blocks})",
         )  # fmt: skip
         low, high = self.difference_interval
         table.add_row(
-            "difference", "", "",
+            "difference", "", f"p = {self.p_value:.2g}",
             f"{100 * self.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
             f"{self.mean_passes - self.num_blocks:+.2f}",
         )  # fmt: skip
@@ -147,6 +148,7 @@ def compare(base: Sequence[ScoreLike], routed: Sequence[ScoreLike], levels: Sequ
         difference_interval=paired_interval(gained, lost, count),
         gained=gained,
         lost=lost,
+        p_value=mcnemar(gained, lost),
         base_probability=sum(score.probability for score in base) / count,
         routed_probability=sum(score.probability for score in routed) / count,
         num_blocks=num_blocks,
@@ -167,6 +169,14 @@ def paired_interval(gained: int, lost: int, count: int) -> tuple[float, float]:
     centre = (b - c) / n
     half = _Z * math.sqrt(b + c - (b - c) ** 2 / n) / n
     return max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p-value of McNemar's exact test (1947): a fair coin for each question that only one model answers."""
+    tosses, fewer = gained + lost, min(gained, lost)
+    tail = sum(math.comb(tosses, heads) for heads in range(fewer + 1))
+    # Whole numbers divided at the end: neither a large sum nor a small share loses anything.
+    return 1.0 if 2 * tail >= 2**tosses else 2 * tail / 2**tosses
 
 
 def _share(scores: Sequence[ScoreLike], places: Sequence[int]) -> Share:

@@ -24,12 +24,15 @@ def plot_layers(report: Report, path: str | os.PathLike[str]) -> None:
     # Imported here: matplotlib is slow to load and only figures need it. No pyplot: it keeps global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     blocks, distribution, accuracy = figure.subplots(1, 3, width_ratios=(1.5, 1, 1.2))
     _decisions_by_block(blocks, report)
     _passes(distribution, report)
     _accuracy(accuracy, report)
+    for axes in (blocks, distribution):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (blocks, distribution, accuracy):
         axes.spines[["top", "right"]].set_visible(False)
     FigureCanvasAgg(figure)
@@ -52,7 +55,7 @@ def _decisions_by_block(axes: "Axes", report: Report) -> None:
 def _passes(axes: "Axes", report: Report) -> None:
     axes.bar(list(report.passes), list(report.passes.values()), color=BLUE, width=0.85)
     axes.axvline(report.num_blocks, color="black", linewidth=1)
-    axes.axvline(report.mean_passes, color=BLUE, linewidth=1, linestyle="--")
+    axes.axvline(report.mean_passes, color=ORANGE, linewidth=2, linestyle="--")
     axes.set(
         title=f"Passes: {report.mean_passes:.2f} on average, base {report.num_blocks}",
         xlabel="block passes (line: base, dashed: mean)",

@@ -1,9 +1,8 @@
 """Static paths - one path for all prompts - as the baseline that a router must beat at equal passes."""
 
-import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..decisions import EXECUTE, REPEAT, SKIP, Decisions
@@ -22,12 +21,13 @@ def static_paths(num_blocks: int, passes: int, limit: int, seed: int = 0) -> lis
     """All paths over `num_blocks` blocks with that many passes, or `limit` different ones drawn from them.
 
     Every path is equally likely to be drawn: first its number of repeats, in proportion to how many paths have it.
+    None exist below 0 or above 2 x `num_blocks` passes.
     """
     # r repeats leave passes - 2 r blocks that execute; the others are skipped.
     repeats = [r for r in range(passes // 2 + 1) if passes - r <= num_blocks]
     counts = [math.comb(num_blocks, r) * math.comb(num_blocks - r, passes - 2 * r) for r in repeats]
     if sum(counts) <= limit:
-        return [path for path in itertools.product((SKIP, EXECUTE, REPEAT), repeat=num_blocks) if sum(path) == passes]
+        return list(_all_paths(num_blocks, passes))
     draw = random.Random(seed)
     found: dict[Decisions, None] = {}
     while len(found) < limit:
@@ -37,6 +37,16 @@ def static_paths(num_blocks: int, passes: int, limit: int, seed: int = 0) -> lis
         draw.shuffle(path)
         found[tuple(path)] = None
     return list(found)
+
+
+def _all_paths(num_blocks: int, passes: int) -> Iterator[Decisions]:
+    """In ascending order; no dead ends, so deep models with few paths of that many passes are quick too."""
+    if num_blocks == 0:
+        yield ()
+        return
+    for decision in (SKIP, EXECUTE, REPEAT):
+        if 0 <= passes - decision <= REPEAT * (num_blocks - 1):
+            yield from ((decision, *rest) for rest in _all_paths(num_blocks - 1, passes - decision))
 
 
 def score_static_paths(

@@ -8,6 +8,7 @@ rows do not depend on how often, or where, the run was interrupted.
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -252,9 +253,8 @@ def _compact(folder: Path, shards: int) -> None:
     paths = [folder / SHARDS / f"{number:06d}.parquet" for number in range(shards)]
     (folder / DATA).parent.mkdir(exist_ok=True)
     write_rows(folder / DATA, [row for path in paths for row in read_file(path)])
-    for path in paths:
-        path.unlink()
-    (folder / SHARDS).rmdir()
+    # A killed run may have left temporary files beside the shards.
+    shutil.rmtree(folder / SHARDS)
 
 
 def _check_questions(questions: Sequence[Question]) -> None:

@@ -25,6 +25,7 @@ def plot_curves(result: TrainingResult, path: str | os.PathLike[str]) -> None:
     # Imported here: matplotlib is slow to load and only this function needs it. No pyplot: it keeps global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     history = result.history
     epochs = [entry["epoch"] for entry in history]
@@ -50,7 +51,7 @@ def plot_curves(result: TrainingResult, path: str | os.PathLike[str]) -> None:
     for axes in (loss, f1, passes):
         axes.axvline(result.best_epoch, color="#CCCCCC", linewidth=5, alpha=0.5, zorder=0)
         axes.set_xlabel("epoch (grey band: kept)")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#EEEEEE")
         axes.legend(frameon=False, fontsize=8)
