@@ -67,6 +67,9 @@ class Scorer:
         self._padding = next(
             (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0
         )
+        # As indices rather than as the number 1: a slice is not contiguous, and the product with the head's weights
+        # would then copy these once for every row.
+        self._last = torch.tensor([-1], device=model.device)
         self._encoded: dict[Prompt, _Encoded] = {}
 
     def score(self, prompts: Sequence[Prompt], decisions: Sequence[Decisions] | None = None) -> list[Score]:
@@ -92,7 +95,7 @@ class Scorer:
         inputs = self._pad_left([row.prompt for row in encoded])
         cache = DynamicCache(config=self.model.config.get_text_config())
         with _forced(self.model, decisions):
-            output = self.model(**inputs, past_key_values=cache, logits_to_keep=1)
+            output = self.model(**inputs, past_key_values=cache, logits_to_keep=self._last)
         ran = [tuple(row) for row in last_decisions(self.model).tolist()]
         first = output.logits[:, -1].float().log_softmax(dim=-1)
         likelihoods = self._continue(encoded, first, inputs["attention_mask"], cache)

@@ -171,7 +171,7 @@ def test_a_disabled_adapter_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["notes.txt", "drllm.json"])
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / content).write_text(json.dumps({"kind": "supervision set"}))
-    with pytest.raises(DrLLMError, match="must be new, empty or hold router features"):
+    with pytest.raises(DrLLMError, match="must be new"):
         collect(routed_model(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [content]
 
