@@ -99,10 +99,12 @@ def test_every_generated_token(model_type: str, batch: tuple[Any, Any, bool]) ->
     with force_decisions(routed, decisions):
         cached = routed.generate(ids, **arguments)[:, ids.shape[1] :]
         uncached = routed.generate(ids, use_cache=False, **arguments)[:, ids.shape[1] :]
+        static = routed.generate(ids, cache_implementation="static", **arguments)[:, ids.shape[1] :]
     for row, (prompt, path) in enumerate(zip(prompts, decisions, strict=True)):
         model = truth(model_type, tuple(path))
         expected = model.generate(torch.tensor([prompt]), max_new_tokens=steps, do_sample=False, use_cache=False)
         assert cached[row].tolist() == expected[0, len(prompt) :].tolist()
+        assert static[row].tolist() == expected[0, len(prompt) :].tolist()
         assert uncached[row].tolist() == expected[0, len(prompt) :].tolist()
 
 

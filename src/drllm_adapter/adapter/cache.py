@@ -121,6 +121,11 @@ class RoutedCacheLayer(CacheLayerMixin):
         return bool(getattr(self._blank, "is_sliding", False))
 
     @property
+    def is_compileable(self) -> bool:  # type: ignore[override]
+        # Also says that the layer is longer than its tokens, so that masks must never be left out.
+        return self._blank.is_compileable
+
+    @property
     def is_croppable(self) -> bool:  # type: ignore[override]
         return self._blank.is_croppable
 

@@ -46,6 +46,8 @@ class DrLLMConfig(PeftConfig):
         depth_control: the paper's p in [-1, 1]: blends the routers' probabilities towards all-skip (-1), all-execute
             (0.5) or all-repeat (1); -0.5 is the routers as trained.
         layer_budget: never more than this many block passes for any row; None for no bound.
+        depth_penalty: when routers are trained by the language-model loss itself, this times the expected share of
+            passes (expected passes / L, mean over the rows) is added to that loss; 0 adds nothing.
         base_model_type, num_blocks, hidden_size: what the adapter fits; filled in when it is attached, and a base
             that differs is refused from then on.
         checksum: SHA-256 of the router weights as saved; a mismatch after loading is an error (filled in on saving).
@@ -64,6 +66,9 @@ class DrLLMConfig(PeftConfig):
         default=DEPTH_CONTROL_AS_TRAINED, metadata={"help": "The paper's p in [-1, 1]; -0.5 is as trained."}
     )
     layer_budget: int | None = field(default=None, metadata={"help": "At most this many block passes for any row."})
+    depth_penalty: float = field(
+        default=0.0, metadata={"help": "Price of L block passes in the loss, when trained by the loss of the model."}
+    )
     base_model_type: str | None = field(default=None, metadata={"help": "`model_type` of the base it fits."})
     num_blocks: int | None = field(default=None, metadata={"help": "Number of blocks of the base it fits."})
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the base it fits."})
@@ -87,6 +92,9 @@ class DrLLMConfig(PeftConfig):
         self.depth_control = check_depth_control(self.depth_control)
         num_routed = None if self.num_blocks is None else len(self.routed_blocks(self.num_blocks))
         self.layer_budget = check_layer_budget(self.layer_budget, self.num_blocks, num_routed)
+        penalty = self.depth_penalty
+        if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or not 0 <= penalty < math.inf:
+            raise DrLLMError(f"depth_penalty must be a number of at least 0, but {penalty!r} was given; correct it.")
         for name, kind in (("base_model_type", str), ("checksum", str), ("training", dict)):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Cache
@@ -16,6 +17,7 @@ from .config import DrLLMConfig
 from .route import Route, RouterInputs
 from .router import Router
 from .rows import RowDecisions, select_rows
+from .straight_through import DepthPenalty, expected_passes, mix
 
 CACHE_ARGUMENT = "past_key_values"
 
@@ -55,6 +57,12 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
                 router.to(parameter.device)
             self.drllm_router[adapter_name] = router
 
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise DrLLMError(
+            "a router adapter cannot be merged into the base model, because its decisions depend on the prompt; use "
+            "unload() to get the base model back."
+        )
+
     @property
     def active_config(self) -> DrLLMConfig | None:
         """The configuration of the router adapter in charge; None when none is active or adapters are disabled."""
@@ -84,6 +92,8 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         if self.route.at_prompt:
             router: Any = self.drllm_router[name] if name in self.drllm_router else None  # noqa: SIM401 - a ModuleDict
             decisions = self.route.decide(self, self.drllm_config[name], router, hidden)
+            if self.training and torch.is_grad_enabled() and self.route.probabilities is not None:
+                return self._run_all_outcomes(decisions, self.route.probabilities, hidden, args, kwargs)
             if entry is not None:
                 entry.start(decisions)
         elif entry is not None and entry.decisions is not None:
@@ -124,6 +134,31 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             )
             hidden = hidden.index_copy(0, chosen, output)
         return hidden
+
+    def _run_all_outcomes(
+        self,
+        decisions: RowDecisions,
+        probabilities: Tensor,
+        hidden: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        """In training: both passes for every row, so that the router has a gradient; see straight_through.py.
+
+        Models make a cache in training as well, unless told not to; it stays empty.
+        """
+        if CACHE_ARGUMENT in kwargs:
+            kwargs = {**kwargs, CACHE_ARGUMENT: None}
+        elif self._cache_position is not None and self._cache_position < len(args):
+            args = (*args[: self._cache_position], None, *args[self._cache_position + 1 :])
+        once = self._run_pass(0, hidden, None, args, kwargs)
+        twice = self._run_pass(1, once, None, args, kwargs)
+        output = mix((hidden, once, twice), decisions.decisions, probabilities)
+        config = self.active_config
+        if config is not None and config.depth_penalty:
+            penalty = config.depth_penalty * expected_passes(probabilities) / self.route.num_blocks
+            output = DepthPenalty.apply(output, penalty)
+        return output
 
     def _run_pass(
         self,

@@ -1,6 +1,8 @@
 """`DrLLMModel`: the PEFT tuner that puts routed layers in place of a model's decoder blocks."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -84,6 +86,15 @@ class DrLLMModel(BaseTuner):
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.pop("adapter_names", None) is not None:
+            raise DrLLMError(
+                "rows of a batch cannot use different router adapters, but adapter_names was given; call set_adapter "
+                "and run one batch for each adapter."
+            )
+        yield
 
     def _unload_and_optionally_merge(  # type: ignore[override]
         self, merge: bool = True, *args: Any, **kwargs: Any

@@ -33,6 +33,8 @@ class Route:
         self.forced: Tensor | None = None
         self.observer: RouterInputs | None = None
         self.at_prompt = False
+        # Of the block that decided last, `[batch, 3]`; None when its decisions were not its router's.
+        self.probabilities: Tensor | None = None
         # Adapters whose loaded weights have not been checked yet, with the checksum they should have.
         self.unverified: dict[str, str] = {}
         # Set from outside the decoder stack for the next call of it: see hooks.py.
@@ -88,7 +90,7 @@ class Route:
             router: the active adapter's router of this block; None when it has none.
             hidden: `[batch, tokens, width]`, what enters the block.
         """
-        logits = None
+        logits, self.probabilities = None, None
         if self.observer is not None or (router is not None and self._forced_rows is None):
             windows = self._windows_on(hidden.device, config.num_windows)
             means = windows.mean(hidden)
@@ -142,7 +144,8 @@ class Route:
         return self._windows[key]
 
     def _choose(self, layer: "RoutedLayer", config: DrLLMConfig, logits: Tensor) -> list[int]:
-        rows: list[list[float]] = blend(logits.softmax(dim=-1), config.depth_control).tolist()
+        self.probabilities = blend(logits.softmax(dim=-1), config.depth_control)
+        rows: list[list[float]] = self.probabilities.tolist()
         decisions = []
         for row, probabilities in enumerate(rows):
             if probabilities[0] != probabilities[0]:

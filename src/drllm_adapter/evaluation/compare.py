@@ -102,7 +102,7 @@ class Report:
 
     def table(self) -> Table:
         """The report for people."""
-        table = Table("questions", "n", "base", "routed", "mean passes", title="Evaluation", title_justify="left")
+        table = Table("questions", "n", "base, %", "routed, %", "mean passes", title="Evaluation", title_justify="left")
         for level in self.levels:
             name = "no level" if level.level is None else f"level {level.level}"
             table.add_row(name, str(level.base.of), _show(level.base), _show(level.routed), f"{level.mean_passes:.2f}")
@@ -189,4 +189,4 @@ def _mean_passes(scores: Sequence[ScoreLike], places: Sequence[int]) -> float:
 
 def _show(share: Share) -> str:
     low, high = share.interval
-    return f"{100 * share.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * share.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

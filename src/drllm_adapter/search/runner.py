@@ -1,6 +1,6 @@
 """Running many searches side by side, saving every finished bundle of questions, and going on after a kill.
 
-Questions are cut into bundles in their order. The searches of a bundle advance together: in each round every one
+Questions are cut into bundles of similar length. The searches of a bundle advance together: in each round every one
 proposes a path and all of them are scored in one call. What a bundle computes depends on its own questions alone, so
 rows do not depend on how often, or where, the run was interrupted.
 """
@@ -154,30 +154,22 @@ def run_search(
     if not (folder / DATA).exists():
         shards = folder / SHARDS
         shards.mkdir(exist_ok=True)
-        starts = range(0, len(questions), bundle)
+        # Prompts of a bundle run as one padded batch.
+        order = sorted(range(len(questions)), key=lambda place: (len(prompts[place].text), place))
+        bundles = [order[start : start + bundle] for start in range(0, len(order), bundle)]
+        done = 0
         with _progress(console) as progress:
             bar = progress.add_task("search", total=len(questions))
-            for number, start in enumerate(starts):
+            for number, places in enumerate(bundles):
                 path = shards / f"{number:06d}.parquet"
-                part = slice(start, start + bundle)
-                if path.exists():
-                    rows = read_file(path)
-                else:
-                    searches = _search_bundle(
-                        questions[part],
-                        prompts[part],
-                        scorer,
-                        config,
-                        partial(_show, progress, bar, start),
-                    )
+                if not path.exists():
+                    asked = [(questions[place], prompts[place]) for place in places]
+                    searches = _search_bundle(asked, scorer, config, partial(_show, progress, bar, done))
                     scored += sum(len(search.paths) for search in searches)
-                    rows = [
-                        _row(question, prompt, search, info)
-                        for question, prompt, search in zip(questions[part], prompts[part], searches, strict=True)
-                    ]
-                    write_rows(path, rows)
-                progress.update(bar, completed=start + len(rows))
-        _compact(folder, len(starts))
+                    write_rows(path, [_row(*pair, search, info) for pair, search in zip(asked, searches, strict=True)])
+                done += len(places)
+                progress.update(bar, completed=done)
+        _compact(folder, len(bundles), [question.id for question in questions])
     seconds = time.perf_counter() - started
     summary = summarise(read_file(folder / DATA), scorer.num_blocks, seconds, scored)
     write_json_atomic(folder / SUMMARY, asdict(summary))
@@ -208,22 +200,21 @@ def summarise(rows: Sequence[Row], num_blocks: int, seconds: float = 0.0, scored
 
 
 def _search_bundle(
-    questions: Sequence[Question],
-    prompts: Sequence[Prompt],
+    asked: Sequence[tuple[Question, Prompt]],
     scorer: PathScorer,
     config: SearchConfig,
     show: Callable[[float], None],
 ) -> list[PathSearch]:
     """The searches of some questions, advanced together; `show` is told how many questions' worth is done."""
-    searches = [PathSearch(scorer.num_blocks, config, question.id) for question in questions]
+    searches = [PathSearch(scorer.num_blocks, config, question.id) for question, _ in asked]
     while True:
         proposals = [(place, path) for place, s in enumerate(searches) if (path := s.propose()) is not None]
         if not proposals:
             return searches
-        scores = scorer.score([prompts[place] for place, _ in proposals], [path for _, path in proposals])
+        scores = scorer.score([asked[place][1] for place, _ in proposals], [path for _, path in proposals])
         for (place, _), score in zip(proposals, scores, strict=True):
             searches[place].report(score.probability, score.correct)
-        show(len(questions) * max(s.simulations for s in searches) / max(1, config.simulations))
+        show(len(asked) * max(search.simulations for search in searches) / max(1, config.simulations))
 
 
 def _row(question: Question, prompt: Prompt, search: PathSearch, info: dict[str, Any]) -> Row:
@@ -248,11 +239,12 @@ def _row(question: Question, prompt: Prompt, search: PathSearch, info: dict[str,
     )
 
 
-def _compact(folder: Path, shards: int) -> None:
-    """Join the shards to the one file that `datasets` reads, then remove them."""
+def _compact(folder: Path, shards: int, ids: Sequence[str]) -> None:
+    """Join the shards to the one file that `datasets` reads, in the order of the ids, then remove them."""
     paths = [folder / SHARDS / f"{number:06d}.parquet" for number in range(shards)]
     (folder / DATA).parent.mkdir(exist_ok=True)
-    write_rows(folder / DATA, [row for path in paths for row in read_file(path)])
+    rows = {row.id: row for path in paths for row in read_file(path)}
+    write_rows(folder / DATA, [rows[name] for name in ids])
     # A killed run may have left temporary files beside the shards.
     shutil.rmtree(folder / SHARDS)
 
