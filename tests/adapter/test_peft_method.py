@@ -179,7 +179,8 @@ def lora_of_routed(base: Any, both: Any) -> Any:
 
 @torch.no_grad()
 def test_generation_strategies_agree_with_greedy(base: Any, model: Any) -> None:
-    ids, arguments = IDS[:1], {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(IDS[:1])}
+    ids = IDS[:1]
+    arguments = {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(ids), "eos_token_id": 60}
     greedy = model.generate(ids, **arguments)
     assert torch.equal(model.generate(ids, assistant_model=base, **arguments), greedy)
     assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=3, **arguments), greedy)

@@ -188,7 +188,7 @@ def test_json_and_table(levels: tuple[int | None, ...]) -> None:
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(report.table())
     text = console.export_text()
-    assert f"{100 * report.routed.value:.1f} %" in text
+    assert f"{100 * report.routed.value:.1f} [" in text
     assert ("no level" in text) == (levels == (None, 3))
     assert "None" not in text
 

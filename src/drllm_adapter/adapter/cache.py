@@ -98,6 +98,10 @@ class RoutedCacheLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self._current.get_max_length()
 
+    def get_max_cache_shape(self) -> int:
+        # The name of get_max_length in older versions of transformers.
+        return self._current.get_max_cache_shape()  # type: ignore[attr-defined]
+
     def __getattr__(self, name: str) -> Any:
         # Reached only for names that are not defined above: keys, values, device, sliding_window, record_past, ...
         if name.startswith("__") or "_blank" not in self.__dict__:
@@ -128,6 +132,13 @@ class RoutedCacheLayer(CacheLayerMixin):
     @property
     def is_croppable(self) -> bool:  # type: ignore[override]
         return self._blank.is_croppable
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the whole batch, those that skip the block included."""
+        return self._current.batch_size if self.decisions is None else len(self.decisions)  # type: ignore[attr-defined]
+
+    max_batch_size = batch_size  # its name in older versions of transformers
 
     # What changes the whole cache reaches every pass.
 

@@ -37,5 +37,5 @@ def _math(generated: str, reference: str) -> bool:
             'grading mathematical answers needs math-verify, but it is not installed; run pip install "drllm-adapter'
             '[math]".'
         ) from error
-    gold = parse(f"\\boxed{{{reference}}}", parsing_timeout=None)
-    return bool(verify(gold, parse(generated, parsing_timeout=None), timeout_seconds=None))
+    gold = parse(f"\\boxed{{{reference}}}")
+    return bool(verify(gold, parse(generated)))

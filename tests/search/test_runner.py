@@ -1,0 +1,218 @@
+"""Saving, resuming and summing up a search, with a scorer that is a table."""
+
+import errno
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drllm_adapter import DrLLMError
+from drllm_adapter.search import SearchConfig, read_rows, read_search_info, run_search
+from drllm_adapter.search.rows import DATA
+from drllm_adapter.tasks import Prompt, Question
+
+
+@dataclass
+class ToyScore:
+    probability: float
+    correct: bool
+
+
+class ToyScorer:
+    """Scores that only depend on the prompt and the path; counts its calls."""
+
+    num_blocks = 5
+
+    def __init__(self, delay: float = 0.0) -> None:
+        self.delay = delay
+        self.scored: list[tuple[str, tuple[int, ...]]] = []
+
+    def score(self, prompts: Sequence[Prompt], decisions: Sequence[tuple[int, ...]]) -> list[ToyScore]:
+        time.sleep(self.delay)
+        scores = []
+        for prompt, path in zip(prompts, decisions, strict=True):
+            self.scored.append((prompt.text, path))
+            digest = hashlib.sha256(f"{prompt.text}{path}".encode()).digest()
+            scores.append(ToyScore(digest[0] / 255, digest[1] < 100))
+        return scores
+
+
+def questions(count: int) -> tuple[list[Question], list[Prompt]]:
+    asked = [Question(f"q{n}", "jsonl", f"question {n}", ("a", "b"), n % 2) for n in range(count)]
+    return asked, [Prompt("x" * (n * 7 % 5) + str(n), False, (" a", " b"), n % 2, "cloze", 4) for n in range(count)]
+
+
+def search(output: Path, scorer: Any = None, count: int = 10, **options: Any) -> Any:
+    options = {"config": SearchConfig(simulations=12), "bundle": 3, "base_model": "toy", **options}
+    return run_search(*questions(count), scorer or ToyScorer(), output=output, **options)
+
+
+def data(folder: Path) -> bytes:
+    return (folder / DATA).read_bytes()
+
+
+def test_rows_hold_what_was_tried(tmp_path: Path) -> None:
+    scorer = ToyScorer()
+    search(tmp_path / "set", scorer)
+    rows = read_rows(tmp_path / "set")
+    assert [row.id for row in rows] == [f"q{n}" for n in range(10)]
+    for row, prompt in zip(rows, questions(10)[1], strict=True):
+        tried = [path for text, path in scorer.scored if text == prompt.text]
+        assert [path.decisions for path in row.paths] == tried
+        assert row.paths[0].decisions == (1,) * 5
+        assert row.base_correct == row.paths[0].correct
+        worth = {path.decisions: path.probability - 0.4 * sum(path.decisions) / 5 for path in row.paths}
+        assert worth[row.decisions] == max(worth.values())
+        assert (row.answer, row.base_model, row.score) == (("a", "b")[int(row.id[1:]) % 2], "toy", "choices")
+    assert read_search_info(tmp_path / "set")["search"]["simulations"] == 12
+
+
+def test_plain_datasets_reads_it(tmp_path: Path) -> None:
+    import datasets
+
+    search(tmp_path / "set")
+    loaded = datasets.load_dataset(str(tmp_path / "set"), split="train")
+    assert loaded["id"][:2] == ["q0", "q1"]
+    assert str(loaded.features["decisions"].feature.dtype) == "int8"
+    assert loaded.filter(lambda row: row["base_correct"]).num_rows == sum(loaded["base_correct"])
+
+
+def test_the_summary_by_hand(tmp_path: Path) -> None:
+    summary = search(tmp_path / "set", count=40, rule="shortest")
+    rows = read_rows(tmp_path / "set")
+    kept = [row for row in rows if row.decisions is not None]
+    assert 0 < len(kept) < 40 or summary.kept == len(kept)
+    wrong = [row for row in rows if not row.base_correct]
+    assert summary.questions == 40
+    assert summary.base_accuracy == pytest.approx(1 - len(wrong) / 40)
+    assert summary.fixed == pytest.approx(sum(row.decisions is not None for row in wrong) / len(wrong))
+    assert summary.broken == 0
+    assert summary.mean_passes == pytest.approx(sum(sum(row.decisions) for row in kept) / len(kept))
+    assert sum(summary.decisions.values()) == 5 * len(kept)
+    assert summary.paths == sum(len(row.paths) for row in rows)
+
+
+def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
+    whole, scorer = tmp_path / "whole", ToyScorer()
+    search(whole, scorer)
+
+    class Dies(ToyScorer):
+        def score(self, *arguments: Any) -> list[ToyScore]:
+            if len(self.scored) > 40:
+                raise KeyboardInterrupt
+            return super().score(*arguments)
+
+    dies = Dies()
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "cut", dies)
+    with pytest.raises(DrLLMError, match="--resume"):
+        read_rows(tmp_path / "cut")
+    rest = ToyScorer()
+    search(tmp_path / "cut", rest, resume=True)
+    assert data(tmp_path / "cut") == data(whole)
+    # Only the bundle that was cut is searched again.
+    assert len(rest.scored) < len(scorer.scored)
+    assert sorted(set(dies.scored) | set(rest.scored)) == sorted(scorer.scored)
+    done = ToyScorer()
+    search(tmp_path / "cut", done, resume=True)
+    assert not done.scored
+    assert data(tmp_path / "cut") == data(whole)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_runner import ToyScorer, search
+search(Path(sys.argv[1]), ToyScorer(delay=0.01), resume=True)
+"""
+
+
+def test_sigkill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
+    search(tmp_path / "whole")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(Path(__file__).parent)]
+    start = time.perf_counter()
+    subprocess.run([*command[:3], str(tmp_path / "timed"), command[4]], check=True)
+    whole = time.perf_counter() - start
+    for round_ in range(5):
+        process = subprocess.Popen(command)
+        time.sleep(whole * (0.5 + 0.1 * round_))
+        process.kill()
+        process.wait()
+    search(tmp_path / "killed", resume=True)
+    assert data(tmp_path / "killed") == data(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"config": SearchConfig(simulations=13)}, "search"),
+        ({"rule": "shortest"}, "rule"),
+        ({"price": 0.3}, "price"),
+        ({"count": 11}, "questions"),
+        ({"base_fingerprint": "other"}, "base_fingerprint"),
+        ({"bundle": 4}, "bundle"),
+    ],
+)
+def test_going_on_with_another_search_is_refused(changed: dict[str, Any], named: str, tmp_path: Path) -> None:
+    search(tmp_path / "set")
+    before = data(tmp_path / "set")
+    with pytest.raises(DrLLMError, match=f"with {named}"):
+        search(tmp_path / "set", resume=True, **changed)
+    assert data(tmp_path / "set") == before
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DrLLMError, match="something else"):
+        search(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(DrLLMError, match="supervision set"):
+        read_rows(tmp_path)
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, writes = os.replace, []
+
+    def full_after_three(source: Any, target: Any) -> None:
+        writes.append(target)
+        if len(writes) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full_after_three)
+    with pytest.raises(DrLLMError, match="No space left on device"):
+        search(tmp_path / "set")
+    monkeypatch.setattr(os, "replace", real)
+    left = [path for path in (tmp_path / "set").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in left) == ["000000.parquet", "drllm.json", "search.json"]
+    search(tmp_path / "set", resume=True)
+    search(tmp_path / "whole")
+    assert data(tmp_path / "set") == data(tmp_path / "whole")
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    search(tmp_path / "set")
+    path = tmp_path / "set" / DATA
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DrLLMError, match="train-00000"):
+        read_rows(tmp_path / "set")
+    (tmp_path / "set" / "search.json").write_text("{")
+    with pytest.raises(DrLLMError, match=r"search\.json"):
+        read_rows(tmp_path / "set")
+
+
+def test_questions_that_cannot_be_searched(tmp_path: Path) -> None:
+    with pytest.raises(DrLLMError, match="at least one question"):
+        search(tmp_path / "set", count=0)
+    asked, prompts = questions(3)
+    with pytest.raises(DrLLMError, match="'q1' occurs 2 times"):
+        run_search([*asked, asked[1]], [*prompts, prompts[1]], ToyScorer(), SearchConfig(), tmp_path / "set")
+    assert not (tmp_path / "set").exists()

@@ -1,0 +1,190 @@
+"""Reading questions, wording prompts, grading answers."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from drllm_adapter import DrLLMError
+from drllm_adapter.tasks import Question, build_prompt, grade, load_questions
+
+GOOD = {"question": "What melts?", "choices": ["ice", "fire"], "answer": 0}
+
+
+def write(path: Path, *lines: Any) -> str:
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{not json", "not JSON"),
+        ("[1, 2]", "a list"),
+        ({"choices": ["a", "b"], "answer": 0}, "text of a question"),
+        ({"question": "  ", "choices": ["a", "b"], "answer": 0}, "text of a question"),
+        ({"question": "q", "choices": ["a", "b"]}, "have an answer"),
+        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "0 to 1"),
+        ({"question": "q", "choices": ["a", "b"], "answer": -1}, "0 to 1"),
+        ({"question": "q", "choices": ["a", "b"], "answer": True}, "0 to 1"),
+        ({"question": "q", "choices": ["a", "b"], "answer": "C"}, "'C'"),
+        ({"question": "q", "choices": ["x"] * 27, "answer": 0}, "has 27"),
+        ({"question": "q", "choices": ["x"], "answer": 0}, "has 1"),
+        ({"question": "q", "choices": "ab", "answer": 0}, "list of texts"),
+        ({"question": "q", "choices": ["a", 2], "answer": 0}, "list of texts"),
+        ({"question": "q", "answer": ["a"]}, "text or a number"),
+        ({"question": "q", "answer": "a", "level": 1.5}, "level"),
+        ({**GOOD, "id": "same"}, "'same'"),
+    ],
+)
+def test_a_bad_line_is_named(line: Any, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "bad.jsonl", {**GOOD, "id": "same"}, line)
+    with pytest.raises(DrLLMError) as raised:
+        load_questions("jsonl", path)
+    assert re.fullmatch(r"[^\n]+\.", str(raised.value))
+    assert said in str(raised.value)
+    assert f"{path}, line 2" in str(raised.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    for name, content in (("empty.jsonl", ""), ("blank.jsonl", "\n\n")):
+        with pytest.raises(DrLLMError, match="at least one question"):
+            load_questions("jsonl", write(tmp_path / name, content))
+    with pytest.raises(DrLLMError, match="must exist"):
+        load_questions("jsonl", str(tmp_path / "none.jsonl"))
+    with pytest.raises(DrLLMError, match="must be Parquet"):
+        load_questions("jsonl", write(tmp_path / "no.parquet", "text"))
+    with pytest.raises(DrLLMError, match="needs a file"):
+        load_questions("jsonl")
+    with pytest.raises(DrLLMError, match="arc, dart, jsonl, khop"):
+        load_questions("chess")
+    with pytest.raises(DrLLMError, match="after the first 9"):
+        load_questions("jsonl", write(tmp_path / "one.jsonl", GOOD), skip=9)
+    with pytest.raises(DrLLMError, match="must have choices"):
+        load_questions("arc", write(tmp_path / "free.jsonl", {"question": "q", "answer": "a"}))
+
+
+def test_formats_of_the_hub(tmp_path: Path) -> None:
+    arc = {"id": "Mercury_1", "question": "q", "choices": {"text": ["w", "x", "y"], "label": ["1", "2", "3"]},
+           "answerKey": "2"}  # fmt: skip
+    dart = {"query": "1+1?", "gt_ans": "2", "query_metadata": {"level": 3}}
+    assert load_questions("arc", write(tmp_path / "arc.jsonl", arc)) == [
+        Question("Mercury_1", "arc", "q", ("w", "x", "y"), 1)
+    ]
+    found = load_questions("dart", write(tmp_path / "dart.jsonl", dart))
+    assert found == [Question("dart-0", "dart", "1+1?", None, "2", 3)]
+
+
+def test_answers_as_index_letter_or_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", *({**GOOD, "answer": answer} for answer in (1, "B", "fire")))
+    assert [question.answer for question in load_questions("jsonl", path)] == [1, 1, 1]
+
+
+def test_skip_and_limit_keep_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", *({**GOOD, "question": f"{n}?"} for n in range(10)))
+    part = load_questions("jsonl", path, skip=3, limit=4)
+    assert part == load_questions("jsonl", path)[3:7]
+    assert [question.id for question in part] == ["q-3", "q-4", "q-5", "q-6"]
+
+
+def test_parquet_equals_json_lines(tmp_path: Path) -> None:
+    import datasets
+
+    lines = [{**GOOD, "id": str(n), "level": n} for n in range(5)]
+    datasets.Dataset.from_list(lines).to_parquet(tmp_path / "q.parquet")
+    from_lines = load_questions("jsonl", write(tmp_path / "q.jsonl", *lines))
+    assert load_questions("jsonl", str(tmp_path / "q.parquet")) == from_lines
+
+
+ARC = Question("a", "arc", "What melts?", ("ice", "fire", "stone"), 2)
+MATH = Question("m", "dart", "1+1?", None, "2", 1)
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"x": 0}, unk_token="x")))
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    return tokenizer
+
+
+def test_letters_with_and_without_a_chat_template() -> None:
+    plain, chat = build_prompt(ARC, "letter"), build_prompt(ARC, "letter", chat_tokenizer())
+    asked = "Question: What melts?\nA. ice\nB. fire\nC. stone\n"
+    assert plain.text == f"{asked}Answer: The correct answer is"
+    assert chat.text == f"<user>{asked}Answer with a single letter.</><assistant>"
+    assert (plain.continuations, chat.continuations) == ((" A", " B", " C"), ("A", "B", "C"))
+    assert (plain.templated, chat.templated) == (False, True)
+    assert (plain.max_new_tokens, chat.max_new_tokens) == (2, 10)
+    assert plain.answer == chat.answer == 2
+
+
+def test_cloze_is_plain_text() -> None:
+    for tokenizer in (None, chat_tokenizer()):
+        prompt = build_prompt(ARC, "cloze", tokenizer)
+        assert prompt.text == "Question: What melts?\nAnswer:"
+        assert prompt.continuations == (" ice", " fire", " stone")
+        assert not prompt.templated
+
+
+def test_free_answers() -> None:
+    plain, chat = build_prompt(MATH, "free"), build_prompt(MATH, "free", chat_tokenizer())
+    assert (plain.continuations, chat.continuations) == ((" \\boxed{2}",), ("\\boxed{2}",))
+    assert (chat.grader, chat.answer, chat.max_new_tokens) == ("math", "2", 15)
+    assert "\\boxed{}" in chat.text
+    assert build_prompt(ARC, "free").continuations == (" stone",)
+    assert build_prompt(ARC, "free").grader == "exact"
+
+
+def test_a_ready_made_prompt_is_kept() -> None:
+    ready = Question("r", "jsonl", "q", ("a", "b"), 0, prompt="Say it:")
+    assert build_prompt(ready, "cloze").text == build_prompt(ready, "letter").text == "Say it:"
+
+
+def test_modes_that_do_not_fit() -> None:
+    with pytest.raises(DrLLMError, match="letter, cloze, free"):
+        build_prompt(ARC, "essay")
+    with pytest.raises(DrLLMError, match="--mode free"):
+        build_prompt(MATH, "letter")
+
+
+@pytest.mark.parametrize(
+    ("generated", "reference", "right"),
+    [
+        (" Paris.\nIt is", "paris", True),
+        ("the  red fox", "The red fox", True),
+        ("Rome", "Paris", False),
+        ("", "a", False),
+    ],
+)
+def test_exact_grading(generated: str, reference: str, right: bool) -> None:
+    assert grade("exact", generated, reference) == right
+
+
+@pytest.mark.parametrize(
+    ("generated", "reference", "right"),
+    [
+        ("so it is \\boxed{\\frac{1}{2}}", "0.5", True),
+        ("\\boxed{3}", "4", False),
+        ("The answer is 72.", "72", True),
+        ("\\boxed{(3,4]}", "(3,4]", True),
+        ("no idea", "1", False),
+    ],
+)
+def test_mathematical_grading(generated: str, reference: str, right: bool) -> None:
+    pytest.importorskip("math_verify")
+    assert grade("math", generated, reference) == right
+
+
+def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(DrLLMError, match=r"drllm-adapter\[math\]"):
+        grade("math", "1", "1")
+    with pytest.raises(DrLLMError, match="exact, math"):
+        grade("vibes", "1", "1")
