@@ -7,8 +7,6 @@ routes stay together, and the caller's own cache object stays the one that is fi
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,14 +51,12 @@ class RoutedCacheLayer(CacheLayerMixin):
         self.passes = [copy.deepcopy(self._blank) for _ in range(decisions.max_passes)]
         self._ledger = None if self.passes else copy.deepcopy(self._blank)
 
-    @contextmanager
-    def running(self, number: int) -> Iterator[None]:
-        """Make pass `number` the one that the block's attention reads and writes."""
+    def begin_pass(self, number: int) -> None:
+        """Make pass `number` the one that the block's attention reads and writes, until `end_pass`."""
         self._running = self.passes[number]
-        try:
-            yield
-        finally:
-            self._running = None
+
+    def end_pass(self) -> None:
+        self._running = None
 
     def skip(self, tokens: int) -> None:
         """Note that `tokens` tokens went by while every row skipped the block."""

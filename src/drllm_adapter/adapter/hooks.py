@@ -40,7 +40,9 @@ class _StackHook:
         generation_mask, route.generation_mask = route.generation_mask, None
         continues, route.continues_without_cache = route.continues_without_cache, False
         in_generate, route.in_generate = route.in_generate, False
-        if route.layers[0].active_config is None:
+        # Once for all blocks: what PEFT's properties look up is the same for each of them.
+        route.active_adapter = route.layers[0].active_router_adapter
+        if route.active_adapter is None:
             return
         given = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         tokens = given.get("input_ids")

@@ -33,6 +33,8 @@ class Route:
         self.forced: Tensor | None = None
         self.observer: RouterInputs | None = None
         self.at_prompt = False
+        # The router adapter in charge of the current forward call; None runs the base model.
+        self.active_adapter: str | None = None
         # Of the block that decided last, `[batch, 3]`; None when its decisions were not its router's.
         self.probabilities: Tensor | None = None
         # Adapters whose loaded weights have not been checked yet, with the checksum they should have.

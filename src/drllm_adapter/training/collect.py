@@ -21,6 +21,8 @@ from ..errors import DrLLMError
 from ..loading import fingerprint
 from .features import FeatureStore, write_features
 
+_PROVENANCE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+
 
 def collect_features(
     model: Any,
@@ -37,8 +39,8 @@ def collect_features(
     """The features of the questions: found in `folder` when nothing they depend on has changed, else collected.
 
     Each question runs through the model once, on its label path, in batches of similar length. The features depend on
-    the base's weights and dtype, the prompts' tokens, the labels, the number of windows and the blocks with routers,
-    not on the routers' weights.
+    the base's weights, configuration and dtype, the prompts' tokens, the labels, the number of windows and the blocks
+    with routers, not on the routers' weights.
 
     Args:
         model: a causal language model with a DrLLM adapter, which must be active.
@@ -55,10 +57,12 @@ def collect_features(
 
     Raises:
         DrLLMError: labels of the wrong shape or value, a prompt that is empty or longer than the model's positions,
-            hidden states that are not finite (all name the question), a folder that belongs to something else, or a
-            full disk.
+            hidden states that are not finite (all name the question), arguments of different lengths, a folder that
+            belongs to something else, or a full disk.
     """
     names = [str(row) for row in range(len(prompts))] if ids is None else [str(name) for name in ids]
+    flags = [add_special_tokens] * len(prompts) if isinstance(add_special_tokens, bool) else list(add_special_tokens)
+    _check_counts(len(prompts), len(names), len(flags), batch_size)
     blocks = routed_layers(model)
     config = blocks[0].active_config
     if config is None:
@@ -66,7 +70,6 @@ def collect_features(
     layers = config.routed_blocks(len(blocks))
     labels = _checked_labels(np.asarray(labels), names, len(blocks))
     labels[:, [block for block in range(len(blocks)) if block not in layers]] = EXECUTE
-    flags = [add_special_tokens] * len(prompts) if isinstance(add_special_tokens, bool) else add_special_tokens
     tokens = [
         tokenizer(prompt, add_special_tokens=flag)["input_ids"] for prompt, flag in zip(prompts, flags, strict=True)
     ]
@@ -75,6 +78,7 @@ def collect_features(
     assert width is not None
     identity = {
         "base": fingerprint(model),
+        "config": _digest(_computing_config(model)),
         "dtype": str(model.dtype),
         "tokens": _digest(tokens),
         "labels": _digest(labels.tolist()),
@@ -177,8 +181,25 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+def _computing_config(model: Any) -> dict[str, Any]:
+    """The base's configuration without what says only where the model came from or what wrote it."""
+    config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
+    return {name: value for name, value in sorted(config.items()) if name not in _PROVENANCE}
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _check_counts(prompts: int, names: int, flags: int, batch_size: int) -> None:
+    for what, count in (("ids", names), ("add_special_tokens", flags)):
+        if count != prompts:
+            raise DrLLMError(
+                f"{what} must have one value for each of the {prompts} prompts, but {count} were given; give "
+                f"{prompts} values."
+            )
+    if batch_size < 1:
+        raise DrLLMError(f"batch_size must be at least 1, but {batch_size} was given; choose a larger one.")
 
 
 def _checked_labels(labels: NDArray[Any], names: Sequence[str], num_blocks: int) -> NDArray[np.int8]:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -115,22 +115,23 @@ def write_features(
             run took over the folder meanwhile.
     """
     folder = claim_folder(folder, FOLDER_KIND, resume=True)
-    # Unlinked, not overwritten: a process that still has the old store mapped goes on reading it.
-    for name in (_MANIFEST, _MEANS, _WINDOWS, _LABELS):
-        (folder / name).unlink(missing_ok=True)
     shape = (len(ids), len(layers), windows, width)
-    _check_space(folder, int(np.prod(shape)) * np.dtype(np.float32).itemsize)
     means = folder / _MEANS
+    ours: os.stat_result | None = None
     finished = False
     try:
+        # Unlinked, not overwritten: a process that still has the old store mapped goes on reading it.
+        _remove(folder)
+        _check_space(folder, int(np.prod(shape)) * np.dtype(np.float32).itemsize)
         start = np.lib.format.open_memmap(means, mode="w+", dtype=np.float32, shape=shape).offset
         # Rows go through the file and not through the map, where a full disk would kill the process.
         with open(means, "r+b") as file:
+            ours = os.fstat(file.fileno())
             writer = FeatureWriter(file, start, shape)
             yield writer
             file.flush()
             os.fsync(file.fileno())
-            _check_finished(folder, file, ids, writer.windows)
+            _check_finished(folder, ours, ids, writer.windows)
         np.save(folder / _WINDOWS, writer.windows)
         np.save(folder / _LABELS, labels)
         write_json_atomic(
@@ -144,8 +145,23 @@ def write_features(
             f"choose another folder."
         ) from error
     finally:
-        if not finished:
-            means.unlink(missing_ok=True)
+        # Only what this run wrote: another run may have taken over the folder.
+        if not finished and (ours is None or _is_still(means, ours)):
+            with suppress(OSError):
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    for name in (_MANIFEST, _MEANS, _WINDOWS, _LABELS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _is_still(path: Path, status: os.stat_result) -> bool:
+    """Whether the file at `path` is the one that had this status."""
+    try:
+        return os.path.samestat(path.stat(), status)
+    except FileNotFoundError:
+        return False
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -157,9 +173,8 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _check_finished(folder: Path, file: BinaryIO, ids: Sequence[str], windows: NDArray[np.int64]) -> None:
-    means = folder / _MEANS
-    if not means.exists() or not os.path.samestat(os.fstat(file.fileno()), means.stat()):
+def _check_finished(folder: Path, ours: os.stat_result, ids: Sequence[str], windows: NDArray[np.int64]) -> None:
+    if not _is_still(folder / _MEANS, ours):
         raise DrLLMError(
             f"the features in {folder} must come from one run, but another run replaced them meanwhile; give each run "
             f"its own folder."

@@ -53,9 +53,10 @@ def load_weights_into(
     blocks = routed_layers(model)
     name = blocks[0].active_router_adapter if adapter_name is None else adapter_name
     if name is None or name not in blocks[0].drllm_config:
+        found = "none is active" if name is None else f"{name!r} is not one"
         raise DrLLMError(
-            f"trained weights go into a router adapter of the model, but {name or 'an active one'!r} is not among "
-            f"its adapters ({', '.join(blocks[0].drllm_config)}); name one of these or call set_adapter."
+            f"trained weights go into a router adapter of the model, but {found}; name one of its adapters, "
+            f"{', '.join(blocks[0].drllm_config)}."
         )
     config = blocks[0].drllm_config[name]
     routed = config.routed_blocks(len(blocks))
@@ -64,6 +65,13 @@ def load_weights_into(
             f"trained weights must be for the blocks with a router in adapter {name!r}, {routed}, but they are for "
             f"{sorted(layers)}; train the blocks that layers_to_transform names."
         )
+    for key in ("down_weight", "down_bias", "up_weight", "up_bias"):
+        count = len(weights[key]) if key in weights else 0
+        if count != len(layers):
+            raise DrLLMError(
+                f"trained weights must have {key} of {len(layers)} routers, one for each block of layers, but those of "
+                f"{count} were given; pass the weights and the layers of one training."
+            )
     copies = []
     for place, layer in enumerate(layers):
         for parameter, value in blocks[layer].drllm_router[name].named_parameters():
