@@ -5,6 +5,8 @@ from pathlib import Path
 # Before any test imports a library that would look for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Subprocesses too: the last bits of sums depend on the number of threads, and so may the rows of a search.
+os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
