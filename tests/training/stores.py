@@ -7,6 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 from unrolled import VOCABULARY, tiny_model
 
 from drllm_adapter import DrLLMConfig
@@ -22,6 +27,15 @@ class Numbers:
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [1] * add_special_tokens + [int(word) for word in text.split()]}
+
+
+def word_tokenizer(*, pad_token: str | None = None, padding_side: str = "right") -> PreTrainedTokenizerFast:
+    """The same as a tokenizer of transformers, with a padding token or without one."""
+    vocabulary = {"<pad>": 0, "<s>": 1, **{str(number): number for number in range(2, VOCABULARY)}}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad_token, padding_side=padding_side)
 
 
 def random_store(

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stores import Numbers, as_tensors, random_labels, random_prompts, routed_model
+from peft import get_peft_model
+from stores import Numbers, as_tensors, random_labels, random_prompts, routed_model, word_tokenizer
 from unrolled import tiny_model, unrolled
 
-from drllm_adapter import DrLLMError
+from drllm_adapter import DrLLMConfig, DrLLMError
 from drllm_adapter.training import FeatureStore, collect_features
 from drllm_adapter.training import features as features_module
-from drllm_adapter.training.features import FeatureWriter
+from drllm_adapter.training.features import FeatureWriter, write_features
 
 N = 12
 
@@ -68,6 +69,26 @@ def test_features_equal_those_of_the_unrolled_model(tmp_path: Path, routed: list
                 )
 
 
+@pytest.mark.parametrize(("pad_token", "side"), [(None, "right"), ("<pad>", "left"), ("<s>", "right")])
+def test_the_tokenizer_and_its_padding_do_not_matter(tmp_path: Path, pad_token: str | None, side: str) -> None:
+    model, prompts, labels = routed_model(), random_prompts(N), random_labels(N)
+    special = [row % 2 == 0 for row in range(N)]
+    expected = collect(model, tmp_path / "expected", labels, prompts, add_special_tokens=special)
+    tokenizer = word_tokenizer(pad_token=pad_token, padding_side=side)
+    store = collect_features(
+        model, tokenizer, prompts, labels, tmp_path / "words", batch_size=5, add_special_tokens=special
+    )
+    assert np.array_equal(store.means, expected.means)
+    assert store.windows.tolist() == expected.windows.tolist()
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "mistral", "qwen2", "qwen3"])
+def test_batches_do_not_matter_in_any_architecture(tmp_path: Path, model_type: str) -> None:
+    model = get_peft_model(tiny_model(model_type), DrLLMConfig(num_windows=3)).eval()
+    one, many = collect(model, tmp_path / "1", batch_size=1), collect(model, tmp_path / "12", batch_size=N)
+    np.testing.assert_allclose(one.means, many.means, rtol=1e-3, atol=1e-4)
+
+
 def test_batches_do_not_matter(tmp_path: Path) -> None:
     model = routed_model()
     one, many = collect(model, tmp_path / "1", batch_size=1), collect(model, tmp_path / "5", batch_size=5)
@@ -109,6 +130,21 @@ def test_collected_again_when_something_changed(tmp_path: Path, change: str) -> 
     assert np.isfinite(before.means).all()  # the old map can still be read
 
 
+@pytest.mark.parametrize("change", [{"rms_norm_eps": 0.5}, {"hidden_act": "relu"}, {"rope_theta": 100.0}])
+def test_collected_again_when_the_same_weights_compute_something_else(tmp_path: Path, change: dict[str, Any]) -> None:
+    before = np.array(collect(routed_model(), tmp_path / "features").means)
+    after = collect(get_peft_model(tiny_model("llama", **change), DrLLMConfig()).eval(), tmp_path / "features")
+    assert not np.allclose(before, after.means)
+
+
+def test_where_the_base_lies_does_not_matter(tmp_path: Path) -> None:
+    before = collect(routed_model(), tmp_path / "features")
+    moved = tiny_model("llama")
+    moved.save_pretrained(tmp_path / "base")
+    again = type(moved).from_pretrained(tmp_path / "base")
+    assert collect(get_peft_model(again, DrLLMConfig()).eval(), tmp_path / "features").key == before.key
+
+
 def test_router_weights_do_not_matter(tmp_path: Path) -> None:
     model = routed_model()
     before = collect(model, tmp_path / "features")
@@ -128,7 +164,7 @@ def test_model_keeps_its_mode_and_gets_no_gradients(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (random_labels(N - 1), "one|questions"),
+        (random_labels(N - 1), r"\[12 questions, 5 blocks\].*but int8 \[11, 5\]"),
         (random_labels(N, blocks=4), r"\[12 questions, 5 blocks\]"),
         (random_labels(N)[0], "labels must be whole numbers"),
         (random_labels(N).astype(float), "labels must be whole numbers"),
@@ -140,6 +176,23 @@ def test_wrong_labels_are_refused(tmp_path: Path, labels: Any, message: str) -> 
         collect(routed_model(), tmp_path / "features", labels)
     one_sentence(refusal)
     assert not (tmp_path / "features").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"ids": ["a"]}, "ids must have one value for each of the 12 prompts, but 1"),
+        ({"ids": ["a"] * 13, "labels": random_labels(13)}, "ids must have one value for each of the 12 prompts"),
+        ({"add_special_tokens": [True]}, "add_special_tokens must have one value for each of the 12 prompts"),
+        ({"batch_size": 0}, "batch_size must be at least 1, but 0"),
+        ({"prompts": [], "labels": np.zeros((0, 5), dtype=np.int8)}, "at least one question"),
+    ],
+)
+def test_arguments_that_do_not_fit_each_other_are_refused(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(DrLLMError, match=message) as refusal:
+        collect(routed_model(), tmp_path / "f", **more)
+    one_sentence(refusal)
+    assert not (tmp_path / "f").exists()
 
 
 @pytest.mark.parametrize(
@@ -171,8 +224,9 @@ def test_a_disabled_adapter_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["notes.txt", "drllm.json"])
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / content).write_text(json.dumps({"kind": "supervision set"}))
-    with pytest.raises(DrLLMError, match="must be new"):
+    with pytest.raises(DrLLMError, match="must be new") as refusal:
         collect(routed_model(), tmp_path)
+    one_sentence(refusal)
     assert [path.name for path in tmp_path.iterdir()] == [content]
 
 
@@ -205,6 +259,74 @@ def test_a_run_that_breaks_off_leaves_no_store(
         one_sentence(refusal)
     assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["drllm.json"]
     assert len(collect(routed_model(), tmp_path / "f")) == N
+
+
+@pytest.mark.parametrize("name", ["windows.npy", "labels.npy", "manifest.json"])
+def test_a_disk_that_fills_up_at_the_end_leaves_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    save, full = np.save, OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(path: Path, values: Any) -> None:
+        save(path, values)
+        if Path(path).name == name:
+            raise full
+
+    def fail_json(path: Path, value: Any) -> None:
+        raise full
+
+    with monkeypatch.context() as patch:
+        if name == "manifest.json":
+            patch.setattr(features_module, "write_json_atomic", fail_json)
+        else:
+            patch.setattr(features_module.np, "save", fail)
+        with pytest.raises(DrLLMError, match="No space left on device") as refusal:
+            collect(routed_model(), tmp_path / "f")
+    one_sentence(refusal)
+    assert [path.name for path in (tmp_path / "f").iterdir()] == ["drllm.json"]
+
+
+@pytest.mark.parametrize("breaks_off", [False, True])
+def test_a_run_that_was_overtaken_leaves_the_other_store_alone(tmp_path: Path, breaks_off: bool) -> None:
+    shared: dict[str, Any] = {
+        "ids": ["a"],
+        "labels": np.ones((1, 1), dtype=np.int8),
+        "layers": [0],
+        "windows": 1,
+        "width": 2,
+        "description": {},
+    }
+
+    def both() -> None:
+        with write_features(tmp_path / "f", key="first", **shared) as first:
+            with write_features(tmp_path / "f", key="second", **shared) as second:
+                second.write(0, np.full((1, 1, 2), 2, dtype=np.float32), 1)
+            first.write(0, np.full((1, 1, 2), 1, dtype=np.float32), 1)
+            if breaks_off:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt if breaks_off else DrLLMError) as refusal:
+        both()
+    if not breaks_off:
+        assert "another run replaced them meanwhile" in str(refusal.value)
+        one_sentence(refusal)
+    assert FeatureStore.find(tmp_path / "f", "first") is None
+    found = FeatureStore.find(tmp_path / "f", "second")
+    assert found is not None
+    assert found.means.tolist() == [[[[2.0, 2.0]]]]
+
+
+def test_a_question_without_features_is_refused(tmp_path: Path) -> None:
+    labels = np.ones((2, 1), dtype=np.int8)
+    with (
+        pytest.raises(DrLLMError, match="'b' has none") as refusal,
+        write_features(
+            tmp_path / "f", key="k", ids=["a", "b"], labels=labels, layers=[0], windows=1, width=2, description={}
+        ) as writer,
+    ):
+        writer.write(0, np.ones((1, 1, 2), dtype=np.float32), 1)
+    one_sentence(refusal)
+    assert [path.name for path in (tmp_path / "f").iterdir()] == ["drllm.json"]
 
 
 def test_a_damaged_store_is_collected_again(tmp_path: Path) -> None:

@@ -48,31 +48,39 @@ def test_gradients_equal_those_of_training_inside_the_model(tmp_path: Path, rout
         if "drllm_router" in name:
             parameter.data.normal_(std=0.3)
     prompts, labels = random_prompts(6), random_labels(6)
-    store = collect_features(model, Numbers(), prompts, labels, tmp_path / "features", batch_size=4)
-    class_weights = torch.tensor([0.5, 0.7, 1.8])
+    prompts[1:3] = ["5", "6 7"]  # fewer tokens than windows
+    store = collect_features(model, Numbers(), prompts, labels, tmp_path / "features", batch_size=6)
+    assert sorted(store.windows)[:3] == [2, 3, 4]
+    class_weights = [0.5, 0.7, 1.8]
 
-    # Inside the model: the routers run in the forward pass on the forced path, one question a pass.
-    inside = []
+    # Inside the model: its own routers run in the forward pass of the same batch, on the forced paths.
     blocks = routed_layers(model)
-    for prompt, path in zip(prompts, store.labels, strict=True):
-        logits: dict[int, torch.Tensor] = {}
+    logits: dict[int, torch.Tensor] = {}
 
-        def run_router(block: int, means: torch.Tensor, used: torch.Tensor, logits: Any = logits) -> None:
-            if "default" in blocks[block].drllm_router:
-                logits[block] = blocks[block].drllm_router["default"](means, used)[0]
+    def run_router(block: int, means: torch.Tensor, used: torch.Tensor) -> None:
+        if "default" in blocks[block].drllm_router:
+            logits[block] = blocks[block].drllm_router["default"](means, used)
 
-        with force_decisions(model, path.tolist()), observe_router_inputs(model, run_router):
-            model(torch.tensor([Numbers()(prompt)["input_ids"]]))
-        inside.append(torch.stack([logits[layer] for layer in store.layers]))
-    targets = torch.from_numpy(store.routed_labels.astype(np.int64))
-    loss = focal_loss(torch.stack(inside), targets, class_weights)
+    tokens = [torch.tensor(Numbers()(prompt)["input_ids"]) for prompt in prompts]
+    with force_decisions(model, store.labels.tolist()), observe_router_inputs(model, run_router):
+        model(
+            input_ids=torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True),
+            attention_mask=torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True),
+        )
+    loss = torch.zeros(())
+    for row in range(6):
+        for layer in store.layers:
+            label = int(store.labels[row, layer])
+            p = logits[layer][row].softmax(-1)[label]
+            loss = loss - class_weights[label] * (1 - p) ** 2 * p.log() / (6 * len(store.layers))
     loss.backward()
 
     weights = stacked(model, store.layers)
     batch = next(BatchReader(store, CPU, memory=0).batches([np.arange(6)]))
     outside = stacked_logits(weights, batch.means, batch.windows)
-    torch.testing.assert_close(outside, torch.stack(inside), rtol=1e-4, atol=1e-5)
-    stacked_loss = focal_loss(outside, batch.labels, class_weights)
+    inside = torch.stack([logits[layer] for layer in store.layers], dim=1)
+    torch.testing.assert_close(outside, inside, rtol=1e-5, atol=1e-5)
+    stacked_loss = focal_loss(outside, batch.labels, torch.tensor(class_weights))
     stacked_loss.backward()
     assert stacked_loss.item() == pytest.approx(loss.item(), rel=1e-5)
     for place, layer in enumerate(store.layers):
@@ -80,8 +88,10 @@ def test_gradients_equal_those_of_training_inside_the_model(tmp_path: Path, rout
             found = weights[name.replace(".", "_")].grad
             assert found is not None
             assert parameter.grad is not None
-            assert parameter.grad.abs().max() > 0
-            torch.testing.assert_close(found[place], parameter.grad, rtol=1e-3, atol=1e-6)
+            largest = float(parameter.grad.abs().max())
+            assert largest > 0
+            # Entries that cancel to nearly nothing carry the rounding of the large ones.
+            torch.testing.assert_close(found[place], parameter.grad, rtol=1e-5, atol=1e-5 * largest)
     assert all(p.grad is None for n, p in model.named_parameters() if "drllm_router" not in n)
 
 
@@ -239,9 +249,34 @@ def test_one_class_only_is_refused(value: int, name: str) -> None:
     assert str(refusal.value).count(". ") == 0
 
 
+def test_one_class_among_the_training_questions_is_refused() -> None:
+    store = random_store(40)
+    train, validation = split_questions(store.ids, SMALL.validation_share, SMALL.seed)
+    store.labels[train], store.labels[validation] = 1, 0
+    with pytest.raises(DrLLMError, match="only execute was found"):
+        train_routers(store, SMALL)
+
+
 def test_one_question_only_is_refused() -> None:
-    with pytest.raises(DrLLMError, match="at least two questions"):
+    with pytest.raises(DrLLMError, match="at least two questions") as refusal:
         train_routers(random_store(1), SMALL)
+    assert str(refusal.value).count(". ") == 0
+
+
+@pytest.mark.parametrize("questions", [2, 3, 5])
+def test_a_few_questions_are_enough_to_run(questions: int) -> None:
+    result = train_routers(random_store(questions), TrainingConfig(hidden=4))
+    assert all(torch.isfinite(weight).all() for weight in result.weights.values())
+    assert result.metrics["validation_questions"] == 1
+    assert result.metrics["train_questions"] == questions - 1
+    assert all(math.isfinite(entry["validation_loss"]) for entry in result.history)
+
+
+def test_weights_go_nowhere_while_the_adapter_is_disabled() -> None:
+    model = routed_model(router_width=8)
+    weights = fresh_weights(5, 32, 8, torch.Generator().manual_seed(0))
+    with model.disable_adapter(), pytest.raises(DrLLMError, match="none is active; name one"):
+        load_weights_into(model, weights, range(5))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -334,7 +369,9 @@ def test_another_adapter_by_name() -> None:
         (4, range(4), 8, None, r"must be for the blocks with a router in adapter 'default', \[0, 1, 2, 3, 4\]"),
         (5, [0, 1, 2, 3, 3], 8, None, "must be for the blocks with a router"),
         (5, range(5), 6, None, r"must have shape \[8, 32\], but the trained one has \[6, 32\]"),
-        (5, range(5), 8, "third", "'third' is not among its adapters"),
+        (5, range(5), 8, "third", "'third' is not one; name one of its adapters, default"),
+        (4, range(5), 8, None, "down_weight of 5 routers, .* but those of 4 were given"),
+        (6, range(5), 8, None, "down_weight of 5 routers, .* but those of 6 were given"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
@@ -343,6 +380,7 @@ def test_weights_that_do_not_fit_are_refused(
     model = routed_model(router_width=8)
     before = stacked(model, tuple(range(5)))
     weights = fresh_weights(routers, 32, hidden, torch.Generator().manual_seed(0))
-    with pytest.raises(DrLLMError, match=message):
+    with pytest.raises(DrLLMError, match=message) as refusal:
         load_weights_into(model, weights, list(layers), name)
+    assert str(refusal.value).count(". ") == 0
     assert all(torch.equal(value, before[key]) for key, value in stacked(model, tuple(range(5))).items())

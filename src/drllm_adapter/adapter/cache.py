@@ -12,26 +12,31 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionCacheLayerMixin
 
 from ..decisions import EXECUTE
 from ..errors import DrLLMError
 from .rows import RowDecisions
 
 
-class RoutedCacheLayer(CacheLayerMixin):
-    """The cache entry of one block: one ordinary cache layer for each pass that some row makes."""
+class RoutedEntry:
+    """The cache entry of one block: one ordinary cache layer for each pass that some row makes.
 
-    def __init__(self, layer: CacheLayerMixin, batch_size: int) -> None:
-        # CacheLayerMixin.__init__ would set keys and values, which are properties here.
-        filled = layer.is_initialized and _length(layer) > 0
+    Its subclasses add the base class by which transformers tells keys and values from recurrent states.
+    """
+
+    supports_early_init = False
+
+    def __init__(self, layer: Any, batch_size: int) -> None:
+        # The mixins' own __init__ would set attributes that are answered by the passes here.
+        filled = _is_filled(layer)
         self._blank = layer if not filled else _emptied(layer)
         self.decisions: RowDecisions | None = None
-        self.passes: list[CacheLayerMixin] = []
+        self.passes: list[Any] = []
         # Keeps the length of a block that every row skips: a layer of the same class with one number per token, so
         # that lengths, mask sizes and cropping follow that class's own rules (sliding windows included).
-        self._ledger: CacheLayerMixin | None = None
-        self._running: CacheLayerMixin | None = None
+        self._ledger: Any = None
+        self._running: Any = None
         if filled:
             # A cache that the base model filled is one in which every block executed.
             self.decisions = RowDecisions((EXECUTE,) * batch_size)
@@ -41,7 +46,7 @@ class RoutedCacheLayer(CacheLayerMixin):
         made = None if self.decisions is None else self.decisions.decisions
         return f"{type(self).__name__}(decisions={made}, passes={self.passes})"
 
-    def blank(self) -> CacheLayerMixin:
+    def blank(self) -> Any:
         """The plain cache layer that this entry stands in for, empty."""
         return self._blank
 
@@ -60,43 +65,28 @@ class RoutedCacheLayer(CacheLayerMixin):
 
     def skip(self, tokens: int) -> None:
         """Note that `tokens` tokens went by while every row skipped the block."""
-        assert self._ledger is not None
-        nothing = torch.zeros(1, 1, tokens, 1)
-        self._ledger.update(nothing, nothing)
+        _note_tokens(self._ledger, tokens)
 
     # What attention and mask code ask of a cache layer is answered by the running pass, between blocks by the first.
 
     @property
-    def _current(self) -> CacheLayerMixin:
+    def _current(self) -> Any:
         if self._running is not None:
             return self._running
         if self.passes:
             return self.passes[0]
         return self._ledger if self._ledger is not None else self._blank
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def _pass_to_write(self) -> Any:
         if self._running is None:
             raise DrLLMError(
                 "this cache was filled along a route and must be continued with the same router adapter enabled, but "
                 "the base model wrote to it; enable the adapter again or begin with a new cache."
             )
-        return self._running.update(key_states, value_states, *args, **kwargs)
+        return self._running
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self._current.lazy_initialization(key_states, value_states)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._current.get_mask_sizes(query_length)
-
-    def get_seq_length(self) -> int:
-        return self._current.get_seq_length()
-
-    def get_max_length(self) -> int:
-        return self._current.get_max_length()
-
-    def get_max_cache_shape(self) -> int:
-        # The name of get_max_length in older versions of transformers.
-        return self._current.get_max_cache_shape()  # type: ignore[attr-defined]
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        self._current.lazy_initialization(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         # Reached only for names that are not defined above: keys, values, device, sliding_window, record_past, ...
@@ -105,15 +95,7 @@ class RoutedCacheLayer(CacheLayerMixin):
         return getattr(self._current, name)
 
     @property
-    def keys(self) -> Tensor | None:  # type: ignore[override]
-        return self.passes[0].keys if self.passes else None
-
-    @property
-    def values(self) -> Tensor | None:  # type: ignore[override]
-        return self.passes[0].values if self.passes else None
-
-    @property
-    def is_initialized(self) -> bool:  # type: ignore[override]
+    def is_initialized(self) -> bool:
         return self._current.is_initialized
 
     @property
@@ -121,24 +103,24 @@ class RoutedCacheLayer(CacheLayerMixin):
         return bool(getattr(self._blank, "is_sliding", False))
 
     @property
-    def is_compileable(self) -> bool:  # type: ignore[override]
+    def is_compileable(self) -> bool:
         # Also says that the layer is longer than its tokens, so that masks must never be left out.
         return self._blank.is_compileable
 
     @property
-    def is_croppable(self) -> bool:  # type: ignore[override]
+    def is_croppable(self) -> bool:
         return self._blank.is_croppable
 
     @property
     def batch_size(self) -> int:
         """Rows of the whole batch, those that skip the block included."""
-        return self._current.batch_size if self.decisions is None else len(self.decisions)  # type: ignore[attr-defined]
+        return self._current.batch_size if self.decisions is None else len(self.decisions)
 
     max_batch_size = batch_size  # its name in older versions of transformers
 
     # What changes the whole cache reaches every pass.
 
-    def _all(self) -> list[CacheLayerMixin]:
+    def _all(self) -> list[Any]:
         return self.passes + ([self._ledger] if self._ledger is not None else [])
 
     def offload(self) -> None:
@@ -156,7 +138,7 @@ class RoutedCacheLayer(CacheLayerMixin):
 
     def crop(self, tokens_to_remove: int) -> None:
         for layer in self._all():
-            layer.crop(tokens_to_remove)  # type: ignore[attr-defined]
+            layer.crop(tokens_to_remove)
 
     def reset(self) -> None:
         self.decisions, self.passes, self._ledger = None, [], None
@@ -181,7 +163,7 @@ class RoutedCacheLayer(CacheLayerMixin):
             place = {row: index for index, row in enumerate(before.rows(number).tolist())}
             kept = [place[row] for row in rows.tolist() if row in place]
             if kept:
-                layer.reorder_cache(torch.tensor(kept, dtype=torch.long))  # type: ignore[arg-type]
+                layer.reorder_cache(torch.tensor(kept, dtype=torch.long))
         # Rows that leave the batch may have been the only ones to make a pass.
         if not after.max_passes and self.passes:
             self._ledger = _ledger_of(self._blank, _length(self.passes[0]))
@@ -189,13 +171,70 @@ class RoutedCacheLayer(CacheLayerMixin):
         self.decisions = after
 
 
-def routed_entry(cache: Cache, block: int, batch_size: int) -> RoutedCacheLayer:
+class RoutedCacheLayer(RoutedEntry, CacheLayerMixin):  # type: ignore[override]
+    """For blocks with attention: keys and values."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = self._pass_to_write().update(key_states, value_states, *args, **kwargs)
+        return keys, values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._current.get_mask_sizes(query_length)
+
+    def get_seq_length(self) -> int:
+        return self._current.get_seq_length()
+
+    def get_max_length(self) -> int:
+        return self._current.get_max_length()
+
+    def get_max_cache_shape(self) -> int:
+        # The name of get_max_length in older versions of transformers.
+        return self._current.get_max_cache_shape()
+
+    @property
+    def keys(self) -> Tensor | None:  # type: ignore[override]
+        return self.passes[0].keys if self.passes else None
+
+    @property
+    def values(self) -> Tensor | None:  # type: ignore[override]
+        return self.passes[0].values if self.passes else None
+
+
+class RoutedStateLayer(RoutedEntry, LinearAttentionCacheLayerMixin):  # type: ignore[override]
+    """For blocks with linear attention, state spaces or convolutions: states of a fixed size."""
+
+    def update_conv_state(self, *args: Any, **kwargs: Any) -> Tensor:
+        states: Tensor = self._pass_to_write().update_conv_state(*args, **kwargs)
+        return states
+
+    def update_recurrent_state(self, *args: Any, **kwargs: Any) -> Tensor:
+        states: Tensor = self._pass_to_write().update_recurrent_state(*args, **kwargs)
+        return states
+
+
+class RoutedHybridLayer(RoutedStateLayer, RoutedCacheLayer):  # type: ignore[override]
+    """For blocks that have both."""
+
+
+class RoutedDummyLayer(RoutedEntry, DummyLayer):  # type: ignore[override]
+    """For blocks that keep nothing, such as a block that is only an MLP: the route alone."""
+
+
+def _entry_class(layer: Any) -> type[RoutedEntry]:
+    if isinstance(layer, DummyLayer):
+        return RoutedDummyLayer
+    if not isinstance(layer, LinearAttentionCacheLayerMixin):
+        return RoutedCacheLayer
+    return RoutedHybridLayer if isinstance(layer, CacheLayerMixin) else RoutedStateLayer
+
+
+def routed_entry(cache: Cache, block: int, batch_size: int) -> RoutedEntry:
     """The routed entry of `block` in `cache`, put in place of the plain one on first use.
 
     Raises:
         DrLLMError: the cache's layers cannot hold several passes, or it holds another number of rows.
     """
-    layers = cache.layers
+    layers: list[Any] = cache.layers
     while len(layers) <= block:
         if cache.layer_class_to_replicate is None:
             raise DrLLMError(
@@ -204,28 +243,48 @@ def routed_entry(cache: Cache, block: int, batch_size: int) -> RoutedCacheLayer:
             )
         layers.append(cache.layer_class_to_replicate())
     entry = layers[block]
-    if not isinstance(entry, RoutedCacheLayer):
-        entry = layers[block] = RoutedCacheLayer(entry, batch_size)  # type: ignore[arg-type]
+    if not isinstance(entry, RoutedEntry):
+        entry = _entry_class(entry)(entry, batch_size)
+        layers[block] = entry
     if entry.decisions is not None and len(entry.decisions) != batch_size:
         raise DrLLMError(
             f"the cache holds {len(entry.decisions)} rows, but {batch_size} rows of tokens were given; "
             f"repeat or select the cache's rows to match."
         )
-    return entry
+    routed: RoutedEntry = entry
+    return routed
 
 
-def _length(layer: CacheLayerMixin) -> int:
-    return int(layer.get_seq_length())
+def has_tokens(cache: Cache) -> bool:
+    """Whether the cache holds tokens: keys and values have a length, states only a flag."""
+    return any(_is_filled(layer) for layer in cache.layers)
 
 
-def _emptied(layer: CacheLayerMixin) -> CacheLayerMixin:
+def _is_filled(layer: Any) -> bool:
+    if isinstance(layer, CacheLayerMixin):
+        return bool(layer.is_initialized and int(layer.get_seq_length()) > 0)
+    return isinstance(layer, LinearAttentionCacheLayerMixin) and any(layer.has_previous_state.values())
+
+
+def _length(layer: Any) -> int:
+    return int(layer.get_seq_length()) if isinstance(layer, CacheLayerMixin) else 1
+
+
+def _emptied(layer: Any) -> Any:
     blank = copy.deepcopy(layer)
     blank.reset()
     return blank
 
 
-def _ledger_of(blank: CacheLayerMixin, length: int) -> CacheLayerMixin:
+def _ledger_of(blank: Any, length: int) -> Any:
     ledger = copy.deepcopy(blank)
-    nothing = torch.zeros(1, 1, length, 1)
-    ledger.update(nothing, nothing)
+    _note_tokens(ledger, length)
     return ledger
+
+
+def _note_tokens(ledger: Any, tokens: int) -> None:
+    if isinstance(ledger, CacheLayerMixin):
+        nothing = torch.zeros(1, 1, tokens, 1)
+        ledger.update(nothing, nothing)
+    if isinstance(ledger, LinearAttentionCacheLayerMixin):
+        ledger.has_previous_state = dict.fromkeys(ledger.has_previous_state, True)

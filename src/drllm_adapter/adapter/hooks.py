@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DrLLMError
+from .cache import has_tokens
 from .integrity import verify_once
+from .layer import CACHE_ARGUMENTS
 from .route import Route
 from .stack import Stack
 
@@ -51,8 +53,8 @@ class _StackHook:
         if tokens is None:
             return  # the model itself says what is missing
         batch_size, length = tokens.shape[:2]
-        cache = given.get("past_key_values")
-        if continues or (cache is not None and int(cache.get_seq_length()) > 0):
+        cache = next((given[name] for name in CACHE_ARGUMENTS if given.get(name) is not None), None)
+        if continues or (cache is not None and has_tokens(cache)):
             route.continue_prompt(batch_size, in_generate=in_generate)
             return
         verify_once(route)

@@ -12,14 +12,14 @@ from transformers import Cache
 
 from ..decisions import EXECUTE, SKIP
 from ..errors import DrLLMError
-from .cache import RoutedCacheLayer, routed_entry
+from .cache import RoutedEntry, routed_entry
 from .config import DrLLMConfig
 from .route import Route, RouterInputs
 from .router import Router
 from .rows import RowDecisions, select_rows
 from .straight_through import DepthPenalty, expected_passes, mix
 
-CACHE_ARGUMENT = "past_key_values"
+CACHE_ARGUMENTS = ("past_key_values", "layer_past", "cache_params")
 
 
 class RoutedLayer(nn.Module, BaseTunerLayer):
@@ -29,21 +29,28 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         base_layer: the block.
         index: its place in the stack, which is also its entry in the cache.
         route: shared by all blocks of the model.
+        num_outputs: how many values the block returns; None when it is the hidden states alone.
     """
 
     adapter_layer_names = ("drllm_router",)
     other_param_names = ("drllm_config",)
 
-    def __init__(self, base_layer: nn.Module, index: int, route: Route) -> None:
+    def __init__(self, base_layer: nn.Module, index: int, route: Route, num_outputs: int | None = None) -> None:
         super().__init__()
+        self._num_outputs = num_outputs
         self.base_layer = base_layer
         self.index = index
         self.route = route
         self.drllm_router = nn.ModuleDict()
         # On every block, with or without a router, so that all agree which adapters exist and which is active.
         self.drllm_config: dict[str, DrLLMConfig] = {}
+        # The calling convention: the first parameter is the hidden states, whatever its name.
         parameters = list(inspect.signature(base_layer.forward).parameters)
-        self._cache_position = parameters.index(CACHE_ARGUMENT) if CACHE_ARGUMENT in parameters else None
+        self._hidden_argument = parameters[0]
+        named = [name for name in CACHE_ARGUMENTS if name in parameters]
+        # A block that takes it as one of its **kwargs knows it by the common name.
+        self._cache_argument = named[0] if named else CACHE_ARGUMENTS[0]
+        self._cache_position = parameters.index(named[0]) if named else None
 
     def update_layer(self, adapter_name: str, config: DrLLMConfig, hidden_size: int) -> None:
         """Add an adapter's router, when the adapter has one for this block."""
@@ -85,7 +92,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         name = self.route.active_adapter
         if name is None:
             return self.base_layer(*args, **self._for_base_model(args, kwargs))
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = args[0] if args else kwargs[self._hidden_argument]
         cache = self._cache_of(args, kwargs)
         entry = None if cache is None else routed_entry(cache, self.index, hidden.shape[0])
 
@@ -104,22 +111,30 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
 
         if decisions.uniform is not None:
             return self._run_all_rows(decisions.uniform, hidden, entry, args, kwargs)
-        return self._run_some_rows(decisions, hidden, entry, args, kwargs)
+        return self._output(self._run_some_rows(decisions, hidden, entry, args, kwargs))
+
+    def _output(self, hidden: Tensor) -> Any:
+        """The hidden states in the form that the forward loop expects; auxiliary outputs of no single pass are None."""
+        return hidden if self._num_outputs is None else (hidden, *[None] * (self._num_outputs - 1))
 
     def _run_all_rows(
-        self, times: int, hidden: Tensor, entry: RoutedCacheLayer | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        if times == SKIP and entry is not None:
-            entry.skip(hidden.shape[1])
-        for number in range(times):
-            hidden = self._run_pass(number, hidden, entry, args, kwargs)
-        return hidden
+        self, times: int, hidden: Tensor, entry: RoutedEntry | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What the block returns: auxiliary outputs are those of the last pass."""
+        if times == SKIP:
+            if entry is not None:
+                entry.skip(hidden.shape[1])
+            return self._output(hidden)
+        output = self._run_pass(0, hidden, entry, args, kwargs)
+        for number in range(1, times):
+            output = self._run_pass(number, _hidden_of(output), entry, args, kwargs)
+        return output
 
     def _run_some_rows(
         self,
         decisions: RowDecisions,
         hidden: Tensor,
-        entry: RoutedCacheLayer | None,
+        entry: RoutedEntry | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:
@@ -132,7 +147,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
                 select_rows(args, rows, len(decisions)),
                 select_rows(kwargs, rows, len(decisions)),
             )
-            hidden = hidden.index_copy(0, chosen, output)
+            hidden = hidden.index_copy(0, chosen, _hidden_of(output))
         return hidden
 
     def _run_all_outcomes(
@@ -142,50 +157,48 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         hidden: Tensor,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> Tensor:
+    ) -> Any:
         """In training: both passes for every row, so that the router has a gradient; see straight_through.py.
 
         Models make a cache in training as well, unless told not to; it stays empty.
         """
-        if CACHE_ARGUMENT in kwargs:
-            kwargs = {**kwargs, CACHE_ARGUMENT: None}
+        if self._cache_argument in kwargs:
+            kwargs = {**kwargs, self._cache_argument: None}
         elif self._cache_position is not None and self._cache_position < len(args):
             args = (*args[: self._cache_position], None, *args[self._cache_position + 1 :])
-        once = self._run_pass(0, hidden, None, args, kwargs)
-        twice = self._run_pass(1, once, None, args, kwargs)
+        once = _hidden_of(self._run_pass(0, hidden, None, args, kwargs))
+        twice = _hidden_of(self._run_pass(1, once, None, args, kwargs))
         output = mix((hidden, once, twice), decisions.decisions, probabilities)
         config = self.active_config
         if config is not None and config.depth_penalty:
             penalty = config.depth_penalty * expected_passes(probabilities) / self.route.num_blocks
             output = DepthPenalty.apply(output, penalty)
-        return output
+        return self._output(output)
 
     def _run_pass(
         self,
         number: int,
         hidden: Tensor,
-        entry: RoutedCacheLayer | None,
+        entry: RoutedEntry | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> Tensor:
+    ) -> Any:
         if args:
             args = (hidden, *args[1:])
         else:
-            kwargs = {**kwargs, "hidden_states": hidden}
+            kwargs = {**kwargs, self._hidden_argument: hidden}
         block = self._modules["base_layer"]  # this is the decode path: nn.Module's own lookup takes microseconds
         assert block is not None
         if entry is None:
-            output: Tensor = block(*args, **kwargs)
-            return output
+            return block(*args, **kwargs)
         entry.begin_pass(number)
         try:
-            output = block(*args, **kwargs)
+            return block(*args, **kwargs)
         finally:
             entry.end_pass()
-        return output
 
     def _cache_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
-        cache = kwargs.get(CACHE_ARGUMENT)
+        cache = kwargs.get(self._cache_argument)
         if cache is None and self._cache_position is not None and self._cache_position < len(args):
             cache = args[self._cache_position]
         if cache is not None and (not isinstance(cache, Cache) or not hasattr(cache, "layers")):
@@ -200,7 +213,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         cache = self._cache_of(args, kwargs)
         if cache is not None and self.index < len(cache.layers):
             entry = cache.layers[self.index]
-            if isinstance(entry, RoutedCacheLayer):
+            if isinstance(entry, RoutedEntry):
                 if entry.decisions is None:
                     cache.layers[self.index] = entry.blank()
                 elif entry.decisions.uniform == EXECUTE:
@@ -215,6 +228,11 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             if name.startswith("_") or name == "base_layer":
                 raise
             return getattr(self.base_layer, name)
+
+
+def _hidden_of(output: Any) -> Tensor:
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def routed_layers(model: nn.Module) -> list[RoutedLayer]:

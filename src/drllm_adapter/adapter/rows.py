@@ -51,5 +51,16 @@ def select_rows(value: Any, rows: Tensor, batch_size: int) -> Any:
     if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
         return type(value)(select_rows(item, rows, batch_size) for item in value)
     if type(value) is dict:
-        return {key: select_rows(item, rows, batch_size) for key, item in value.items()}
+        return {
+            key: _select_alibi(item, rows, batch_size) if key == "alibi" else select_rows(item, rows, batch_size)
+            for key, item in value.items()
+        }
     return value
+
+
+def _select_alibi(alibi: Any, rows: Tensor, batch_size: int) -> Any:
+    """BLOOM and Falcon fold the heads into the batch: `[batch x heads, 1, key]`."""
+    if not isinstance(alibi, Tensor) or alibi.shape[0] == 1 or alibi.shape[0] % batch_size:
+        return alibi
+    by_row = alibi.unflatten(0, (batch_size, -1))
+    return by_row.index_select(0, rows.to(alibi.device)).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Find the decoder blocks inside a transformers model."""
+"""Find the decoder blocks inside a transformers model, and how its forward loop calls them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,9 +6,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import DrLLMError
-
-PROVEN_MODEL_TYPES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
-"""Architectures for which the tests prove routed execution equal to the unrolled model."""
+from .architectures import EXACT, REFUSED
 
 
 @dataclass(frozen=True)
@@ -25,23 +23,43 @@ class Stack:
 def find_stack(model: nn.Module) -> Stack:
     """The decoder stack of `model`.
 
+    It is the outermost list of as many modules as the (text) configuration has blocks.
+
     Raises:
         DrLLMError: the architecture is not one that is proven to run exactly, or no stack is found.
     """
     config: Any = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", None)
-    if model_type not in PROVEN_MODEL_TYPES:
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    model_type = getattr(text, "model_type", None)
+    if model_type not in EXACT:
+        reason = REFUSED.get(str(model_type), "routed execution is not proven exact for it")
         raise DrLLMError(
-            f"the base model's architecture must be one of {', '.join(PROVEN_MODEL_TYPES)}, but it is "
-            f"{model_type or type(model).__name__}, for which routed execution is not proven exact; "
-            f"use a base of one of these architectures."
+            f"the base model's architecture must be one that docs/architectures.md lists as exact, but "
+            f"{model_type or type(model).__name__} is not ({reason}); use a base of another architecture."
         )
-    num_blocks = config.num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == num_blocks:
-            owner = model.get_submodule(name.rpartition(".")[0])
-            return Stack(owner, module, name, model_type, config.hidden_size)
-    raise DrLLMError(
-        f"a {model_type} model must have a list of {num_blocks} decoder blocks, but none was found in this "
-        f"{type(model).__name__}; load the model with AutoModelForCausalLM."
-    )
+    return locate_stack(model)
+
+
+def locate_stack(model: nn.Module) -> Stack:
+    """The decoder stack of a model of any architecture; `find_stack` admits those that are proven.
+
+    Raises:
+        DrLLMError: there is none.
+    """
+    config: Any = model.config
+    text = config.get_text_config(decoder=True)
+    num_blocks = text.num_hidden_layers
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_blocks
+    ]
+    if not lists:
+        raise DrLLMError(
+            f"a {text.model_type} model must have a list of {num_blocks} decoder blocks, but none was found in this "
+            f"{type(model).__name__}; load the model with AutoModelForCausalLM."
+        )
+    # Experts and the like may be as many as the blocks; they lie deeper.
+    name, blocks = min(lists, key=lambda item: item[0].count("."))
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return Stack(owner, blocks, name, text.model_type, text.hidden_size)

@@ -1,0 +1,199 @@
+"""Every causal-LM architecture of transformers: exact, refused by name, or not built here - silently wrong: none.
+
+`pytest -m conformance` runs all of them and writes docs/architectures.md; a few run by default.
+"""
+
+import copy
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import get_peft_model
+from tiny import MODEL_TYPES, NUM_BLOCKS, VOCABULARY, tiny_config, tiny_model
+from unroll import layer_list, unrolled
+
+from drllm_adapter import DrLLMConfig, DrLLMError, force_decisions, last_decisions
+from drllm_adapter.adapter.architectures import EXACT, REFUSED
+
+TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
+QUICK = (
+    "bloom", "deepseek_v3", "falcon", "falcon_h1", "gemma3_text", "gpt_neox", "gpt_oss", "lfm2", "mamba", "mixtral",
+    "mpt", "opt", "qwen3_next",
+)  # fmt: skip
+NOT_BUILT = {
+    "blt": "a byte-level model with a patcher of its own",
+    "cohere_compass_text": "needs a configuration that its defaults do not give",
+    "dbrx": "needs a configuration that its defaults do not give",
+    "emu3": "its text configuration has no causal-LM class of its own",
+    "gemma4_assistant": "an assistant that only runs beside its target",
+    "mllama": "its text decoder needs the vision part",
+    "musicgen": "decodes audio codes, has no causal-LM class for text",
+    "musicgen_melody": "decodes audio codes, has no causal-LM class for text",
+    "qwen4_exp": "needs a configuration that its defaults do not give",
+    "qwen4_exp_text": "needs a configuration that its defaults do not give",
+    "whisper": "decodes speech, needs its encoder",
+    "xlstm": "needs a configuration that its defaults do not give",
+}
+# Three rows that skip, execute and repeat different blocks, of 6, 9 and 8 tokens, padded on the left.
+DECISIONS = [[0, 2, 1, 2], [1, 0, 2, 1], [2, 1, 1, 0]]
+NEW_TOKENS = 4
+TOLERANCE = 2e-4
+
+_outcomes: dict[str, tuple[str, str]] = {}
+
+
+def text_type(model_type: str) -> str:
+    """The type of the text decoder inside a multimodal wrapper; most are their own."""
+    try:
+        return str(tiny_config(model_type).model_type)
+    except Exception:
+        return model_type
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ids = torch.randint(2, VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(0))
+    ids[0, :3] = 0
+    ids[2, :1] = 0
+    mask = (ids != 0).long()
+    return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@torch.no_grad()
+def check_exact(model_type: str) -> None:
+    """The base bit for bit when disabled; each row of a mixed batch as its unrolled model, cached and not."""
+    base = tiny_model(model_type)
+    ids, mask, positions = batch()
+    arguments: dict[str, Any] = {"attention_mask": mask}
+    if "position_ids" in inspect.signature(type(base).forward).parameters:
+        arguments["position_ids"] = positions
+    routed = get_peft_model(copy.deepcopy(base), DrLLMConfig()).eval()
+    fresh = routed(ids, **arguments).logits
+    with routed.disable_adapter():
+        assert torch.equal(routed(ids, **arguments).logits, fresh)
+    generation = {
+        "attention_mask": mask, "max_new_tokens": NEW_TOKENS, "do_sample": False, "output_logits": True,
+        "return_dict_in_generate": True,
+    }  # fmt: skip
+    with force_decisions(routed, DECISIONS):
+        logits = routed(ids, **arguments).logits
+        cached = routed.generate(ids, **generation)
+        uncached = routed.generate(ids, **generation, use_cache=False)
+    assert last_decisions(routed).tolist() == DECISIONS
+    for row, path in enumerate(DECISIONS):
+        real = mask[row].bool()
+        prompt = ids[row][real][None]
+        model = unrolled(base, path)
+        assert relative(logits[row, real], model(prompt).logits[0]) < TOLERANCE
+        alone = {**generation, "attention_mask": torch.ones_like(prompt)}
+        expected = model.generate(prompt, **alone)
+        steps = torch.stack(expected.logits, 1)[0]
+        assert relative(torch.stack(cached.logits, 1)[row], steps) < TOLERANCE
+        assert relative(torch.stack(uncached.logits, 1)[row], steps) < TOLERANCE
+        assert cached.sequences[row, ids.shape[1] :].tolist() == expected.sequences[0, prompt.shape[1] :].tolist()
+    _check_calls(routed, ids, arguments)
+
+
+def _check_calls(routed: Any, ids: torch.Tensor, arguments: dict[str, Any]) -> None:
+    """A skipped block runs none of its parts, an executed one each of them once, a repeated one twice."""
+    calls: dict[tuple[int, str], int] = {}
+    handles = []
+    owner, attribute = layer_list(routed, NUM_BLOCKS)
+    for block, layer in enumerate(getattr(owner, attribute)):
+        for name, part in layer.base_layer.named_modules():
+
+            def count(*_: Any, key: tuple[int, str] = (block, name)) -> None:
+                calls[key] = calls.get(key, 0) + 1
+
+            handles.append(part.register_forward_pre_hook(count))
+    made = []
+    for path in ([1] * NUM_BLOCKS, [0, 2, 1, 2]):
+        calls.clear()
+        with force_decisions(routed, path):
+            routed(ids, **arguments)
+        made.append(dict(calls))
+    for handle in handles:
+        handle.remove()
+    assert {block for block, _ in made[1]} == {1, 2, 3}
+    # Which experts run depends on the tokens; all other parts run as often as their block.
+    for (block, name), times in made[0].items():
+        if "expert" not in name:
+            assert made[1].get((block, name), 0) == [0, 2, 1, 2][block] * times
+
+
+def check(model_type: str) -> tuple[str, str]:
+    """Outcome and reason; raises when an allowed architecture is not exact."""
+    text = text_type(model_type)
+    if text in EXACT:
+        check_exact(model_type)
+        return "exact", "" if text == model_type else f"as {text}"
+    if model_type in NOT_BUILT:
+        return "not built here", NOT_BUILT[model_type]
+    assert text in REFUSED, f"{model_type} has no outcome"
+    try:
+        model = tiny_model(model_type)
+    except Exception:
+        return "refused", REFUSED[text]
+    with pytest.raises(DrLLMError, match=text.replace("-", "."), check=lambda error: REFUSED[text] in str(error)):
+        get_peft_model(model, DrLLMConfig())
+    return "refused", REFUSED[text]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", QUICK)
+def test_a_few_architectures(model_type: str) -> None:
+    assert check(model_type)[0] == "exact"
+
+
+@pytest.mark.conformance
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_architecture(model_type: str) -> None:
+    _outcomes[model_type] = check(model_type)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _write_table() -> Iterator[None]:
+    """A run over all architectures writes what it found."""
+    yield
+    if len(_outcomes) == len(MODEL_TYPES):
+        TABLE.write_text(table(_outcomes))
+
+
+def table(outcomes: dict[str, tuple[str, str]]) -> str:
+    counts = {
+        kind: sum(found == kind for found, _ in outcomes.values()) for kind in ("exact", "refused", "not built here")
+    }
+    lines = [
+        "# Architectures",
+        "",
+        f"Every model type that `AutoModelForCausalLM` of transformers {transformers.__version__} knows, as a tiny",
+        "random model of 4 blocks with every kind of block that the architecture has. Exact: disabled it is the base",
+        "bit for bit, and each row of a left-padded batch with mixed decisions has the logits and greedy tokens of its",
+        "unrolled model, with and without a cache. Written by `pytest -m conformance`.",
+        "",
+        ", ".join(f"{count} {kind}" for kind, count in counts.items()) + "; what is not exact is refused by name.",
+        "",
+        "A block keeps its own index where it computes with it; in the unrolled model the index only names the entry",
+        "of the cache. Auxiliary outputs of a block (attentions) are those of its last pass, and none where rows differ.",
+        "",
+        "| model type | outcome | |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {name} | {outcome} | {reason} |" for name, (outcome, reason) in sorted(outcomes.items())]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_documented_table_is_what_the_package_allows() -> None:
+    rows = [line.split(" | ") for line in TABLE.read_text().splitlines() if line.startswith("| ")][1:]
+    documented = {row[0].removeprefix("| "): row[1] for row in rows}
+    assert len(documented) >= 190 or len(documented) == len(MODEL_TYPES)
+    for name, outcome in documented.items():
+        assert (outcome == "exact") == (text_type(name) in EXACT), name

@@ -1,0 +1,40 @@
+"""The unrolled model of any architecture: an ordinary model whose layer list is the path."""
+
+import copy
+from typing import Any
+
+from torch import nn
+
+INDEX_NAMES = ("layer_idx", "layer_index", "layer_id", "block_idx", "layer_number")
+
+COUNT_NAMES = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+
+
+def layer_list(model: nn.Module, num_blocks: int) -> tuple[nn.Module, str]:
+    """The module that owns the decoder's list of blocks, and its attribute."""
+    lists = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == num_blocks]
+    name = min(lists, key=lambda name: name.count("."))
+    return model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+
+
+def unrolled(model: Any, decisions: list[int]) -> Any:
+    """A copy whose blocks are the path's, with copies of the weights; each position has its own index in the cache."""
+    path = [block for block, times in enumerate(decisions) for _ in range(times)]
+    model = copy.deepcopy(model)
+    owner, attribute = layer_list(model, len(decisions))
+    blocks = getattr(owner, attribute)
+    # The configuration is shared by the whole model and stays shared.
+    kept = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    setattr(owner, attribute, nn.ModuleList([copy.deepcopy(blocks[block], dict(kept)) for block in path]))
+    for position, block in enumerate(getattr(owner, attribute)):
+        for module in block.modules():
+            for name in INDEX_NAMES:
+                if isinstance(vars(module).get(name), int):
+                    setattr(module, name, position)
+    for config in kept.values():
+        for name, value in list(vars(config).items()):
+            if isinstance(value, (list, tuple)) and len(value) == len(decisions) and not name.startswith("_"):
+                setattr(config, name, [value[block] for block in path])
+            elif name in COUNT_NAMES and value == len(decisions):
+                setattr(config, name, len(path))
+    return model
