@@ -233,10 +233,8 @@ def test_the_adapter_follows_a_copied_folder(saved: Any, tmp_path: Path) -> None
 
 
 def test_a_foreign_architecture_is_refused_by_name() -> None:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    from transformers import BertConfig, BertLMHeadModel
 
-    config = GPTNeoXConfig(
-        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
-    )
-    with pytest.raises(DrLLMError, match="gpt_neox"):
-        get_peft_model(GPTNeoXForCausalLM(config), DrLLMConfig())
+    config = BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    with pytest.raises(DrLLMError, match=r"bert is not \(an encoder"):
+        get_peft_model(BertLMHeadModel(config), DrLLMConfig())

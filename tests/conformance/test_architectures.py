@@ -182,7 +182,7 @@ def table(outcomes: dict[str, tuple[str, str]]) -> str:
         ", ".join(f"{count} {kind}" for kind, count in counts.items()) + "; what is not exact is refused by name.",
         "",
         "A block keeps its own index where it computes with it; in the unrolled model the index only names the entry",
-        "of the cache. Auxiliary outputs of a block (attentions) are those of its last pass, and none where rows differ.",
+        "of the cache. Auxiliary outputs of a block (attentions) are those of its last pass; none where rows differ.",
         "",
         "| model type | outcome | |",
         "|---|---|---|",
