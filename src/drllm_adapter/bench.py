@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
+from .adapter.cache import cache_keyword
 from .adapter.config import DrLLMConfig
 from .adapter.stack import find_stack
 from .adapter.steering import force_decisions
@@ -227,18 +228,19 @@ class Decoding:
     def __init__(self, model: Any, prompt: Tensor, tokens: int, decisions: Decisions | None) -> None:
         self.model, self.prompt, self.tokens = model, prompt, tokens
         self.cache = DynamicCache(config=model.config)
+        self.cached = {cache_keyword(model): self.cache}
         with torch.inference_mode():
             if decisions is None:
-                model(prompt, past_key_values=self.cache, logits_to_keep=1)
+                model(prompt, **self.cached, logits_to_keep=1)
             else:
                 with force_decisions(model, decisions):
-                    model(prompt, past_key_values=self.cache, logits_to_keep=1)
+                    model(prompt, **self.cached, logits_to_keep=1)
 
     @torch.inference_mode()
     def __call__(self) -> None:
         token = self.prompt[:, -1:]
         for _ in range(self.tokens):
-            token = self.model(token, past_key_values=self.cache, logits_to_keep=1).logits.argmax(-1)
+            token = self.model(token, **self.cached, logits_to_keep=1).logits.argmax(-1)
         self.cache.crop(-self.tokens)
 
 
@@ -279,7 +281,7 @@ def table(results: Sequence[Comparison]) -> Table:
 
 @torch.inference_mode()
 def _prefill(model: Any, prompt: Tensor) -> None:
-    model(prompt, past_key_values=DynamicCache(config=model.config), logits_to_keep=1)
+    model(prompt, **{cache_keyword(model): DynamicCache(config=model.config)}, logits_to_keep=1)
 
 
 def _tokens(model: Any, batch_size: int, length: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from .adapter.cache import cache_keyword
 from .adapter.layer import routed_layers
 from .adapter.steering import force_decisions, last_decisions
 from .decisions import Decisions
@@ -70,6 +71,7 @@ class Scorer:
         # As indices rather than as the number 1: a slice is not contiguous, and the product with the head's weights
         # would then copy these once for every row.
         self._last = torch.tensor([-1], device=model.device)
+        self._cache = cache_keyword(model)
         self._encoded: dict[Prompt, _Encoded] = {}
 
     def score(self, prompts: Sequence[Prompt], decisions: Sequence[Decisions] | None = None) -> list[Score]:
@@ -95,7 +97,7 @@ class Scorer:
         inputs = self._pad_left([row.prompt for row in encoded])
         cache = DynamicCache(config=self.model.config.get_text_config())
         with _forced(self.model, decisions):
-            output = self.model(**inputs, past_key_values=cache, logits_to_keep=self._last)
+            output = self.model(**inputs, **{self._cache: cache}, logits_to_keep=self._last)
         ran = [tuple(row) for row in last_decisions(self.model).tolist()]
         first = output.logits[:, -1].float().log_softmax(dim=-1)
         likelihoods = self._continue(encoded, first, inputs["attention_mask"], cache)
@@ -144,7 +146,7 @@ class Scorer:
                 input_ids=input_ids,
                 attention_mask=torch.cat([prompt_mask, (steps < lengths[:, None]).to(mask.dtype)], dim=1),
                 position_ids=prompt_mask.sum(dim=1, keepdim=True) + steps,
-                past_key_values=cache,
+                **{self._cache: cache},
             ).logits
             for place, index in enumerate(longer):
                 tokens = pairs[index][1][1:]

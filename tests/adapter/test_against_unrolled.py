@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from unrolled import SIZES, VOCABULARY, tiny_model, unrolled
 
 from drllm_adapter import DrLLMConfig, force_decisions, last_decisions
+from drllm_adapter.adapter.cache import cache_keyword
 
 BLOCKS = 5
 # Two batch sizes of the base model differ by about as much.
@@ -60,12 +61,12 @@ def test_logits_and_cache_of_every_row(model_type: str, batch: tuple[Any, Any, b
     ids, mask, positions = padded(prompts, left)
     cache = DynamicCache(config=routed.config)
     with force_decisions(routed, decisions):
-        logits = routed(ids, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+        logits = routed(ids, attention_mask=mask, position_ids=positions, **{cache_keyword(routed): cache}).logits
     assert last_decisions(routed).tolist() == decisions
     for row, (prompt, path) in enumerate(zip(prompts, decisions, strict=True)):
         model = truth(model_type, tuple(path))
         expected_cache = DynamicCache(config=model.config)
-        expected = model(torch.tensor([prompt]), past_key_values=expected_cache).logits
+        expected = model(torch.tensor([prompt]), **{cache_keyword(model): expected_cache}).logits
         real = mask[row].bool()
         torch.testing.assert_close(logits[row, real], expected[0], **TOLERANCE)
         kept = [

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
+from test_against_unrolled import padded
 from test_saving_and_loading import teach
 from transformers import DynamicCache
 from unrolled import VOCABULARY, tiny_model
@@ -20,6 +21,7 @@ from drllm_adapter import (
     set_depth_control,
     set_layer_budget,
 )
+from drllm_adapter.adapter.cache import cache_keyword
 from drllm_adapter.adapter.layer import observe_router_inputs, routed_layers
 from drllm_adapter.adapter.route import blend
 
@@ -49,8 +51,6 @@ prompts = st.lists(st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size
 @settings(max_examples=30)
 @given(prompts=prompts, left=st.booleans())
 def test_neither_neighbours_nor_padding_matter(model: Any, prompts: list[list[int]], left: bool) -> None:
-    from test_against_unrolled import padded
-
     ids, mask, positions = padded(prompts, left)
     together = decide(model, ids, attention_mask=mask, position_ids=positions)
     assert together == [decide(model, torch.tensor([prompt]))[0] for prompt in prompts]
@@ -127,10 +127,10 @@ def test_the_route_stays_with_the_cache(model: Any) -> None:
     first, second = torch.randint(1, VOCABULARY, (2, 1, 12)).unbind()
     paths = [decide(model, first), decide(model, second)]
     caches = [DynamicCache(config=model.config) for _ in range(2)]
-    model(first, past_key_values=caches[0])
-    model(second, past_key_values=caches[1])
+    model(first, **{cache_keyword(model): caches[0]})
+    model(second, **{cache_keyword(model): caches[1]})
     token = torch.tensor([[7]])
-    interleaved = model(token, past_key_values=caches[0]).logits
+    interleaved = model(token, **{cache_keyword(model): caches[0]}).logits
     with force_decisions(model, paths[0]):
         whole = model(torch.cat([first, token], dim=1)).logits[:, -1:]
     torch.testing.assert_close(interleaved, whole, rtol=1e-4, atol=1e-4)

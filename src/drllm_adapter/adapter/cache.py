@@ -7,10 +7,14 @@ routes stay together, and the caller's own cache object stays the one that is fi
 """
 
 import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionCacheLayerMixin
 
@@ -200,7 +204,7 @@ class RoutedCacheLayer(RoutedEntry, CacheLayerMixin):  # type: ignore[override]
         return self.passes[0].values if self.passes else None
 
 
-class RoutedStateLayer(RoutedEntry, LinearAttentionCacheLayerMixin):  # type: ignore[override]
+class RoutedStateLayer(RoutedEntry, LinearAttentionCacheLayerMixin):
     """For blocks with linear attention, state spaces or convolutions: states of a fixed size."""
 
     def update_conv_state(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -226,6 +230,31 @@ def _entry_class(layer: Any) -> type[RoutedEntry]:
     if not isinstance(layer, LinearAttentionCacheLayerMixin):
         return RoutedCacheLayer
     return RoutedHybridLayer if isinstance(layer, CacheLayerMixin) else RoutedStateLayer
+
+
+def find_cache(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cache | None:
+    """The cache among the arguments of a call.
+
+    By its type: what the argument is called differs between architectures and between versions of transformers.
+
+    Raises:
+        DrLLMError: it is not made of layers.
+    """
+    for value in chain(kwargs.values(), args):
+        if isinstance(value, Cache):
+            if not hasattr(value, "layers"):
+                raise DrLLMError(
+                    f"the cache must be a transformers Cache made of layers (DynamicCache, StaticCache, ...), but a "
+                    f"{type(value).__name__} was given; pass one of those or none."
+                )
+            return value
+    return None
+
+
+def cache_keyword(model: nn.Module) -> str:
+    """What a call of the model names its cache: `cache` since transformers 5.24, `past_key_values` before."""
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def routed_entry(cache: Cache, block: int, batch_size: int) -> RoutedEntry:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DrLLMError
-from .cache import has_tokens
+from .cache import find_cache, has_tokens
 from .integrity import verify_once
-from .layer import CACHE_ARGUMENTS
 from .route import Route
 from .stack import Stack
 
@@ -53,7 +52,7 @@ class _StackHook:
         if tokens is None:
             return  # the model itself says what is missing
         batch_size, length = tokens.shape[:2]
-        cache = next((given[name] for name in CACHE_ARGUMENTS if given.get(name) is not None), None)
+        cache = find_cache(args, kwargs)
         if continues or (cache is not None and has_tokens(cache)):
             route.continue_prompt(batch_size, in_generate=in_generate)
             return
@@ -110,7 +109,7 @@ class GenerationInputs:
         self.route.generation_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         self.route.in_generate = True
         first = kwargs.get("is_first_iteration", False)
-        self.route.continues_without_cache = inputs.get("past_key_values") is None and not first
+        self.route.continues_without_cache = find_cache((), inputs) is None and not first
         return inputs
 
 

@@ -12,14 +12,12 @@ from transformers import Cache
 
 from ..decisions import EXECUTE, SKIP
 from ..errors import DrLLMError
-from .cache import RoutedEntry, routed_entry
+from .cache import RoutedEntry, find_cache, routed_entry
 from .config import DrLLMConfig
 from .route import Route, RouterInputs
 from .router import Router
 from .rows import RowDecisions, select_rows
 from .straight_through import DepthPenalty, expected_passes, mix
-
-CACHE_ARGUMENTS = ("past_key_values", "layer_past", "cache_params")
 
 
 class RoutedLayer(nn.Module, BaseTunerLayer):
@@ -45,12 +43,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         # On every block, with or without a router, so that all agree which adapters exist and which is active.
         self.drllm_config: dict[str, DrLLMConfig] = {}
         # The calling convention: the first parameter is the hidden states, whatever its name.
-        parameters = list(inspect.signature(base_layer.forward).parameters)
-        self._hidden_argument = parameters[0]
-        named = [name for name in CACHE_ARGUMENTS if name in parameters]
-        # A block that takes it as one of its **kwargs knows it by the common name.
-        self._cache_argument = named[0] if named else CACHE_ARGUMENTS[0]
-        self._cache_position = parameters.index(named[0]) if named else None
+        self._hidden_argument = next(iter(inspect.signature(base_layer.forward).parameters))
 
     def update_layer(self, adapter_name: str, config: DrLLMConfig, hidden_size: int) -> None:
         """Add an adapter's router, when the adapter has one for this block."""
@@ -91,9 +84,10 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         name = self.route.active_adapter
         if name is None:
-            return self.base_layer(*args, **self._for_base_model(args, kwargs))
+            self._return_cache(find_cache(args, kwargs))
+            return self.base_layer(*args, **kwargs)
         hidden = args[0] if args else kwargs[self._hidden_argument]
-        cache = self._cache_of(args, kwargs)
+        cache = find_cache(args, kwargs)
         entry = None if cache is None else routed_entry(cache, self.index, hidden.shape[0])
 
         if self.route.at_prompt:
@@ -162,10 +156,8 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
 
         Models make a cache in training as well, unless told not to; it stays empty.
         """
-        if self._cache_argument in kwargs:
-            kwargs = {**kwargs, self._cache_argument: None}
-        elif self._cache_position is not None and self._cache_position < len(args):
-            args = (*args[: self._cache_position], None, *args[self._cache_position + 1 :])
+        args = tuple(None if isinstance(value, Cache) else value for value in args)
+        kwargs = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
         once = _hidden_of(self._run_pass(0, hidden, None, args, kwargs))
         twice = _hidden_of(self._run_pass(1, once, None, args, kwargs))
         output = mix((hidden, once, twice), decisions.decisions, probabilities)
@@ -197,20 +189,8 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         finally:
             entry.end_pass()
 
-    def _cache_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
-        cache = kwargs.get(self._cache_argument)
-        if cache is None and self._cache_position is not None and self._cache_position < len(args):
-            cache = args[self._cache_position]
-        if cache is not None and (not isinstance(cache, Cache) or not hasattr(cache, "layers")):
-            raise DrLLMError(
-                f"past_key_values must be a transformers Cache made of layers (DynamicCache, StaticCache, ...), but a "
-                f"{type(cache).__name__} was given; pass one of those or none."
-            )
-        return cache
-
-    def _for_base_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _return_cache(self, cache: Cache | None) -> None:
         """A routed cache whose route is the base model's continues in the base model; others are refused there."""
-        cache = self._cache_of(args, kwargs)
         if cache is not None and self.index < len(cache.layers):
             entry = cache.layers[self.index]
             if isinstance(entry, RoutedEntry):
@@ -218,7 +198,6 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
                     cache.layers[self.index] = entry.blank()
                 elif entry.decisions.uniform == EXECUTE:
                     cache.layers[self.index] = entry.passes[0]
-        return kwargs
 
     def __getattr__(self, name: str) -> Any:
         # Forward loops read attributes of their blocks (attention type, layer type, ...).
