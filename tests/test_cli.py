@@ -303,18 +303,23 @@ def test_a_full_disk(made: Path, tmp_path: Path, refuse: Run, monkeypatch: pytes
         assert not output.exists() or not list(output.iterdir())
 
 
-def test_the_bench_writes_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        sys, "argv",
-        ["drllm", "bench", "--output", str(tmp_path / "bench.json"), "--repetitions", "3", "--decode-tokens", "2",
-         "--prompt-tokens", "32", "--paths", "4"],
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["routing", "--decode-tokens", "2", "--prompt-tokens", "32"],
+         ["forced decode", "all execute", "forced decode", "all execute", "routers"]),
+        (["search", "--paths", "4"], ["search"]),
+    ],
+)  # fmt: skip
+def test_the_benchmarks_write_ratios(
+    arguments: list[str], names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "bench.json"
+    monkeypatch.setattr(sys, "argv", ["drllm", "bench", *arguments, "--output", str(output), "--repetitions", "3"])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code in (0, 1)  # tiny models miss the goals, which are for real ones
-    bench = json.loads((tmp_path / "bench.json").read_text())
-    assert [item["name"] for item in bench["results"]] == [
-        "forced decode", "all execute", "forced decode", "all execute", "routers", "search",
-    ]  # fmt: skip
+    bench = json.loads(output.read_text())
+    assert [item["name"] for item in bench["results"]] == names
     assert all(item["ratio"] > 0 for item in bench["results"])
     assert (stop.value.code == 0) == all(item["met"] for item in bench["results"])

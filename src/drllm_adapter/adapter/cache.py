@@ -204,7 +204,7 @@ class RoutedCacheLayer(RoutedEntry, CacheLayerMixin):  # type: ignore[override]
         return self.passes[0].values if self.passes else None
 
 
-class RoutedStateLayer(RoutedEntry, LinearAttentionCacheLayerMixin):
+class RoutedStateLayer(RoutedEntry, LinearAttentionCacheLayerMixin):  # type: ignore[override, unused-ignore]
     """For blocks with linear attention, state spaces or convolutions: states of a fixed size."""
 
     def update_conv_state(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,0 +1,100 @@
+"""Models to measure: known shapes with random weights, and the unrolled model that routing is compared with."""
+
+import copy
+import random
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from ..adapter.stack import find_stack
+from ..decisions import Decisions, execute_all, to_path
+from ..demo import BASE
+from ..errors import DrLLMError
+from ..loading import load_base
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "vocab_size": 49152,
+    },
+    "llama-3.2-1b": {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256,
+    },
+    "llama-3.2-3b": {
+        "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
+        "num_key_value_heads": 8, "vocab_size": 128256,
+    },
+}  # fmt: skip
+"""Shapes of known models, to be filled with random weights: speed does not depend on what the weights say."""
+
+
+def random_model(shape: str, dtype: torch.dtype, device: str) -> Any:
+    """A Llama of a known shape with random weights, made on `device`.
+
+    Raises:
+        DrLLMError: the shape has no such name.
+    """
+    if shape not in SHAPES:
+        raise DrLLMError(f"shape must be one of {', '.join(SHAPES)}, but {shape!r} was given; choose one of them.")
+    config = LlamaConfig(**SHAPES[shape], tie_word_embeddings=True, max_position_embeddings=4096)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def share(module: nn.Module) -> Any:
+    """A copy of the module tree with the same parameters."""
+    twin = copy.copy(module)
+    twin._modules = {name: None if child is None else share(child) for name, child in module._modules.items()}
+    for name in ("_parameters", "_buffers", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks"):
+        setattr(twin, name, copy.copy(getattr(module, name)))
+    return twin
+
+
+def unroll(model: Any, decisions: Decisions) -> Any:
+    """The ordinary model whose layer list is the path: weights shared, each position its own `layer_idx`."""
+    twin = share(model)
+    stack = find_stack(twin)
+    path = to_path(decisions)
+    blocks = nn.ModuleList([share(stack.blocks[block]) for block in path])
+    for position, block in enumerate(blocks):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                setattr(module, "layer_idx", position)  # noqa: B010 - a plain attribute, not a submodule
+    setattr(stack.owner, stack.name.rpartition(".")[2], blocks)
+    twin.config = stack.owner.config = copy.deepcopy(model.config)
+    twin.config.num_hidden_layers = len(path)
+    if getattr(twin.config, "layer_types", None) is not None:
+        twin.config.layer_types = [model.config.layer_types[block] for block in path]
+    return twin
+
+
+def mixed_path(num_blocks: int, seed: int = 0) -> Decisions:
+    """A path with as many repeats as skips, about an eighth of the blocks each."""
+    chosen = random.Random(seed).sample(range(num_blocks), 2 * max(1, num_blocks // 8))
+    decisions = list(execute_all(num_blocks))
+    for place, block in enumerate(chosen):
+        decisions[block] = 0 if place % 2 else 2
+    return tuple(decisions)
+
+
+def model_to_measure(
+    base: str | None, shape: str | None, *, dtype: str = "auto", device: str | None = None
+) -> tuple[Any, Any]:
+    """The model of a benchmark and its tokenizer, which random weights do not have (None).
+
+    Args:
+        base: folder or Hub name; None is the package's small model.
+        shape: a name in `SHAPES` instead: random weights, in bfloat16 by default.
+
+    Raises:
+        DrLLMError: both a base and a shape, or see `random_model` and `load_base`.
+    """
+    if base is not None and shape is not None:
+        raise DrLLMError("one model can be measured at a time, but a model and --shape were given; drop one of them.")
+    if shape is not None:
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return random_model(shape, torch.bfloat16 if dtype == "auto" else getattr(torch, dtype), place), None
+    return load_base(base or str(BASE), dtype=dtype, device=device)

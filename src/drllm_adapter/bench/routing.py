@@ -1,0 +1,94 @@
+"""What routing costs: forced paths against unrolled models, all EXECUTE and routers against the base."""
+
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from rich.console import Console
+from torch import Tensor
+from transformers import DynamicCache
+
+from ..adapter.cache import cache_keyword
+from ..adapter.config import DrLLMConfig
+from ..adapter.stack import find_stack
+from ..adapter.steering import force_decisions
+from ..decisions import Decisions, execute_all, passes
+from .models import mixed_path, share, unroll
+from .timing import Comparison, compare
+
+GOALS = {"forced decode": 0.95, "all execute": 0.97, "routers": 0.97}
+"""Least ratio (speed of ours / speed of the other) of each comparison."""
+
+
+def bench_routing(
+    model: Any, *, repetitions: int = 15, prompt_tokens: int = 512, decode_tokens: int = 32, console: Console
+) -> list[Comparison]:
+    """Decoding along a forced path against the unrolled model, all EXECUTE and a fresh router against the base.
+
+    Args:
+        model: a base model without an adapter.
+        prompt_tokens: length of the prompt that the routers read; both are cut to the model's positions.
+        decode_tokens: tokens of one repetition of decoding.
+    """
+    limit = (
+        getattr(model.config.get_text_config(), "max_position_embeddings", None) or prompt_tokens + decode_tokens + 64
+    )
+    prompt_tokens, decode_tokens = min(prompt_tokens, limit), min(decode_tokens, limit - 64)
+    routed = get_peft_model(share(model), DrLLMConfig()).eval()
+    num_blocks = len(find_stack(model).blocks)
+    path = mixed_path(num_blocks)
+    unrolled = unroll(model, path)
+    everything = execute_all(num_blocks)
+    results = []
+    for batch_size in (1, 8):
+        prompt = _tokens(model, batch_size, 64)
+        for name, ours, other, decisions in (
+            ("forced decode", routed, unrolled, path),
+            ("all execute", routed, model, everything),
+        ):
+            setting = f"decode, batch {batch_size}, {passes(decisions)} passes"
+            with console.status(f"{name}: {setting}"):
+                decode_ours = Decoding(ours, prompt, decode_tokens, decisions)
+                decode_other = Decoding(other, prompt, decode_tokens, None)
+                results.append(compare(name, setting, decode_ours, decode_other, repetitions, GOALS[name]))
+    prompt = _tokens(model, 1, prompt_tokens)
+    with console.status("routers"):
+        results.append(
+            compare(
+                "routers", f"prompt of {prompt_tokens} tokens, batch 1",
+                lambda: _prefill(routed, prompt), lambda: _prefill(model, prompt), repetitions, GOALS["routers"],
+            )
+        )  # fmt: skip
+    return results
+
+
+class Decoding:
+    """Greedy decoding of a fixed number of tokens after a prompt that is processed once, outside the measurement."""
+
+    def __init__(self, model: Any, prompt: Tensor, tokens: int, decisions: Decisions | None) -> None:
+        self.model, self.prompt, self.tokens = model, prompt, tokens
+        self.cache = DynamicCache(config=model.config)
+        self.cached = {cache_keyword(model): self.cache}
+        with torch.inference_mode():
+            if decisions is None:
+                model(prompt, **self.cached, logits_to_keep=1)
+            else:
+                with force_decisions(model, decisions):
+                    model(prompt, **self.cached, logits_to_keep=1)
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        token = self.prompt[:, -1:]
+        for _ in range(self.tokens):
+            token = self.model(token, **self.cached, logits_to_keep=1).logits.argmax(-1)
+        self.cache.crop(-self.tokens)
+
+
+@torch.inference_mode()
+def _prefill(model: Any, prompt: Tensor) -> None:
+    model(prompt, **{cache_keyword(model): DynamicCache(config=model.config)}, logits_to_keep=1)
+
+
+def _tokens(model: Any, batch_size: int, length: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(1, model.config.vocab_size, (batch_size, length), generator=generator).to(model.device)

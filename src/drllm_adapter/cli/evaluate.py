@@ -1,0 +1,68 @@
+"""`drllm eval`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import (
+    Base,
+    Data,
+    Device,
+    Dtype,
+    Limit,
+    MaxNewTokens,
+    Mode,
+    Seed,
+    SkipFirst,
+    Split,
+    Task,
+    console,
+    questions,
+    say,
+)
+
+
+def evaluate(
+    adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
+    output: Annotated[Path | None, typer.Option(help="Folder for report.json and layers.png.")] = None,
+    base: Base = None,
+    task: Task = "arc",
+    data: Data = None,
+    mode: Mode = "letter",
+    split: Split = None,
+    limit: Limit = None,
+    skip: SkipFirst = 0,
+    depth_control: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="The paper's p; as saved by default (-0.5 is as trained).")
+    ] = None,
+    layer_budget: Annotated[int | None, typer.Option(help="Never more than so many block passes for a prompt.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 16,
+    max_new_tokens: MaxNewTokens = None,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Compare the base with the routed model on the same questions: accuracy, passes, decisions by block.
+
+    Example: drllm eval adapter --task arc --data test.jsonl --output evaluation
+    """
+    from ..workflow import evaluate_adapter
+
+    report = evaluate_adapter(
+        adapter,
+        questions(task, data, split, limit, skip, seed),
+        output,
+        mode=mode,
+        base=base,
+        batch_size=batch_size,
+        depth_control=depth_control,
+        layer_budget=layer_budget,
+        max_new_tokens=max_new_tokens,
+        dtype=dtype,
+        device=device,
+        console=console,
+    )
+    console.print(report.table())
+    if output is not None:
+        say(f"Saved in {output}: report.json, layers.png.")

@@ -1,0 +1,58 @@
+"""`drllm info`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from .options import Json, console, write_json
+
+
+def info(
+    adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
+    json_file: Json = None,
+) -> None:
+    """Say what an adapter fits, how large it is, its constants, and how it was trained."""
+    from ..loading import load_adapter_config
+
+    config = load_adapter_config(adapter)
+    num_blocks, hidden = config.num_blocks, config.hidden_size
+    routed = [] if num_blocks is None else config.routed_blocks(num_blocks)
+    width = config.router_width
+    weights = None if hidden is None else len(routed) * (hidden * width + width + 3 * width + 3)
+    facts = {
+        "fits": f"{config.base_model_type}, {num_blocks} blocks of width {hidden}",
+        "base": config.base_model_name_or_path,
+        "routers": f"{len(routed)} of {num_blocks} blocks, width {width}, {config.num_windows} windows",
+        "weights": None if weights is None else f"{weights:,} ({4 * weights / 1e6:.1f} MB in float32)",
+        "depth control": config.depth_control,
+        "layer budget": config.layer_budget,
+        "checksum": config.checksum,
+    }
+    for name, value in facts.items():
+        console.print(f"{name:14}{'-' if value is None else value}", highlight=False, soft_wrap=True)
+    for name, value in _training_facts(config.training):
+        console.print(f"{name:14}{value}", highlight=False, soft_wrap=True)
+    write_json(json_file, {**facts, "training": config.training})
+
+
+def _training_facts(training: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if not training:
+        return [("training", "not recorded")]
+    supervision = training.get("supervision", {})
+    metrics = training.get("metrics", {}).get("routers", {})
+    labels = supervision.get("labels", {})
+    search = supervision.get("search", {})
+    return [
+        (
+            "trained on",
+            f"{supervision.get('questions')} questions ({', '.join(supervision.get('tasks', []))}, "
+            f"{supervision.get('mode')}), {labels.get('rule')} labels at price {labels.get('price')}, "
+            f"{search.get('simulations')} simulations, seed {search.get('seed')}",
+        ),
+        (
+            "validation",
+            f"macro F1 {metrics.get('macro_f1', float('nan')):.3f}, {metrics.get('mean_passes', float('nan')):.2f} "
+            f"passes, best epoch {training.get('best_epoch')}",
+        ),
+        ("made with", f"drllm-adapter {training.get('version')}"),
+    ]

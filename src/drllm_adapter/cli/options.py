@@ -1,0 +1,71 @@
+"""What the commands share: options that mean the same everywhere, the console, and reading and writing for them."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..errors import DrLLMError
+
+if TYPE_CHECKING:
+    from ..tasks import Question
+
+console = Console()
+
+Task = Annotated[str, typer.Option(help="arc (multiple choice), dart (free maths), jsonl (either), khop (made here).")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="JSON-lines or Parquet file, or a dataset on the Hub; the task's own dataset by default."),
+]
+Split = Annotated[str | None, typer.Option(help="Split of a dataset on the Hub; train by default.")]
+Limit = Annotated[int | None, typer.Option(help="Use at most so many questions.")]
+SkipFirst = Annotated[int, typer.Option(help="Leave out so many questions at the beginning.")]
+Mode = Annotated[
+    str,
+    typer.Option(help="What an answer is: letter, cloze (likelihood of each choice's text) or free (generated)."),
+]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Length of a generated answer; the paper's by default.")]
+Dtype = Annotated[str, typer.Option(help="auto (the faster one on a CPU), float32, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the first GPU by default, if there is one.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write what is printed to this file, as JSON.")]
+Base = Annotated[
+    str | None, typer.Option(help="Base model, when it is not where the adapter or the supervision set says.")
+]
+
+
+def say(text: str) -> None:
+    """Print a line as it is: no colours, no wrapping."""
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def questions(
+    task: str, data: str | None, split: str | None, limit: int | None, skip: int, seed: int
+) -> "list[Question]":
+    """The questions that the options of a command name."""
+    from ..tasks import load_questions
+
+    return load_questions(task, data, split=split, limit=limit, skip=skip, seed=seed)
+
+
+def numbers(text: str | None, option: str) -> list[int] | None:
+    """Whole numbers with commas between them; `option` is what the user typed them behind."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise DrLLMError(
+            f"{option} must be block indices with commas between them, such as 4,5,6, but {text!r} was given; "
+            f"correct it."
+        ) from error
+
+
+def write_json(path: Path | None, value: Any) -> None:
+    """What `--json` asks for; nothing when it was not given."""
+    if path is not None:
+        from ..files import write_json_atomic
+
+        write_json_atomic(path, json.loads(json.dumps(value)))

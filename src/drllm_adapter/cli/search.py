@@ -1,0 +1,92 @@
+"""`drllm search`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import (
+    Data,
+    Device,
+    Dtype,
+    Limit,
+    MaxNewTokens,
+    Mode,
+    Seed,
+    SkipFirst,
+    Split,
+    Task,
+    console,
+    questions,
+    say,
+)
+
+
+def search(
+    base: Annotated[str, typer.Argument(help="The frozen model: a folder or a name on the Hub.")],
+    output: Annotated[Path, typer.Option(help="Folder for the supervision set.")],
+    task: Task = "arc",
+    data: Data = None,
+    mode: Mode = "letter",
+    split: Split = None,
+    limit: Limit = None,
+    skip: SkipFirst = 0,
+    simulations: Annotated[int, typer.Option(help="Simulations a question.")] = 50,
+    labels: Annotated[
+        str, typer.Option(help="Label rule: price (p(right answer) against passes) or shortest (the published one).")
+    ] = "price",
+    price: Annotated[float, typer.Option(help="Price of L block passes, in probability of the right answer.")] = 0.4,
+    exploration: Annotated[float, typer.Option(help="c of the UCB.")] = 1.8,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="lambda of the UCB; 1 for price, 3 for shortest by default.")
+    ] = None,
+    random_child: Annotated[float, typer.Option(help="Chance of following a random child.")] = 0.1,
+    max_skip: Annotated[int, typer.Option(help="Most consecutive positions left out by one edit.")] = 2,
+    reward: Annotated[
+        str | None, typer.Option(help="probability or correct (0/1); goes with the label rule by default.")
+    ] = None,
+    early_stop: Annotated[
+        bool | None,
+        typer.Option(help="Stop a question once fixed or 2 passes shorter; goes with the label rule by default."),
+    ] = None,
+    bundle: Annotated[int, typer.Option(help="Questions searched side by side; memory grows with it.")] = 16,
+    max_new_tokens: MaxNewTokens = None,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted search in OUTPUT.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Search better layer paths for every question of a file (MCTS) and save what was tried.
+
+    Example: drllm search HuggingFaceTB/SmolLM2-135M-Instruct --task arc --data questions.jsonl --output paths
+    """
+    from ..search import SearchConfig
+    from ..workflow import Labels, search_paths
+
+    changes: dict[str, Any] = {
+        "simulations": simulations,
+        "exploration": exploration,
+        "random_child": random_child,
+        "max_skip": max_skip,
+        "seed": seed,
+    }
+    for name, value in (("length_penalty", length_penalty), ("reward", reward), ("early_stop", early_stop)):
+        if value is not None:
+            changes[name] = value
+    config = SearchConfig.for_rule(labels, **changes)
+    summary = search_paths(
+        base,
+        questions(task, data, split, limit, skip, seed),
+        output,
+        mode=mode,
+        config=config,
+        labels=Labels(labels, price),
+        resume=resume,
+        bundle=bundle,
+        max_new_tokens=max_new_tokens,
+        dtype=dtype,
+        device=device,
+        console=console,
+    )
+    console.print(summary.table())
+    say(f"Saved in {output}. Next: drllm train {output} --output adapter")

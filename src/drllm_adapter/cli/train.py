@@ -1,0 +1,78 @@
+"""`drllm train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Base, Device, Dtype, Seed, console, numbers, say
+
+
+def train(
+    supervision: Annotated[Path, typer.Argument(help="Folder that drllm search wrote.")],
+    output: Annotated[Path, typer.Option(help="Folder for the adapter, its training report and its curves.")],
+    base: Base = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Label rule: price or shortest; that of the search by default.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="Price of L block passes; that of the search by default.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the questions, at most.")] = 25,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule of AdamW.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.01,
+    warmup_steps: Annotated[int, typer.Option(help="Linear warm-up; at most a tenth of all steps.")] = 500,
+    batch_size: Annotated[int, typer.Option(help="Questions a step.")] = 16,
+    gamma: Annotated[float, typer.Option(help="Gamma of the focal loss.")] = 2.0,
+    beta: Annotated[float, typer.Option(help="Beta of the effective number of samples.")] = 0.999,
+    validation_share: Annotated[float, typer.Option(help="Share of the questions held out.")] = 0.1,
+    patience: Annotated[int, typer.Option(help="Epochs without a lower validation loss before stopping.")] = 5,
+    num_windows: Annotated[int, typer.Option(help="Windows the prompt is pooled into.")] = 8,
+    router_width: Annotated[int, typer.Option(help="Width of the routers' hidden layer.")] = 128,
+    layers: Annotated[
+        str | None, typer.Option(help="Blocks that get a router, such as 4,5,6; all of them by default.")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder that keeps what the routers read, for the next training.")
+    ] = None,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Train routers on a supervision set (focal loss, base frozen, paths forced) and save them as a PEFT adapter.
+
+    Example: drllm train paths --output adapter
+    """
+    from ..adapter.config import DrLLMConfig
+    from ..search import read_search_info
+    from ..training import TrainingConfig
+    from ..workflow import Labels, train_adapter
+
+    info = read_search_info(supervision)
+    config = TrainingConfig(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup_steps=warmup_steps,
+        batch_size=batch_size,
+        gamma=gamma,
+        beta=beta,
+        validation_share=validation_share,
+        patience=patience,
+        seed=seed,
+        hidden=router_width,
+    )
+    adapter = DrLLMConfig(
+        num_windows=num_windows, router_width=router_width, layers_to_transform=numbers(layers, "--layers")
+    )
+    train_adapter(
+        supervision,
+        output,
+        base=base,
+        labels=Labels(labels or info["rule"], info["price"] if price is None else price),
+        config=config,
+        adapter=adapter,
+        features=features,
+        dtype=dtype,
+        device=device,
+        console=console,
+    )
+    say(f"Saved in {output}. Next: drllm eval {output} --data QUESTIONS --output evaluation")
