@@ -8,7 +8,7 @@ evaluation or of features.
 from .folder import open_folder
 from .locks import Locks
 from .processes import ALONE, Processes
-from .progress import JobProgress
+from .progress import JobProgress, job_progress
 from .shards import Shards
 from .stopping import Stop, stop_on_signals
 from .work import work_through
@@ -20,6 +20,7 @@ __all__ = [
     "Processes",
     "Shards",
     "Stop",
+    "job_progress",
     "open_folder",
     "stop_on_signals",
     "work_through",

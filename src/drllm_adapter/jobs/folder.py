@@ -42,12 +42,16 @@ def open_folder(
         locks = Locks(folder / LOCK)
         try:
             locks.take_run()
+        except DrLLMError:
+            locks.close()
+            raise
+        try:
             check_claim(folder, kind, resume=resume or not (folder / begun_as).exists())
             if not (folder / begun_as).exists():
                 write_json_atomic(folder / begun_as, info)
             check_same(folder, begun_as, info)
-        except BaseException:
-            locks.close()
+        except DrLLMError:
+            locks.remove()
             raise
         return locks
 
@@ -64,7 +68,11 @@ def open_folder(
             if (folder / LOCK).exists():
                 raise OtherProcessError("the main process must end last, but it stopped early; go on with --resume.")
     except BaseException:
-        locks.close()
+        # Other processes may still finish their pieces; the file keeps a later run from taking these up as well.
+        if processes.count > 1:
+            locks.close()
+        else:
+            locks.remove()
         raise
     if processes.is_main:
         locks.remove()
@@ -90,8 +98,8 @@ def check_same(folder: Path, begun_as: Path, info: dict[str, Any]) -> None:
             continue
         if name == "questions_digest":
             raise DrLLMError(
-                f"the questions must be those that the run in {folder} began with, but they have changed since then (an "
-                f"edited data file, or other options); bring them back or choose another folder."
+                f"the questions must be those that the run in {folder} began with, but they have changed since then "
+                f"(an edited data file, or other options); bring them back or choose another folder."
             )
         raise DrLLMError(
             f"the run in {folder} must go on as it began, with {name} {begun.get(name)!r}, but {value!r} was given; "

@@ -37,8 +37,8 @@ class Locks:
             return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise DrLLMError(
-                f"the lock file {self.path} could not be opened ({os.strerror(error.errno or 0)}); choose a folder that "
-                f"can be written."
+                f"the lock file {self.path} could not be opened ({os.strerror(error.errno or 0)}); choose a folder "
+                f"that can be written."
             ) from error
 
     def take(self, number: int) -> bool:
