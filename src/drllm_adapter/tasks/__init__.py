@@ -2,6 +2,17 @@
 
 from .grading import GRADERS, grade
 from .prompts import MODES, Prompt, build_prompt
-from .questions import TASKS, Question, load_questions
+from .questions import TASKS, Question, Source, load_questions, sources_of
 
-__all__ = ["GRADERS", "MODES", "TASKS", "Prompt", "Question", "build_prompt", "grade", "load_questions"]
+__all__ = [
+    "GRADERS",
+    "MODES",
+    "TASKS",
+    "Prompt",
+    "Question",
+    "Source",
+    "build_prompt",
+    "grade",
+    "load_questions",
+    "sources_of",
+]
