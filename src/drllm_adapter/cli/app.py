@@ -12,6 +12,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .generate import generate
 from .info import info
+from .lm_eval import lm_eval
 from .search import search
 from .train import train
 
@@ -28,6 +29,9 @@ app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(info)
 app.command()(demo)
+app.command(
+    "lm-eval", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(lm_eval)
 app.add_typer(bench, name="bench")
 
 
