@@ -23,7 +23,7 @@ from .hub import write_adapter_card
 from .loading import fingerprint, load_base, load_routed, route_base
 from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
-from .tasks import Prompt, Question, build_prompt
+from .tasks import Prompt, Question, build_prompts
 from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
 
 ADAPTER = "adapter"
@@ -63,7 +63,7 @@ def search_paths(
 
     Args:
         base: folder or Hub name of the frozen model.
-        mode: "letter", "cloze" or "free", what counts as an answer.
+        mode: "letter", "cloze", "contrast" or "free", what counts as an answer.
         bundle: questions searched side by side; part of what defines the rows to the last bit.
         resume: go on with what an interrupted run left in `output`.
 
@@ -252,7 +252,7 @@ def score_all(
 
 
 def _prompts(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_tokens: int | None) -> list[Prompt]:
-    prompts = [build_prompt(question, mode, tokenizer) for question in questions]
+    prompts = build_prompts(questions, mode, tokenizer)
     if max_new_tokens is None:
         return prompts
     return [replace(prompt, max_new_tokens=max_new_tokens) for prompt in prompts]

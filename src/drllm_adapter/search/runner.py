@@ -26,6 +26,7 @@ from ..errors import DrLLMError
 from ..files import claim_folder, write_json_atomic
 from ..tasks import Prompt, Question
 from .labels import choose_label
+from .random_paths import RandomPaths
 from .rows import DATA, INFO, KIND, Row, read_file, write_rows
 from .tree import PathSearch, SearchConfig
 
@@ -204,9 +205,10 @@ def _search_bundle(
     scorer: PathScorer,
     config: SearchConfig,
     show: Callable[[float], None],
-) -> list[PathSearch]:
+) -> list[PathSearch | RandomPaths]:
     """The searches of some questions, advanced together; `show` is told how many questions' worth is done."""
-    searches = [PathSearch(scorer.num_blocks, config, question.id) for question, _ in asked]
+    method: type[PathSearch | RandomPaths] = RandomPaths if config.method == "random" else PathSearch
+    searches = [method(scorer.num_blocks, config, question.id) for question, _ in asked]
     while True:
         proposals = [(place, path) for place, s in enumerate(searches) if (path := s.propose()) is not None]
         if not proposals:
@@ -217,7 +219,7 @@ def _search_bundle(
         show(len(asked) * max(search.simulations for search in searches) / max(1, config.simulations))
 
 
-def _row(question: Question, prompt: Prompt, search: PathSearch, info: dict[str, Any]) -> Row:
+def _row(question: Question, prompt: Prompt, search: PathSearch | RandomPaths, info: dict[str, Any]) -> Row:
     paths = tuple(search.paths)
     answer = prompt.answer if isinstance(prompt.answer, str) else prompt.continuations[prompt.answer].strip()
     return Row(
@@ -226,6 +228,8 @@ def _row(question: Question, prompt: Prompt, search: PathSearch, info: dict[str,
         mode=prompt.mode,
         prompt=prompt.text,
         templated=prompt.templated,
+        continuations=prompt.continuations,
+        answer_index=prompt.answer if isinstance(prompt.answer, int) else None,
         answer=answer,
         level=question.level,
         score="reference" if prompt.mode == "free" else "choices",
