@@ -83,7 +83,10 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class ScoredPath:
-    """What came of one path: the probability of the right answer, and whether the model's answer was right."""
+    """What came of one path: the probability of the right answer, and whether the model's answer was right.
+
+    The probability is NaN, and the answer wrong, where the model gave numbers that are not finite.
+    """
 
     decisions: Decisions
     probability: float
@@ -143,7 +146,7 @@ class PathSearch:
         return None
 
     def report(self, probability: float, correct: bool) -> None:
-        """What came of the path that was proposed last."""
+        """What came of the path that was proposed last; a probability of NaN is worth nothing."""
         assert self._trail, "nothing was proposed"
         score = ScoredPath(self._trail[-1].decisions, probability, correct)
         self._scores[score.decisions] = score
@@ -185,6 +188,7 @@ class PathSearch:
 
     def _back_up(self, trail: list[_Node], score: ScoredPath) -> None:
         reward = score.probability if self.config.reward == "probability" else float(score.correct)
+        reward = 0.0 if math.isnan(reward) else reward
         for node in trail:
             node.visits += 1
             node.value += reward

@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .adapter.config import DrLLMConfig
-from .files import write_text_atomic
+from ..adapter.config import DrLLMConfig
+from ..files import write_text_atomic
 
 TAGS = ["dr-llm", "layer-routing", "dynamic-depth", "peft"]
 
@@ -47,7 +47,7 @@ def write_adapter_card(folder: str | os.PathLike[str], config: DrLLMConfig) -> N
 
 def _template(name: str) -> str:
     # Inside the wheel the templates lie in the package, in a checkout beside its sources.
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     path = here / "hub_cards" / name
     return (path if path.exists() else here.parents[1] / "hub_cards" / name).read_text(encoding="utf-8")
 
