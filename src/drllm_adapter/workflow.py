@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .hub import write_adapter_card
 from .loading import fingerprint, load_base, load_routed, route_base
 from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
-from .tasks import Prompt, Question, build_prompts
+from .tasks import Prompt, Question, build_prompts, sources_of
 from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
 
 ADAPTER = "adapter"
@@ -150,10 +151,12 @@ def train_adapter(
         result = train_routers(store, config, device=device, console=console)
     facts = {
         "version": __version__,
+        "libraries": {name: version(name) for name in ("torch", "transformers", "peft")},
         "supervision": {
             "questions": len(rows),
             "tasks": sorted({row.task for row in rows}),
             "mode": rows[0].mode,
+            "sources": info.get("sources", []),
             "labels": asdict(labels),
             "search": info["search"],
             "base_model": info["base_model"],
@@ -217,8 +220,10 @@ def evaluate_adapter(
         config: Any = model.peft_config["default"]
         settings = {
             "adapter": _full_name(adapter),
+            "adapter_checksum": config.checksum,
             "base": _full_name(base or str(config.base_model_name_or_path)),
             "tasks": sorted({question.task for question in questions}),
+            "sources": sources_of(questions),
             "mode": mode,
             "dtype": str(model.dtype).removeprefix("torch."),
             "depth_control": config.depth_control,

@@ -17,7 +17,10 @@ console = Console()
 Task = Annotated[str, typer.Option(help="arc (multiple choice), dart (free maths), jsonl (either), khop (made here).")]
 Data = Annotated[
     str | None,
-    typer.Option(help="JSON-lines or Parquet file, or a dataset on the Hub; the task's own dataset by default."),
+    typer.Option(
+        help="JSON-lines or Parquet file or dataset on the Hub (name or name:config), several with commas; the task's "
+        "own dataset by default."
+    ),
 ]
 Split = Annotated[str | None, typer.Option(help="Split of a dataset on the Hub; train by default.")]
 Limit = Annotated[int | None, typer.Option(help="Use at most so many questions.")]

@@ -24,7 +24,7 @@ from rich.table import Table
 from ..decisions import CLASS_NAMES, passes
 from ..errors import DrLLMError
 from ..files import claim_folder, write_json_atomic
-from ..tasks import Prompt, Question
+from ..tasks import Prompt, Question, sources_of
 from .bundle import AnySearch, PathScorer, search_bundle
 from .labels import choose_label
 from .rows import DATA, INFO, KIND, Row, read_file, write_rows
@@ -125,6 +125,7 @@ def run_search(
         "bundle": bundle,
         "questions": len(questions),
         "questions_digest": _digest(questions, prompts),
+        "sources": sources_of(questions),
         "num_blocks": scorer.num_blocks,
         "base_model": base_model,
         "base_revision": base_revision,

@@ -3,7 +3,7 @@
 from .contrast import as_choices
 from .grading import GRADERS, grade
 from .prompts import MODES, Prompt, build_prompt, build_prompts
-from .questions import TASKS, Question, load_questions
+from .questions import TASKS, Question, Source, load_questions, sources_of
 
 __all__ = [
     "GRADERS",
@@ -11,9 +11,11 @@ __all__ = [
     "TASKS",
     "Prompt",
     "Question",
+    "Source",
     "as_choices",
     "build_prompt",
     "build_prompts",
     "grade",
     "load_questions",
+    "sources_of",
 ]
