@@ -20,7 +20,7 @@ from .decisions import execute_all
 from .errors import DrLLMError
 from .evaluation import Report, compare, plot_layers
 from .files import check_claim, claim_folder, write_json_atomic
-from .hub import write_adapter_card
+from .hub import write_card
 from .loading import fingerprint, load_base, load_routed, route_base
 from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
@@ -75,7 +75,7 @@ def search_paths(
     model, tokenizer = load_base(base, dtype=dtype, device=device)
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
     scorer = Scorer(route_base(model), tokenizer, batch_size=bundle)
-    return run_search(
+    summary = run_search(
         questions,
         prompts,
         scorer,
@@ -91,6 +91,8 @@ def search_paths(
         dtype=str(model.dtype).removeprefix("torch."),
         console=console,
     )
+    write_card(output)
+    return summary
 
 
 def train_adapter(
@@ -171,7 +173,7 @@ def train_adapter(
     adapter.training = facts
     folder = claim_folder(output, ADAPTER)
     routed.save_pretrained(str(folder))
-    write_adapter_card(folder, adapter)
+    write_card(folder)
     write_json_atomic(folder / "training.json", {**facts, "history": result.history, "lines": result.lines})
     plot_curves(result, folder / "curves.png")
     return result
@@ -196,7 +198,7 @@ def evaluate_adapter(
 
     Args:
         adapter: folder or Hub name.
-        output: None writes nothing.
+        output: None writes nothing; a folder inside the adapter's own puts the results on its card.
         depth_control, layer_budget: None is what the adapter was saved with.
 
     Raises:
@@ -209,10 +211,13 @@ def evaluate_adapter(
         set_depth_control(model, depth_control)
     if layer_budget is not None:
         set_layer_budget(model, layer_budget)
+    budget = model.peft_config["default"].layer_budget
+    set_layer_budget(model, None)  # the base's own path may cost more
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
     scorer = Scorer(model, tokenizer, batch_size=batch_size)
     everything = [execute_all(scorer.num_blocks)] * len(prompts)
     in_base = score_all(scorer, prompts, everything, "base", console)
+    set_layer_budget(model, budget)
     routed = score_all(scorer, prompts, None, "routed", console)
     report = compare(in_base, routed, [question.level for question in questions])
     if output is not None:
@@ -232,6 +237,8 @@ def evaluate_adapter(
         }
         write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
         plot_layers(report, folder / "layers.png")
+        if folder.resolve().parent == Path(adapter).resolve():
+            write_card(adapter)
     return report
 
 

@@ -25,7 +25,10 @@ from .options import (
 
 def evaluate(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
-    output: Annotated[Path | None, typer.Option(help="Folder for report.json and layers.png.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.json and layers.png; inside the adapter's folder they go on its card."),
+    ] = None,
     base: Base = None,
     task: Task = "arc",
     data: Data = None,
@@ -45,7 +48,7 @@ def evaluate(
 ) -> None:
     """Compare the base with the routed model on the same questions: accuracy, passes, decisions by block.
 
-    Example: drllm eval adapter --task arc --data test.jsonl --output evaluation
+    Example: drllm eval adapter --task arc --data test.jsonl --output adapter/evaluation
     """
     from ..workflow import evaluate_adapter
 
