@@ -211,7 +211,8 @@ def evaluate_adapter(
         set_depth_control(model, depth_control)
     if layer_budget is not None:
         set_layer_budget(model, layer_budget)
-    budget = model.peft_config["default"].layer_budget
+    config: Any = model.peft_config["default"]
+    budget = config.layer_budget
     set_layer_budget(model, None)  # the base's own path may cost more
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
     scorer = Scorer(model, tokenizer, batch_size=batch_size)
@@ -222,7 +223,6 @@ def evaluate_adapter(
     report = compare(in_base, routed, [question.level for question in questions])
     if output is not None:
         folder = claim_folder(output, EVALUATION)
-        config: Any = model.peft_config["default"]
         settings = {
             "adapter": _full_name(adapter),
             "adapter_checksum": config.checksum,
