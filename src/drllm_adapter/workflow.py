@@ -20,11 +20,11 @@ from .decisions import execute_all
 from .errors import DrLLMError
 from .evaluation import Report, compare, plot_layers
 from .files import check_claim, claim_folder, write_json_atomic
-from .hub import write_adapter_card
+from .hub import write_card
 from .loading import fingerprint, load_base, load_routed, route_base
 from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
-from .tasks import Prompt, Question, build_prompt, sources_of
+from .tasks import Prompt, Question, build_prompts, sources_of
 from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def search_paths(
 
     Args:
         base: folder or Hub name of the frozen model.
-        mode: "letter", "cloze" or "free", what counts as an answer.
+        mode: "letter", "cloze", "contrast" or "free", what counts as an answer.
         bundle: questions searched side by side; part of what defines the rows to the last bit.
         resume: go on with what an interrupted run left in `output`.
 
@@ -78,7 +78,7 @@ def search_paths(
     model, tokenizer = load_base(base, dtype=dtype, device=device)
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
     scorer = Scorer(route_base(model), tokenizer, batch_size=bundle)
-    return run_search(
+    summary = run_search(
         questions,
         prompts,
         scorer,
@@ -94,6 +94,8 @@ def search_paths(
         dtype=str(model.dtype).removeprefix("torch."),
         console=console,
     )
+    write_card(output)
+    return summary
 
 
 def train_adapter(
@@ -174,7 +176,7 @@ def train_adapter(
     adapter.training = facts
     folder = claim_folder(output, ADAPTER)
     routed.save_pretrained(str(folder))
-    write_adapter_card(folder, adapter)
+    write_card(folder)
     write_json_atomic(folder / "training.json", {**facts, "history": result.history, "lines": result.lines})
     plot_curves(result, folder / "curves.png")
     return result
@@ -199,7 +201,7 @@ def evaluate_adapter(
 
     Args:
         adapter: folder or Hub name.
-        output: None writes nothing.
+        output: None writes nothing; a folder inside the adapter's own puts the results on its card.
         depth_control, layer_budget: None is what the adapter was saved with.
 
     Raises:
@@ -212,15 +214,18 @@ def evaluate_adapter(
         set_depth_control(model, depth_control)
     if layer_budget is not None:
         set_layer_budget(model, layer_budget)
+    config: Any = model.peft_config["default"]
+    budget = config.layer_budget
+    set_layer_budget(model, None)  # the base's own path may cost more
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
     scorer = Scorer(model, tokenizer, batch_size=batch_size)
     everything = [execute_all(scorer.num_blocks)] * len(prompts)
     in_base = score_all(scorer, prompts, everything, "base", console)
+    set_layer_budget(model, budget)
     routed = score_all(scorer, prompts, None, "routed", console)
     report = compare(in_base, routed, [question.level for question in questions])
     if output is not None:
         folder = claim_folder(output, EVALUATION)
-        config: Any = model.peft_config["default"]
         settings = {
             "adapter": _full_name(adapter),
             "adapter_checksum": config.checksum,
@@ -235,6 +240,8 @@ def evaluate_adapter(
         }
         write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
         plot_layers(report, folder / "layers.png")
+        if folder.resolve().parent == Path(adapter).resolve():
+            write_card(adapter)
     return report
 
 
@@ -314,7 +321,7 @@ def score_all(
 
 
 def _prompts(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_tokens: int | None) -> list[Prompt]:
-    prompts = [build_prompt(question, mode, tokenizer) for question in questions]
+    prompts = build_prompts(questions, mode, tokenizer)
     if max_new_tokens is None:
         return prompts
     return [replace(prompt, max_new_tokens=max_new_tokens) for prompt in prompts]

@@ -148,7 +148,7 @@ def test_a_ready_made_prompt_is_kept() -> None:
 
 
 def test_modes_that_do_not_fit() -> None:
-    with pytest.raises(DrLLMError, match="letter, cloze, free"):
+    with pytest.raises(DrLLMError, match="letter, cloze, contrast, free"):
         build_prompt(ARC, "essay")
     with pytest.raises(DrLLMError, match="--mode free"):
         build_prompt(MATH, "letter")

@@ -8,6 +8,7 @@ import typer
 from .. import __version__
 from ..errors import DrLLMError
 from .bench import bench
+from .card import card
 from .demo import demo
 from .evaluate import evaluate
 from .generate import generate
@@ -28,6 +29,7 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(info)
+app.command()(card)
 app.command()(demo)
 app.command(
     "lm-eval", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}

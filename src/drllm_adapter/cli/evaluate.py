@@ -26,7 +26,10 @@ from .options import (
 
 def evaluate(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
-    output: Annotated[Path | None, typer.Option(help="Folder for report.json and layers.png.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.json and layers.png; inside the adapter's folder they go on its card."),
+    ] = None,
     base: Base = None,
     task: Task = "arc",
     data: Data = None,
@@ -51,7 +54,7 @@ def evaluate(
 ) -> None:
     """Compare the base with the routed model on the same questions: accuracy, passes, decisions by block.
 
-    Example: drllm eval adapter --task arc --data test.jsonl --output evaluation
+    Example: drllm eval adapter --task arc --data test.jsonl --output adapter/evaluation
     """
     if lm_eval is not None:
         if data is not None:

@@ -25,10 +25,10 @@ from ..decisions import CLASS_NAMES, passes
 from ..errors import DrLLMError
 from ..files import claim_folder, write_json_atomic
 from ..tasks import Prompt, Question, sources_of
-from .bundle import PathScorer, search_bundle
+from .bundle import AnySearch, PathScorer, search_bundle
 from .labels import choose_label
 from .rows import DATA, INFO, KIND, Row, read_file, write_rows
-from .tree import PathSearch, SearchConfig
+from .tree import SearchConfig
 
 SHARDS = "shards"
 SUMMARY = "summary.json"
@@ -190,7 +190,7 @@ def summarise(rows: Sequence[Row], num_blocks: int, seconds: float = 0.0, scored
     )
 
 
-def _row(question: Question, prompt: Prompt, search: PathSearch, info: dict[str, Any]) -> Row:
+def _row(question: Question, prompt: Prompt, search: AnySearch, info: dict[str, Any]) -> Row:
     paths = tuple(search.paths)
     answer = prompt.answer if isinstance(prompt.answer, str) else prompt.continuations[prompt.answer].strip()
     return Row(
@@ -199,6 +199,8 @@ def _row(question: Question, prompt: Prompt, search: PathSearch, info: dict[str,
         mode=prompt.mode,
         prompt=prompt.text,
         templated=prompt.templated,
+        continuations=prompt.continuations,
+        answer_index=prompt.answer if isinstance(prompt.answer, int) else None,
         answer=answer,
         level=question.level,
         score="reference" if prompt.mode == "free" else "choices",

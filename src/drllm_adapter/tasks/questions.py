@@ -37,7 +37,8 @@ class Question:
 
     Attributes:
         id: unique in its file.
-        task: "arc", "dart", "jsonl" or "khop"; decides the wording of the prompt.
+        task: "arc", "dart", "jsonl" or "khop", which decides the wording of the prompt, or the name that a row of
+            "jsonl" gives itself in the field `task`.
         question: its text.
         choices: 2 to 26 texts; None for a free answer.
         answer: index of the right choice, or the reference answer.
@@ -71,8 +72,8 @@ def load_questions(
         task: "arc" (multiple choice), "dart" (free mathematical answers), "jsonl" (either) or "khop" (made here).
         data: a `.jsonl`, `.json` or `.parquet` file or the name of a dataset on the Hub, `name:config` where it has
             several, or some of these with commas between them; None is the task's own dataset. A row has `question`
-            (or `prompt`, or `query`), `answer` (or `answerKey`, or `gt_ans`), and optionally `choices`, `id` and
-            `level`.
+            (or `prompt`, or `query`), `answer` (or `answerKey`, or `gt_ans`), and optionally `choices`, `id`, `level`
+            and `task`.
         split: of a dataset on the Hub; None is "train".
         limit: at most so many questions; None is all.
         skip: leave out so many at the beginning.
@@ -202,7 +203,8 @@ def _question(task: str, fields: Mapping[str, Any], where: str, default_id: str,
         raise DrLLMError(f"{where} must have a whole number as its level, but it has {level!r}; correct or remove it.")
     return Question(
         id=str(fields["id"]) if fields.get("id") is not None else default_id,
-        task=task,
+        # A mixture of tasks names each row's own.
+        task=str(fields["task"]) if task == "jsonl" and fields.get("task") else task,
         question=text,
         choices=choices,
         answer=_free_answer(answer, where) if choices is None else _choice_index(answer, choices, labels, where),
