@@ -6,8 +6,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from peft import get_peft_model
@@ -20,14 +21,17 @@ from .decisions import execute_all
 from .errors import DrLLMError
 from .evaluation import Report, compare, plot_layers
 from .files import check_claim, claim_folder, write_json_atomic
-from .hub import write_adapter_card
+from .hub import write_card
 from .jobs import Processes
 from .loading import fingerprint, load_base, load_routed, route_base
 from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
 from .search.rows import INFO
-from .tasks import Prompt, Question, build_prompt
+from .tasks import Prompt, Question, build_prompts, sources_of
 from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
+
+if TYPE_CHECKING:
+    from .evaluation.lm_eval import HarnessReport
 
 ADAPTER = "adapter"
 SUPERVISION = "supervision set"
@@ -69,7 +73,7 @@ def search_paths(
 
     Args:
         base: folder or Hub name of the frozen model.
-        mode: "letter", "cloze" or "free", what counts as an answer.
+        mode: "letter", "cloze", "contrast" or "free", what counts as an answer.
         bundle: questions searched side by side; part of what defines the rows to the last bit.
         resume: go on with what an interrupted run left in `output`.
         log: progress goes here as JSON lines, in place of a bar.
@@ -87,7 +91,7 @@ def search_paths(
     )
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
     scorer = Scorer(route_base(model), tokenizer, batch_size=bundle)
-    return run_search(
+    summary = run_search(
         questions,
         prompts,
         scorer,
@@ -105,6 +109,9 @@ def search_paths(
         console=console,
         log=log,
     )
+    if processes.is_main:
+        write_card(output)
+    return summary
 
 
 def train_adapter(
@@ -165,10 +172,12 @@ def train_adapter(
         result = train_routers(store, config, device=device, console=console)
     facts = {
         "version": __version__,
+        "libraries": {name: version(name) for name in ("torch", "transformers", "peft")},
         "supervision": {
             "questions": len(rows),
             "tasks": sorted({row.task for row in rows}),
             "mode": rows[0].mode,
+            "sources": info.get("sources", []),
             "labels": asdict(labels),
             "search": info["search"],
             "base_model": info["base_model"],
@@ -183,7 +192,7 @@ def train_adapter(
     adapter.training = facts
     folder = claim_folder(output, ADAPTER)
     routed.save_pretrained(str(folder))
-    write_adapter_card(folder, adapter)
+    write_card(folder)
     write_json_atomic(folder / "training.json", {**facts, "history": result.history, "lines": result.lines})
     plot_curves(result, folder / "curves.png")
     return result
@@ -208,7 +217,7 @@ def evaluate_adapter(
 
     Args:
         adapter: folder or Hub name.
-        output: None writes nothing.
+        output: None writes nothing; a folder inside the adapter's own puts the results on its card.
         depth_control, layer_budget: None is what the adapter was saved with.
 
     Raises:
@@ -221,19 +230,24 @@ def evaluate_adapter(
         set_depth_control(model, depth_control)
     if layer_budget is not None:
         set_layer_budget(model, layer_budget)
+    config: Any = model.peft_config["default"]
+    budget = config.layer_budget
+    set_layer_budget(model, None)  # the base's own path may cost more
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
     scorer = Scorer(model, tokenizer, batch_size=batch_size)
     everything = [execute_all(scorer.num_blocks)] * len(prompts)
     in_base = score_all(scorer, prompts, everything, "base", console)
+    set_layer_budget(model, budget)
     routed = score_all(scorer, prompts, None, "routed", console)
     report = compare(in_base, routed, [question.level for question in questions])
     if output is not None:
         folder = claim_folder(output, EVALUATION)
-        config: Any = model.peft_config["default"]
         settings = {
             "adapter": _full_name(adapter),
+            "adapter_checksum": config.checksum,
             "base": _full_name(base or str(config.base_model_name_or_path)),
             "tasks": sorted({question.task for question in questions}),
+            "sources": sources_of(questions),
             "mode": mode,
             "dtype": str(model.dtype).removeprefix("torch."),
             "depth_control": config.depth_control,
@@ -242,6 +256,62 @@ def evaluate_adapter(
         }
         write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
         plot_layers(report, folder / "layers.png")
+        if folder.resolve().parent == Path(adapter).resolve():
+            write_card(adapter)
+    return report
+
+
+def evaluate_with_lm_eval(
+    adapter: str,
+    tasks: Sequence[str],
+    output: str | os.PathLike[str] | None,
+    *,
+    include_path: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    base: str | None = None,
+    batch_size: int = 16,
+    depth_control: float | None = None,
+    layer_budget: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str | None = None,
+) -> "HarnessReport":
+    """Base against routed on tasks of lm-evaluation-harness; `report.json` lies in `output` afterwards.
+
+    Args:
+        adapter: folder or Hub name.
+        tasks, include_path, limit: see `evaluation.lm_eval.evaluate_with_harness`.
+        output: None writes nothing.
+
+    Raises:
+        DrLLMError: see `load_routed`, `evaluate_with_harness`.
+    """
+    # Imported here: it imports torch and the harness is an extra.
+    from .evaluation.lm_eval import evaluate_with_harness
+
+    if output is not None:
+        check_claim(output, EVALUATION)
+    model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+    if depth_control is not None:
+        set_depth_control(model, depth_control)
+    if layer_budget is not None:
+        set_layer_budget(model, layer_budget)
+    report = evaluate_with_harness(
+        model, tokenizer, tasks, include_path=include_path, limit=limit, batch_size=batch_size, seed=seed
+    )
+    if output is not None:
+        folder = claim_folder(output, EVALUATION)
+        config: Any = model.peft_config["default"]
+        settings = {
+            "adapter": _full_name(adapter),
+            "adapter_checksum": config.checksum,
+            "base": _full_name(base or str(config.base_model_name_or_path)),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "depth_control": config.depth_control,
+            "layer_budget": config.layer_budget,
+            "version": __version__,
+        }
+        write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
     return report
 
 
@@ -304,7 +374,7 @@ def _begun_dtype(output: str | os.PathLike[str], name: str) -> str:
 
 
 def _prompts(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_tokens: int | None) -> list[Prompt]:
-    prompts = [build_prompt(question, mode, tokenizer) for question in questions]
+    prompts = build_prompts(questions, mode, tokenizer)
     if max_new_tokens is None:
         return prompts
     return [replace(prompt, max_new_tokens=max_new_tokens) for prompt in prompts]

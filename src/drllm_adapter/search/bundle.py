@@ -6,7 +6,10 @@ from typing import Protocol
 
 from ..decisions import Decisions
 from ..tasks import Prompt
+from .random_paths import RandomPaths
 from .tree import PathSearch, SearchConfig
+
+AnySearch = PathSearch | RandomPaths
 
 
 class ScoreOfPath(Protocol):
@@ -77,14 +80,15 @@ def search_bundle(
     scorer: PathScorer,
     config: SearchConfig,
     show: Callable[[float], None] = lambda done: None,
-) -> list[PathSearch]:
+) -> list[AnySearch]:
     """Search several questions side by side: in each round every search proposes a path, and all are scored at once.
 
     Args:
         question_ids, prompts: equally many; `prompts[i]` asks question i.
         show: told after each round how many questions' worth is done.
     """
-    searches = [PathSearch(scorer.num_blocks, config, name) for name in question_ids]
+    method: type[AnySearch] = RandomPaths if config.method == "random" else PathSearch
+    searches = [method(scorer.num_blocks, config, name) for name in question_ids]
     prompted = scorer.begin(prompts)
     while True:
         proposals = [(place, path) for place, s in enumerate(searches) if (path := s.propose()) is not None]

@@ -30,12 +30,12 @@ from ..jobs import (
     stop_on_signals,
     work_through,
 )
-from ..tasks import Prompt, Question
-from .bundle import PathScorer, Work, search_bundle
+from ..tasks import Prompt, Question, sources_of
+from .bundle import AnySearch, PathScorer, Work, search_bundle
 from .labels import choose_label
 from .rows import DATA, INFO, KIND, Row, encode_shard, iterate_file, shard_note, shard_table, write_tables
 from .summary import SearchSummary, Tally
-from .tree import PathSearch, SearchConfig
+from .tree import SearchConfig
 
 SHARDS = "shards"
 SUMMARY = "summary.json"
@@ -94,6 +94,7 @@ def run_search(
         "bundle": bundle,
         "questions": len(questions),
         "questions_digest": digest_of(questions, prompts),
+        "sources": sources_of(questions),
         "num_blocks": scorer.num_blocks,
         "base_model": base_model,
         "base_revision": base_revision,
@@ -279,7 +280,7 @@ def digest_of(questions: Sequence[Question], prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _row(question: Question, prompt: Prompt, search: PathSearch, info: dict[str, Any]) -> Row:
+def _row(question: Question, prompt: Prompt, search: AnySearch, info: dict[str, Any]) -> Row:
     paths = tuple(search.paths)
     answer = prompt.answer if isinstance(prompt.answer, str) else prompt.continuations[prompt.answer].strip()
     return Row(
@@ -288,6 +289,8 @@ def _row(question: Question, prompt: Prompt, search: PathSearch, info: dict[str,
         mode=prompt.mode,
         prompt=prompt.text,
         templated=prompt.templated,
+        continuations=prompt.continuations,
+        answer_index=prompt.answer if isinstance(prompt.answer, int) else None,
         answer=answer,
         level=question.level,
         score="reference" if prompt.mode == "free" else "choices",
