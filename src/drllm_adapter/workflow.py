@@ -1,5 +1,6 @@
 """The jobs behind the commands, from folder to folder: search paths, train routers on them, evaluate the adapter."""
 
+import json
 import os
 import tempfile
 import warnings
@@ -9,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from peft import get_peft_model
@@ -24,9 +25,11 @@ from .errors import DrLLMError
 from .evaluation import Report, compare, plot_layers
 from .files import check_claim, claim_folder, write_json_atomic
 from .hub import write_card
+from .jobs import Processes
 from .loading import fingerprint, load_base, load_routed, route_base
 from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
+from .search.rows import INFO
 from .tasks import Prompt, Question, build_prompts, sources_of
 from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
 
@@ -66,8 +69,11 @@ def search_paths(
     device: str | None = None,
     max_new_tokens: int | None = None,
     console: Console | None = None,
+    log: TextIO | None = None,
 ) -> SearchSummary:
     """Search better layer paths for every question; the supervision set lies in the folder `output` afterwards.
+
+    Under `accelerate launch` every process calls this, and they share the questions.
 
     Args:
         base: folder or Hub name of the frozen model.
@@ -75,12 +81,19 @@ def search_paths(
         bundle: questions searched side by side.
         memory: gigabytes of hidden states that are kept for the next paths of a bundle.
         resume: go on with what an interrupted run left in `output`.
+        log: progress goes here as JSON lines, in place of a bar.
 
     Raises:
         DrLLMError: see `load_base`, `build_prompt`, `run_search`.
+        Interrupted: on SIGINT or SIGTERM, after the bundle in flight.
     """
     labels = labels or Labels()
-    model, tokenizer = load_base(base, dtype=dtype, device=device)
+    processes = Processes.current()
+    if dtype == "auto" and resume:
+        dtype = _begun_dtype(output, INFO)
+    model, tokenizer = _load(
+        lambda dtype: load_base(base, dtype=dtype, device=device or processes.device), dtype, device, processes
+    )
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
     scorer = SharingScorer(
         route_base(model), tokenizer, memory=int(memory * GIGABYTE), batch_size=bundle, notice=_teller(console)
@@ -98,10 +111,13 @@ def search_paths(
         base_model=_full_name(base),
         base_revision=getattr(model.config, "_commit_hash", None),
         base_fingerprint=fingerprint(model),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=_dtype_name(model),
+        processes=processes,
         console=console,
+        log=log,
     )
-    write_card(output)
+    if processes.is_main:
+        write_card(output)
     return summary
 
 
@@ -325,6 +341,43 @@ def score_all(
         chosen = None if decisions is None else [decisions[place] for place in places]
         scores.update(zip(places, scorer.score([prompts[place] for place in places], chosen), strict=True))
     return [scores[place] for place in range(len(prompts))]
+
+
+def _load(
+    load: Callable[[str], tuple[Any, Any]], dtype: str, device: str | None, processes: Processes
+) -> tuple[Any, Any]:
+    """What `load(dtype)` gives; "auto", which is a measurement on a CPU, is what the main process finds.
+
+    Raises:
+        DrLLMError: several processes would each spread the model over all devices of their machine.
+    """
+    if device == "auto" and processes.local_count > 1:
+        raise DrLLMError(
+            f"with device auto one process uses all devices of its machine, but {processes.local_count} were started "
+            f"on it; start one a machine, or one for each group of devices with CUDA_VISIBLE_DEVICES."
+        )
+    if dtype != "auto" or processes.count == 1 or (device or processes.device) != "cpu":
+        return load(dtype)
+    loaded: list[tuple[Any, Any]] = []
+
+    def load_first() -> str:
+        loaded.append(load(dtype))
+        return _dtype_name(loaded[0][0])
+
+    chosen = processes.from_main(load_first)
+    return loaded[0] if processes.is_main else load(chosen)
+
+
+def _dtype_name(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _begun_dtype(output: str | os.PathLike[str], name: str) -> str:
+    """The dtype of the run that was begun in the folder; "auto" when none was."""
+    try:
+        return str(json.loads((Path(output) / name).read_text(encoding="utf-8"))["dtype"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "auto"
 
 
 def _prompts(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_tokens: int | None) -> list[Prompt]:

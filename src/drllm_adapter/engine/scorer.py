@@ -40,8 +40,8 @@ class SharingScorer:
     """Scores prompts along paths as `Scorer` does, for searches: sharing and batching what they have in common.
 
     Prompt and continuations run as one packed row. Whether that is right for the model (sliding windows, recurrent
-    states, attention without 4-d masks, ...) is not looked up but tried: the first bundle, and every one with a longer
-    row than any before, is scored both ways along the base model's path. Where they differ, `Scorer` does the work.
+    states, attention without 4-d masks, ...) is not looked up but tried: the longest row of the first bundle, and later
+    any longer one, is scored both ways along the base model's path. From where they differ, `Scorer` does the work.
 
     Args:
         model: a causal language model with a router adapter, whose routers are not used.
@@ -65,8 +65,10 @@ class SharingScorer:
         self.num_blocks = len(self.blocks.layers)
         self.memory, self.batch_size, self.notice = memory, batch_size, notice
         self.shared = Work()
-        self._fits, self._longest = True, 0
-        self._told_of_memory = False
+        # Row lengths up to which packing was found right, and from which it was found wrong.
+        self._agreed: float = 0
+        self._differed: float = math.inf
+        self._told: set[str] = set()
 
     @property
     def work(self) -> Work:
@@ -85,9 +87,7 @@ class SharingScorer:
                 "one question must fit the device's memory, but not even a batch of one does; lower --memory, use a "
                 "smaller dtype or another device."
             )
-        if not self._told_of_memory:
-            self.notice("the device ran out of memory; going on with smaller batches.")
-            self._told_of_memory = True
+        self._tell("memory", "the device ran out of memory; going on with smaller batches.")
         self.batch_size //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -103,10 +103,13 @@ class SharingScorer:
             encoded = self.plain.encode(prompt)
             rows.append(pack(encoded.prompt, encoded.continuations))
         longest = max(range(len(rows)), key=lambda place: len(rows[place].tokens))
-        if self._fits and len(rows[longest].tokens) > self._longest:
-            self._fits = self._agrees(prompts[longest], rows[longest])
-            self._longest = len(rows[longest].tokens)
-        return SharingSession(self, prompts, rows) if self._fits else PlainSession(self.plain, prompts)
+        length = len(rows[longest].tokens)
+        if self._agreed < length < self._differed:
+            if self._agrees(prompts[longest], rows[longest]):
+                self._agreed = length
+            else:
+                self._differed = length
+        return SharingSession(self, prompts, rows) if length <= self._agreed else PlainSession(self.plain, prompts)
 
     def _agrees(self, prompt: Prompt, row: PackedRow) -> bool:
         """Whether packed and plain scoring give the same along the base model's path."""
@@ -125,11 +128,17 @@ class SharingScorer:
         finally:
             self.shared, self.plain.work = before, plain_before
         if not fits:
-            self.notice(
-                f"prompts and answers cannot run as packed rows in this model ({reason}); every path is scored by "
-                f"forward passes of its own."
+            self._tell(
+                "packing",
+                f"prompts and answers of {len(row.tokens)} tokens cannot run as packed rows in this model ({reason}); "
+                f"their paths are scored by forward passes of their own.",
             )
         return fits
+
+    def _tell(self, subject: str, text: str) -> None:
+        if subject not in self._told:
+            self._told.add(subject)
+            self.notice(text)
 
 
 class SharingSession:
