@@ -18,7 +18,7 @@ from .integrity import checksum
 from .layer import RoutedLayer, routed_layers
 from .route import Route
 from .stack import Stack, find_stack
-from .stacking import RouterConfigs, save_without_routers, transformers_model
+from .stacking import RouterConfigs, check_name, save_without_routers, transformers_model
 
 
 class DrLLMModel(BaseTuner):
@@ -95,6 +95,7 @@ class DrLLMModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        check_name(self.model, adapter_name)
         layer = target
         if not isinstance(layer, RoutedLayer):
             num_outputs = TUPLE_OUTPUTS.get(self._stack.model_type)

@@ -5,6 +5,7 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..errors import DrLLMError
@@ -35,6 +36,20 @@ class RouterConfigs(dict[str, PeftConfig]):
     def update(self, configs: Mapping[str, PeftConfig]) -> None:  # type: ignore[override]
         for name, config in configs.items():
             self[name] = config
+
+
+def check_name(model: nn.Module, adapter_name: str) -> None:
+    """Refuse the name of an adapter below that has modules_to_save: PEFT tells those by the adapter's name alone.
+
+    Raises:
+        DrLLMError: the names are the same.
+    """
+    for module in model.modules():
+        if isinstance(module, AuxiliaryTrainingWrapper) and adapter_name in module._adapters:
+            raise DrLLMError(
+                f"routers over an adapter with modules_to_save must have a name of their own, but both are called "
+                f"{adapter_name!r}; give another adapter_name, 'routers' for example."
+            )
 
 
 def transformers_model(model: nn.Module) -> nn.Module:
