@@ -47,7 +47,6 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: DrLLMConfig, hidden_size: int) -> None:
         """Add an adapter's router, when the adapter has one for this block."""
-        self.drllm_config[adapter_name] = config
         if self.index in config.routed_blocks(self.route.num_blocks):
             router = Router(hidden_size, config.router_width)
             parameter = next(self.base_layer.parameters(), None)
@@ -56,12 +55,16 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             if parameter is not None and parameter.device.type != "meta" and not on_meta:
                 router.to(parameter.device)
             self.drllm_router[adapter_name] = router
+        self.drllm_config[adapter_name] = config
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise DrLLMError(
             "a router adapter cannot be merged into the base model, because its decisions depend on the prompt; use "
             "unload() to get the base model back."
         )
+
+    def unmerge(self) -> None:
+        """Nothing to do: PEFT asks every adapter's layers, those of a LoRA inside the blocks too."""
 
     @property
     def active_config(self) -> DrLLMConfig | None:
