@@ -10,7 +10,7 @@ import torch
 from drllm_adapter import last_decisions
 from drllm_adapter.adapter.layer import RoutedLayer
 from drllm_adapter.bench import adapter as bench
-from drllm_adapter.bench.models import share
+from drllm_adapter.bench.models import without_routers
 from drllm_adapter.cli import main
 from drllm_adapter.demo import BASE
 from drllm_adapter.loading import load_base, route_base
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_other_side_is_the_plain_base(folder: Path) -> None:
     base, _ = load_base(str(BASE))
     routed = route_base(base)
-    plain = share(routed).unload()
+    plain = without_routers(routed)
     assert not any(isinstance(module, RoutedLayer) for module in plain.modules())
     assert any(isinstance(module, RoutedLayer) for module in routed.modules())
     ids = torch.arange(10, 20)[None]

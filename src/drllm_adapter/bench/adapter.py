@@ -15,7 +15,7 @@ from ..adapter.cache import cache_keyword
 from ..adapter.steering import last_decisions
 from ..errors import DrLLMError
 from ..tasks import Prompt
-from .models import share
+from .models import without_routers
 from .timing import Comparison, compare
 
 
@@ -81,7 +81,7 @@ def bench_adapter(
     Raises:
         DrLLMError: a prompt does not leave room for the tokens in the model's positions.
     """
-    base = share(routed).unload()
+    base = without_routers(routed)
     tokens = [tokenizer(prompt.text, add_special_tokens=not prompt.templated)["input_ids"] for prompt in prompts]
     limit = getattr(routed.config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(len, tokens)) + decode_tokens
