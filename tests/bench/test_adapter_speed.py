@@ -2,12 +2,13 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from drllm_adapter import last_decisions
+from drllm_adapter import force_decisions, last_decisions
 from drllm_adapter.adapter.layer import RoutedLayer
 from drllm_adapter.bench import adapter as bench
 from drllm_adapter.bench.models import without_routers
@@ -79,16 +80,22 @@ def test_passes_are_those_of_the_prompts_one_by_one(
 
 
 def test_decoding_continues_the_prompts(folder: Path) -> None:
-    """The tokens that are timed are those that `generate` gives, whatever the padding."""
+    """The tokens that are timed are those that each prompt gets alone and without a cache, whatever the padding."""
     from drllm_adapter.loading import load_routed
 
     model, tokenizer = load_routed(str(folder))
     prompts = ["a>b from a 1 hops:", "d>g a>f h>d f>c g>a b>h c>e e>b from a 3 hops:"]
     encoded = [tokenizer(text)["input_ids"] for text in prompts]
     expected = []
-    for ids in encoded:
-        output = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=4, min_new_tokens=4, do_sample=False)
-        expected.append(output[0, len(ids) :].tolist())
+    with torch.no_grad():
+        for ids in encoded:
+            tokens, decisions = list(ids), None
+            for _ in range(4):
+                with nullcontext() if decisions is None else force_decisions(model, decisions):
+                    logits = model(torch.tensor([tokens]), use_cache=False).logits
+                decisions = last_decisions(model)
+                tokens.append(int(logits[0, -1].argmax()))
+            expected.append(tokens[len(ids) :])
     run = bench._Run(model, [encoded])
     seen: list[list[int]] = []
     handle = model.get_base_model().register_forward_hook(
