@@ -1,4 +1,4 @@
-"""What cannot be derived from a model: which architectures are proven, which are refused and why, what blocks return.
+"""What cannot be derived from a model: which architectures are proven, which are refused and why, odd arguments.
 
 The lists follow from `pytest -m conformance`, which tries every causal-LM architecture of transformers and writes
 docs/architectures.md.
@@ -83,15 +83,8 @@ REFUSED = {
 }
 """Reasons, for those that are known not to work."""
 
-TUPLE_OUTPUTS: dict[str, int] = {
-    "bamba": 2,
-    "bloom": 2,
-    "codegen": 2,
-    "falcon": 2,
-    "falcon_h1": 1,
-    "gpt_neo": 2,
-    "gpt_neox_japanese": 2,
-    "gptj": 2,
-    "mpt": 2,
-}
-"""How many values a block returns where it is not the hidden states alone: what a skipped block must stand in for."""
+HEADS_IN_ROWS = frozenset({"alibi"})
+"""Arguments of blocks that fold the heads into the batch, `[batch x heads, 1, key]`: BLOOM and Falcon."""
+
+SHARED_BY_ROWS = frozenset({"position_bias"})
+"""Arguments of blocks that all rows share though there may be as many entries as rows, `[heads, 1, key]`: MPT."""

@@ -41,9 +41,14 @@ class Route:
         self.unverified: dict[str, str] = {}
         # Set from outside the decoder stack for the next call of it: see hooks.py.
         self.labels: Tensor | None = None
+        self.candidate_tokens = 0
         self.generation_mask: Tensor | None = None
         self.in_generate = False
         self.continues_without_cache = False
+        # What enters each block, `[batch, tokens, width]`, when the caller asked for hidden states.
+        self.hidden_states: list[Tensor] | None = None
+        # The option by which the caller asked for outputs that only the rows that run a block have.
+        self.output_of_each_pass: str | None = None
         self._decisions: list[RowDecisions | None] = [None] * num_blocks
         self._prompt: Tensor | None = None
         self._windows: dict[tuple[int, torch.device], Windows] = {}
@@ -136,6 +141,14 @@ class Route:
             raise DrLLMError(
                 f"forced decisions must agree with the route that the cache was filled along, but block {block} has "
                 f"{list(decisions.decisions)} in the cache and {list(forced)} was forced; begin with a new cache."
+            )
+
+    def check_rows_may_differ(self) -> None:
+        """Refuse outputs that are recorded for each pass of a block where only some rows make that pass."""
+        if self.output_of_each_pass is not None:
+            raise DrLLMError(
+                f"{self.output_of_each_pass} needs a batch whose rows take the same path, because what it returns has "
+                f"all rows, but these rows take different ones; run them one at a time or force one path."
             )
 
     def _windows_on(self, device: torch.device, num_windows: int) -> Windows:
