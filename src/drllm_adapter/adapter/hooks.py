@@ -88,7 +88,7 @@ class _StackHook:
 
 
 class _OutputHook:
-    """After the decoder stack: hidden states are those between the blocks, however often each has run."""
+    """After the decoder stack: hidden states are those between the blocks, not one for each time a block has run."""
 
     def __init__(self, route: Route) -> None:
         self.route = route
@@ -196,7 +196,9 @@ def attach(model: nn.Module, stack: Stack, route: Route) -> None:
     """Hook the route to the model."""
     model.register_forward_pre_hook(_ModelHook(route), with_kwargs=True)
     stack.owner.register_forward_pre_hook(_StackHook(route, stack.owner), with_kwargs=True)
-    stack.owner.register_forward_hook(_OutputHook(route))
+    # Models that collect hidden states in their own forward loop have them right.
+    if "hidden_states" in (getattr(stack.owner, "_can_record_outputs", None) or {}):
+        stack.owner.register_forward_hook(_OutputHook(route))
     if hasattr(type(model), "prepare_inputs_for_generation"):
         model.prepare_inputs_for_generation = GenerationInputs(model, route)  # type: ignore[assignment]
 

@@ -30,7 +30,8 @@ class Route:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.layers: list[RoutedLayer] = []
-        self.forced: Tensor | None = None
+        # Those for all rows, or a list of those of each row; no tensor, so that they can be compiled in.
+        self.forced: tuple[int, ...] | list[list[int]] | None = None
         self.observer: RouterInputs | None = None
         self.at_prompt = False
         # The router adapter in charge of the current forward call; None runs the base model.
@@ -74,16 +75,17 @@ class Route:
     def _forced_for_batch(self, batch_size: int, in_generate: bool) -> list[list[int]] | None:
         if self.forced is None:
             return None
-        forced = self.forced if self.forced.ndim == 2 else self.forced.expand(batch_size, -1)
-        if in_generate and batch_size % forced.shape[0] == 0:
+        if isinstance(self.forced, tuple):
+            return [list(self.forced)] * batch_size
+        rows = self.forced
+        if in_generate and batch_size % len(rows) == 0:
             # generate repeats every prompt for beams and returned sequences, in this order.
-            forced = forced.repeat_interleave(batch_size // forced.shape[0], dim=0)
-        if forced.shape[0] != batch_size:
+            rows = [row for row in rows for _ in range(batch_size // len(rows))]
+        if len(rows) != batch_size:
             raise DrLLMError(
-                f"forced decisions must be given once for all rows or once per row, but {forced.shape[0]} rows were "
+                f"forced decisions must be given once for all rows or once per row, but {len(rows)} rows were "
                 f"given for a batch of {batch_size}; pass [blocks] or [{batch_size}, blocks] values."
             )
-        rows: list[list[int]] = forced.tolist()
         return rows
 
     # What is decided
