@@ -181,26 +181,13 @@ def test_thirty_two_rows(model_type: str) -> None:
     ids = ids * mask
     settings = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     with force_decisions(routed, paths):
-        made = routed.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=4,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        alone = []
+        made = routed.generate(ids, attention_mask=mask, **settings)
     for row, path in enumerate(paths):
         prompt = ids[row, 12 - lengths[row] :][None]
         with force_decisions(routed, path):
-            alone.append(
-                routed.generate(
-                    prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, do_sample=False,
-                    output_logits=True, return_dict_in_generate=True,
-                )
-            )  # fmt: skip
-        assert relative(torch.stack(made.logits)[:, row], torch.stack(alone[-1].logits)[:, 0]) < TOLERANCE
-        assert made.sequences[row, 12:].tolist() == alone[-1].sequences[0, prompt.shape[1] :].tolist()
+            alone = routed.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
+        assert relative(torch.stack(made.logits)[:, row], torch.stack(alone.logits)[:, 0]) < TOLERANCE
+        assert made.sequences[row, 12:].tolist() == alone.sequences[0, prompt.shape[1] :].tolist()
     for row in (0, 15, 31):
         expected = expected_rows(model_type, [paths[row]], ids[row : row + 1], mask[row : row + 1])
         assert made.sequences[row, 12:].tolist() == expected[0][:4]
@@ -298,8 +285,6 @@ def test_compiled_along_a_given_path() -> None:
     for path in (PATH, [PATH, [1, 0, 2, 1]]):
         with force_decisions(routed, path):
             expected = routed(ids, use_cache=False).logits
-            explained = torch._dynamo.explain(routed.get_base_model())(ids, use_cache=False)
-            assert explained.graph_break_count == 0, explained.break_reasons
             compiled = torch.compile(routed.get_base_model(), backend="aot_eager", fullgraph=True)
             assert relative(compiled(ids, use_cache=False).logits, expected) < TOLERANCE
     torch._dynamo.reset()

@@ -1,7 +1,6 @@
 """Running a block for some rows of a batch: which rows make a pass, and the block's arguments for just those rows."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,15 +17,12 @@ class RowDecisions:
         self.decisions = tuple(decisions)
         first = self.decisions[0]
         self.uniform: int | None = first if all(value == first for value in self.decisions) else None
+        self.max_passes = max(self.decisions)
+        """How many passes some row makes."""
         self._rows_of_pass: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def __len__(self) -> int:
         return len(self.decisions)
-
-    @cached_property
-    def max_passes(self) -> int:
-        """How many passes some row makes."""
-        return max(self.decisions)
 
     def rows(self, number: int) -> Tensor:
         """Indices of the rows that make pass `number` (0 is the first), ascending int64 on the CPU."""
