@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ..errors import DrLLMError
 from .cache import find_cache, has_tokens
@@ -109,9 +109,9 @@ def _refuse_packed(given: Mapping[str, Any]) -> None:
     """A row has one route, so a row that holds several sequences cannot be routed by what they say."""
     packed = [name for name in PACKING_ARGUMENTS if given.get(name) is not None]
     positions = given.get("position_ids")
-    unmasked = given.get("attention_mask") is None and isinstance(positions, Tensor) and positions.ndim == 2
-    if not packed and unmasked and bool((positions[:, 1:] <= positions[:, :-1]).any()):
-        packed = ["position_ids that start again"]
+    if isinstance(positions, Tensor) and positions.ndim == 2 and given.get("attention_mask") is None:
+        if bool((positions[:, 1:] <= positions[:, :-1]).any()):  # noqa: SIM102 - a transfer from the device
+            packed.append("position_ids that start again")
     if packed:
         raise DrLLMError(
             f"a row must hold one sequence, because the routers decide once per row, but {packed[0]} say that several "
