@@ -1,0 +1,6 @@
+"""Sharing adapters and supervision sets on the Hub: cards and pushing."""
+
+from .cards import add_evaluation, write_card
+from .wording import TAGS
+
+__all__ = ["TAGS", "add_evaluation", "write_card"]
