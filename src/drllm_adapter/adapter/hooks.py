@@ -109,14 +109,18 @@ def _refuse_packed(given: Mapping[str, Any]) -> None:
     """A row has one route, so a row that holds several sequences cannot be routed by what they say."""
     packed = [name for name in PACKING_ARGUMENTS if given.get(name) is not None]
     positions = given.get("position_ids")
-    if isinstance(positions, Tensor) and positions.ndim == 2 and given.get("attention_mask") is None:
-        if bool((positions[:, 1:] <= positions[:, :-1]).any()):  # noqa: SIM102 - a transfer from the device
-            packed.append("position_ids that start again")
+    unmasked = isinstance(positions, Tensor) and positions.ndim == 2 and given.get("attention_mask") is None
+    if not packed and unmasked and _starts_again(positions):
+        packed = ["position_ids that start again"]
     if packed:
         raise DrLLMError(
             f"a row must hold one sequence, because the routers decide once per row, but {packed[0]} say that several "
             f"are packed into one; pad them into rows of their own, or force decisions."
         )
+
+
+def _starts_again(positions: Any) -> bool:
+    return bool((positions[:, 1:] <= positions[:, :-1]).any())
 
 
 def _real_tokens(mask: Any, batch_size: int, length: int, device: torch.device) -> Tensor:
