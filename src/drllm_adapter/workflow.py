@@ -3,9 +3,11 @@
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -18,6 +20,7 @@ from . import __version__
 from .adapter.config import DrLLMConfig
 from .adapter.steering import set_depth_control, set_layer_budget
 from .decisions import execute_all
+from .engine import GIGABYTE, SharingScorer
 from .errors import DrLLMError
 from .evaluation import Report, compare, plot_layers
 from .files import check_claim, claim_folder, write_json_atomic
@@ -32,10 +35,12 @@ from .training import TrainingConfig, TrainingResult, collect_features, load_wei
 
 if TYPE_CHECKING:
     from .evaluation.lm_eval import HarnessReport
+    from .evaluation.probe import ProbeReport
 
 ADAPTER = "adapter"
 SUPERVISION = "supervision set"
 EVALUATION = "evaluation"
+PROBE = "probe"
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ def search_paths(
     config: SearchConfig,
     labels: Labels | None = None,
     resume: bool = False,
-    bundle: int = 16,
+    bundle: int = 64,
+    memory: float = 2.0,
     dtype: str = "auto",
     device: str | None = None,
     max_new_tokens: int | None = None,
@@ -74,7 +80,8 @@ def search_paths(
     Args:
         base: folder or Hub name of the frozen model.
         mode: "letter", "cloze", "contrast" or "free", what counts as an answer.
-        bundle: questions searched side by side; part of what defines the rows to the last bit.
+        bundle: questions searched side by side.
+        memory: gigabytes of hidden states that are kept for the next paths of a bundle.
         resume: go on with what an interrupted run left in `output`.
         log: progress goes here as JSON lines, in place of a bar.
 
@@ -90,7 +97,9 @@ def search_paths(
         lambda dtype: load_base(base, dtype=dtype, device=device or processes.device), dtype, device, processes
     )
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
-    scorer = Scorer(route_base(model), tokenizer, batch_size=bundle)
+    scorer = SharingScorer(
+        route_base(model), tokenizer, memory=int(memory * GIGABYTE), batch_size=bundle, notice=_teller(console)
+    )
     summary = run_search(
         questions,
         prompts,
@@ -315,6 +324,69 @@ def evaluate_with_lm_eval(
     return report
 
 
+def probe_model(
+    base: str,
+    questions: Sequence[Question],
+    output: str | os.PathLike[str],
+    *,
+    mode: str,
+    paths: int = 24,
+    edits: int = 6,
+    single_edits: int = 16,
+    price: float = 0.4,
+    batch_size: int = 16,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str | None = None,
+    console: Console | None = None,
+) -> "ProbeReport":
+    """Can routers help this model on these questions? `report.json` and `probe.png` lie in `output` afterwards.
+
+    Args:
+        base: folder or Hub name of the frozen model.
+        questions: their tasks, or their sources when all are of one task, are what differences are looked for between.
+        paths, edits, single_edits: see `evaluation.probe.measure`; `price` see `evaluation.probe.analyse`.
+
+    Raises:
+        DrLLMError: see `load_base`, `build_prompt`, `evaluation.probe.measure`.
+    """
+    from rich.progress import Progress
+
+    from .evaluation.figures import plot_probe
+    from .evaluation.probe import analyse, measure
+
+    check_claim(output, PROBE)
+    names = [question.task for question in questions]
+    if len(set(names)) == 1:
+        names = [question.source.name if question.source is not None else question.task for question in questions]
+    model, tokenizer = load_base(base, dtype=dtype, device=device)
+    scorer = Scorer(route_base(model), tokenizer, batch_size=batch_size)
+    prompts = _prompts(questions, mode, tokenizer, None)
+    hidden = console is None or not console.is_terminal
+    with Progress(console=console, transient=True, disable=hidden) as progress:
+        bar = progress.add_task("probe", total=1.0)
+        measured = measure(
+            scorer, prompts, names, paths=paths, edits=edits, single_edits=single_edits, seed=seed,
+            show=lambda done: progress.update(bar, completed=done),
+        )  # fmt: skip
+    report = analyse(measured, price=price, seed=seed)
+    folder = claim_folder(output, PROBE)
+    settings = {
+        "base": _full_name(base),
+        "base_fingerprint": fingerprint(model),
+        "sources": sources_of(questions),
+        "mode": mode,
+        "edits": edits,
+        "single_edits": single_edits,
+        "seed": seed,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "version": __version__,
+    }
+    write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
+    plot_probe(report, folder / "probe.png")
+    return report
+
+
 def score_all(
     scorer: Scorer,
     prompts: Sequence[Prompt],
@@ -395,6 +467,11 @@ def _labelled(
             f"of its {len(rows)} has one; search more questions or choose another rule."
         )
     return [row for row, _ in chosen], [decisions for _, decisions in chosen]
+
+
+def _teller(console: Console | None) -> Callable[[str], None]:
+    """Where a scorer's notices go: above the progress bar, or a warning when there is no console."""
+    return warnings.warn if console is None else partial(console.print, highlight=False, soft_wrap=True)
 
 
 def _full_name(name: str) -> str:
