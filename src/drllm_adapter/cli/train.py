@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Base, Device, Dtype, Seed, console, numbers, say
+from .options import Base, Device, Dtype, Log, LogFormat, Resume, Seed, console, log_stream, numbers, say
 
 
 def train(
@@ -34,6 +34,8 @@ def train(
         Path | None, typer.Option(help="Folder that keeps what the routers read, for the next training.")
     ] = None,
     seed: Seed = 0,
+    resume: Resume = False,
+    log: Log = LogFormat.bar,
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
@@ -73,6 +75,8 @@ def train(
         features=features,
         dtype=dtype,
         device=device,
+        resume=resume,
         console=console,
+        log=log_stream(log),
     )
     say(f"Saved in {output}. Next: drllm eval {output} --data QUESTIONS --output evaluation")

@@ -108,7 +108,7 @@ class FeatureWriter:
         return json.dumps({"rows": list(rows), "windows": list(windows)}).encode()
 
     def windows(self) -> NDArray[np.int64] | None:
-        """int64 [N] of all questions; None when a batch is missing or its shard was damaged, which is then set aside."""
+        """int64 [N] of all questions; None when a batch is missing or its shard was damaged (and is now set aside)."""
         windows = np.zeros(self._shape[0], dtype=np.int64)
         for path in self.shards.finished().values():
             if (content := self.shards.read(path)) is not None:

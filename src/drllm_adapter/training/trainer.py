@@ -85,7 +85,7 @@ def train_routers(
             needed. Beside them, training takes about 20 bytes a router weight and two batches of
             batch_size x R x K x d floats.
         checkpoint: file that keeps an unfinished training (four times the routers' weights); what it holds is gone on
-            with, and at the end it is removed. None keeps nothing.
+            with. It is the caller's to remove. None keeps nothing.
         checkpoint_seconds: time between two checkpoints.
         console: where the three lines go and, on a terminal, a progress bar; None prints nothing.
         log: progress goes here as JSON lines instead.
@@ -131,8 +131,6 @@ def train_routers(
     for line in (training_line(metrics, history[best_epoch - 1]), result_line(metrics)):
         lines.append(line)
         console.print(line, highlight=False, markup=False)
-    if checkpoint is not None:
-        os.unlink(checkpoint)
     return TrainingResult(
         weights=weights,
         layers=store.layers,
@@ -141,6 +139,16 @@ def train_routers(
         best_epoch=best_epoch,
         lines=(lines[0], lines[1], lines[2]),
     )
+
+
+def check_labels(ids: Sequence[str], labels: NDArray[np.int8], config: TrainingConfig) -> None:
+    """Refuse at once what `train_routers` would refuse once there are features: `labels` [N, R] of questions `ids`.
+
+    Raises:
+        DrLLMError: fewer than two questions or classes.
+    """
+    train_rows, _ = split_questions(ids, config.validation_share, config.seed)
+    effective_number_weights(torch.from_numpy(labels[train_rows]), config.beta)
 
 
 def split_questions(ids: Sequence[str], share: float, seed: int) -> tuple[Rows, Rows]:
@@ -243,8 +251,8 @@ class _Run:
             save_checkpoint(self.checkpoint, state, self.key)
             self.saved = time.monotonic()
         if stop.asked:
-            kept = "" if self.checkpoint is None else f" and saved in {self.checkpoint}"
-            raise Interrupted(f"stopped in epoch {state.epoch} of {self.config.epochs}{kept}.")
+            kept = "." if self.checkpoint is None else "; go on with the same command and --resume."
+            raise Interrupted(f"stopped in epoch {state.epoch} of {self.config.epochs}{kept}")
 
     @torch.no_grad()
     def _evaluate(self, rows: Rows) -> tuple[float, NDArray[np.int8]]:
