@@ -17,8 +17,9 @@ from transformers import DynamicCache
 from .adapter.cache import cache_keyword
 from .adapter.layer import routed_layers
 from .adapter.steering import force_decisions, last_decisions
-from .decisions import Decisions
+from .decisions import Decisions, passes
 from .errors import DrLLMError
+from .search.bundle import Work
 from .tasks import Prompt, grade
 
 _DIGITS = 7
@@ -30,7 +31,8 @@ class Score:
 
     Attributes:
         probability: of the right answer. With several continuations, the softmax over their log-likelihoods; for a free
-            answer, the geometric mean of the reference answer's token probabilities.
+            answer, the geometric mean of the reference answer's token probabilities. NaN where the model's numbers are
+            not finite.
         correct: the likeliest continuation is the right one, or the generated text passes the grader.
         decisions: those that ran.
         text: what was generated, for a free answer.
@@ -73,6 +75,11 @@ class Scorer:
         self._last = torch.tensor([-1], device=model.device)
         self._cache = cache_keyword(model)
         self._encoded: dict[Prompt, _Encoded] = {}
+        self.work = Work()
+
+    def begin(self, prompts: Sequence[Prompt]) -> "PlainSession":
+        """The prompts, to be scored along paths by `session.score(places, paths)`: what a search asks for."""
+        return PlainSession(self, prompts)
 
     def score(self, prompts: Sequence[Prompt], decisions: Sequence[Decisions] | None = None) -> list[Score]:
         """One score for each prompt, along `decisions[i]`; None lets the routers decide.
@@ -99,6 +106,8 @@ class Scorer:
         with _forced(self.model, decisions):
             output = self.model(**inputs, **{self._cache: cache}, logits_to_keep=self._last)
         ran = [tuple(row) for row in last_decisions(self.model).tolist()]
+        made = sum(map(passes, ran))
+        self.work += Work(paths=len(ran), passes=made, passes_run=made)
         first = output.logits[:, -1].float().log_softmax(dim=-1)
         likelihoods = self._continue(encoded, first, inputs["attention_mask"], cache)
 
@@ -109,14 +118,16 @@ class Scorer:
                 scores.append(Score(_rounded(probability), False, ran[row]))
             else:
                 probabilities = torch.tensor(of_continuations, dtype=torch.float64).softmax(dim=0)
-                # A tie goes to the first choice, as argmax does everywhere.
-                correct = int(probabilities.argmax()) == prompt.answer
-                scores.append(Score(_rounded(float(probabilities[int(prompt.answer)])), correct, ran[row]))
+                probability = float(probabilities[int(prompt.answer)])
+                # A tie goes to the first choice, as argmax does everywhere. NaN answers nothing.
+                correct = int(probabilities.argmax()) == prompt.answer and not math.isnan(probability)
+                scores.append(Score(_rounded(probability), correct, ran[row]))
         free = [row for row, prompt in enumerate(prompts) if prompt.mode == "free"]
         texts = self._generate([prompts[row] for row in free], [ran[row] for row in free])
         for row, text in zip(free, texts, strict=True):
             prompt = prompts[row]
-            correct = grade(prompt.grader, text, str(prompt.answer))
+            finite = not math.isnan(scores[row].probability)
+            correct = finite and grade(prompt.grader, text, str(prompt.answer))
             scores[row] = Score(scores[row].probability, correct, ran[row], text)
         return scores
 
@@ -210,6 +221,17 @@ class Scorer:
             "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
         }
         return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+
+
+class PlainSession:
+    """Scores some prompts along one path after another, each from the first block on."""
+
+    def __init__(self, scorer: Scorer, prompts: Sequence[Prompt]) -> None:
+        self.scorer, self.prompts = scorer, prompts
+
+    def score(self, places: Sequence[int], paths: Sequence[Decisions]) -> list[Score]:
+        """One score for each pair: prompt `places[i]` along `paths[i]`."""
+        return self.scorer.score([self.prompts[place] for place in places], paths)
 
 
 def _forced(model: Any, decisions: Sequence[Decisions] | None) -> AbstractContextManager[None]:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .hub import write_adapter_card
 from .loading import fingerprint, load_base, load_routed, route_base
 from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
-from .tasks import Prompt, Question, build_prompt
+from .tasks import Prompt, Question, build_prompts, sources_of
 from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
 
 ADAPTER = "adapter"
@@ -63,7 +64,7 @@ def search_paths(
 
     Args:
         base: folder or Hub name of the frozen model.
-        mode: "letter", "cloze" or "free", what counts as an answer.
+        mode: "letter", "cloze", "contrast" or "free", what counts as an answer.
         bundle: questions searched side by side; part of what defines the rows to the last bit.
         resume: go on with what an interrupted run left in `output`.
 
@@ -150,10 +151,12 @@ def train_adapter(
         result = train_routers(store, config, device=device, console=console)
     facts = {
         "version": __version__,
+        "libraries": {name: version(name) for name in ("torch", "transformers", "peft")},
         "supervision": {
             "questions": len(rows),
             "tasks": sorted({row.task for row in rows}),
             "mode": rows[0].mode,
+            "sources": info.get("sources", []),
             "labels": asdict(labels),
             "search": info["search"],
             "base_model": info["base_model"],
@@ -217,8 +220,10 @@ def evaluate_adapter(
         config: Any = model.peft_config["default"]
         settings = {
             "adapter": _full_name(adapter),
+            "adapter_checksum": config.checksum,
             "base": _full_name(base or str(config.base_model_name_or_path)),
             "tasks": sorted({question.task for question in questions}),
+            "sources": sources_of(questions),
             "mode": mode,
             "dtype": str(model.dtype).removeprefix("torch."),
             "depth_control": config.depth_control,
@@ -252,7 +257,7 @@ def score_all(
 
 
 def _prompts(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_tokens: int | None) -> list[Prompt]:
-    prompts = [build_prompt(question, mode, tokenizer) for question in questions]
+    prompts = build_prompts(questions, mode, tokenizer)
     if max_new_tokens is None:
         return prompts
     return [replace(prompt, max_new_tokens=max_new_tokens) for prompt in prompts]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from drllm_adapter import DrLLMError
-from drllm_adapter.search import SearchConfig, read_rows, read_search_info, run_search
+from drllm_adapter.search import SearchConfig, Work, read_rows, read_search_info, run_search
 from drllm_adapter.search.rows import DATA
 from drllm_adapter.tasks import Prompt, Question
 
@@ -29,10 +29,14 @@ class ToyScorer:
     """Scores that only depend on the prompt and the path; counts its calls."""
 
     num_blocks = 5
+    work = Work()
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
         self.scored: list[tuple[str, tuple[int, ...]]] = []
+
+    def begin(self, prompts: Sequence[Prompt]) -> "ToySession":
+        return ToySession(self, prompts)
 
     def score(self, prompts: Sequence[Prompt], decisions: Sequence[tuple[int, ...]]) -> list[ToyScore]:
         time.sleep(self.delay)
@@ -42,6 +46,15 @@ class ToyScorer:
             digest = hashlib.sha256(f"{prompt.text}{path}".encode()).digest()
             scores.append(ToyScore(digest[0] / 255, digest[1] < 100))
         return scores
+
+
+@dataclass
+class ToySession:
+    scorer: ToyScorer
+    prompts: Sequence[Prompt]
+
+    def score(self, places: Sequence[int], paths: Sequence[tuple[int, ...]]) -> list[ToyScore]:
+        return self.scorer.score([self.prompts[place] for place in places], paths)
 
 
 def questions(count: int) -> tuple[list[Question], list[Prompt]]:

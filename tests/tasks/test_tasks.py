@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from drllm_adapter import DrLLMError
-from drllm_adapter.tasks import Question, build_prompt, grade, load_questions
+from drllm_adapter.tasks import Question, build_prompt, grade, load_questions, sources_of
 
 GOOD = {"question": "What melts?", "choices": ["ice", "fire"], "answer": 0}
 
@@ -148,7 +148,7 @@ def test_a_ready_made_prompt_is_kept() -> None:
 
 
 def test_modes_that_do_not_fit() -> None:
-    with pytest.raises(DrLLMError, match="letter, cloze, free"):
+    with pytest.raises(DrLLMError, match="letter, cloze, contrast, free"):
         build_prompt(ARC, "essay")
     with pytest.raises(DrLLMError, match="--mode free"):
         build_prompt(MATH, "letter")
@@ -188,3 +188,12 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         grade("math", "1", "1")
     with pytest.raises(DrLLMError, match="exact, math"):
         grade("vibes", "1", "1")
+
+
+def test_several_sources_make_one_list(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", {**GOOD, "id": "1"}, {**GOOD, "id": "2"})
+    second = write(tmp_path / "b.jsonl", {**GOOD, "id": "3"})
+    both = load_questions("jsonl", f"{first},{second}")
+    assert both == load_questions("jsonl", first) + load_questions("jsonl", second)
+    assert [source["name"] for source in sources_of(both)] == ["a.jsonl", "b.jsonl"]
+    assert [question.id for question in load_questions("jsonl", f"{first},{second}", skip=1)] == ["2", "3"]

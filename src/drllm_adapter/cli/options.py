@@ -17,14 +17,20 @@ console = Console()
 Task = Annotated[str, typer.Option(help="arc (multiple choice), dart (free maths), jsonl (either), khop (made here).")]
 Data = Annotated[
     str | None,
-    typer.Option(help="JSON-lines or Parquet file, or a dataset on the Hub; the task's own dataset by default."),
+    typer.Option(
+        help="JSON-lines or Parquet file or dataset on the Hub (name or name:config), several with commas; the task's "
+        "own dataset by default."
+    ),
 ]
 Split = Annotated[str | None, typer.Option(help="Split of a dataset on the Hub; train by default.")]
 Limit = Annotated[int | None, typer.Option(help="Use at most so many questions.")]
 SkipFirst = Annotated[int, typer.Option(help="Leave out so many questions at the beginning.")]
 Mode = Annotated[
     str,
-    typer.Option(help="What an answer is: letter, cloze (likelihood of each choice's text) or free (generated)."),
+    typer.Option(
+        help="What an answer is: letter, cloze (likelihood of each choice's text), contrast (the same, with answers of "
+        "other questions as the choices of a free one) or free (generated)."
+    ),
 ]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Length of a generated answer; the paper's by default.")]
 Dtype = Annotated[str, typer.Option(help="auto (the faster one on a CPU), float32, bfloat16 or float16.")]

@@ -49,6 +49,10 @@ def search(
         bool | None,
         typer.Option(help="Stop a question once fixed or 2 passes shorter; goes with the label rule by default."),
     ] = None,
+    method: Annotated[
+        str, typer.Option(help="tree (MCTS) or random: so many paths of a few random edits, cleaner for regressions.")
+    ] = "tree",
+    edits: Annotated[int, typer.Option(help="Most blocks that a random path edits.")] = 6,
     bundle: Annotated[int, typer.Option(help="Questions searched side by side; memory grows with it.")] = 16,
     max_new_tokens: MaxNewTokens = None,
     seed: Seed = 0,
@@ -68,6 +72,8 @@ def search(
         "exploration": exploration,
         "random_child": random_child,
         "max_skip": max_skip,
+        "method": method,
+        "edits": edits,
         "seed": seed,
     }
     for name, value in (("length_penalty", length_penalty), ("reward", reward), ("early_stop", early_stop)):

@@ -1,8 +1,9 @@
 """Searching better layer paths: a tree search that knows no model, label rules, and the set of what was found."""
 
+from .bundle import PathScorer, Work, search_bundle
 from .labels import LABEL_RULES, choose_label
 from .rows import Row, read_rows, read_search_info
-from .runner import PathScorer, SearchSummary, run_search
+from .runner import SearchSummary, run_search
 from .tree import PathSearch, ScoredPath, SearchConfig
 
 __all__ = [
@@ -13,8 +14,10 @@ __all__ = [
     "ScoredPath",
     "SearchConfig",
     "SearchSummary",
+    "Work",
     "choose_label",
     "read_rows",
     "read_search_info",
     "run_search",
+    "search_bundle",
 ]

@@ -1,5 +1,6 @@
 """Which of the paths that were tried becomes the label: small pure functions, so that a set is relabelled for free."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from ..decisions import Decisions, passes
@@ -19,7 +20,11 @@ def shortest(paths: Sequence[ScoredPath], price: float = 0.0) -> Decisions | Non
 
 
 def price(paths: Sequence[ScoredPath], price: float = 0.4) -> Decisions | None:
-    """The path of highest p(right answer) - price x passes / L; of equals the shorter. Every question has one."""
+    """The path of highest p(right answer) - price x passes / L; of equals the shorter.
+
+    Every question has one, unless the model gave no finite numbers along any path.
+    """
+    paths = [path for path in paths if not math.isnan(path.probability)]
     if not paths:
         return None
 

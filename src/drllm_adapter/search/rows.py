@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ..errors import DrLLMError
 from ..files import folder_kind, replacing
+from ..tasks import Prompt
 from .tree import ScoredPath
 
 KIND = "supervision set"
@@ -27,6 +28,8 @@ class Row:
         id, task: of the question; ids are unique in a set.
         mode: "letter", "cloze" or "free".
         prompt: the text that routers read; `templated` when a chat template made it, special tokens included.
+        continuations, answer_index: the texts scored after the prompt, and which of them is right; None for a free
+            answer.
         answer: the text of the right answer.
         level: difficulty where the task has one.
         score: what a path's probability is: "choices" (softmax over the choices) or "reference" (geometric mean over
@@ -43,6 +46,8 @@ class Row:
     mode: str
     prompt: str
     templated: bool
+    continuations: tuple[str, ...]
+    answer_index: int | None
     answer: str
     level: int | None
     score: str
@@ -54,6 +59,19 @@ class Row:
     base_model: str
     base_revision: str | None
 
+    def to_prompt(self) -> Prompt:
+        """The question as it was put to the model, so that a set can score other paths.
+
+        Raises:
+            DrLLMError: the answer is free; generated answers need the question itself.
+        """
+        if self.answer_index is None:
+            raise DrLLMError(
+                f"only questions with choices can be scored again from a supervision set, but {self.id!r} has a free "
+                f"answer; search with --mode contrast."
+            )
+        return Prompt(self.prompt, self.templated, self.continuations, self.answer_index, self.mode, max_new_tokens=1)
+
 
 _PATH = pa.struct([("decisions", pa.list_(pa.int8())), ("probability", pa.float64()), ("correct", pa.bool_())])
 SCHEMA = pa.schema(
@@ -63,6 +81,8 @@ SCHEMA = pa.schema(
         ("mode", pa.string()),
         ("prompt", pa.string()),
         ("templated", pa.bool_()),
+        ("continuations", pa.list_(pa.string())),
+        ("answer_index", pa.int64()),
         ("answer", pa.string()),
         ("level", pa.int64()),
         ("score", pa.string()),
@@ -143,8 +163,10 @@ def read_search_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def _row(item: dict[str, Any]) -> Row:
     paths: Sequence[dict[str, Any]] = item.pop("paths")
     decisions = item.pop("decisions")
+    continuations = item.pop("continuations")
     return Row(
         **item,
+        continuations=tuple(continuations),
         decisions=None if decisions is None else tuple(decisions),
         paths=tuple(
             ScoredPath(tuple(path["decisions"]), float(path["probability"]), bool(path["correct"])) for path in paths

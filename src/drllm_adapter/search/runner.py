@@ -11,43 +11,27 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..decisions import CLASS_NAMES, Decisions, passes
+from ..decisions import CLASS_NAMES, passes
 from ..errors import DrLLMError
 from ..files import claim_folder, write_json_atomic
-from ..tasks import Prompt, Question
+from ..tasks import Prompt, Question, sources_of
+from .bundle import AnySearch, PathScorer, search_bundle
 from .labels import choose_label
 from .rows import DATA, INFO, KIND, Row, read_file, write_rows
-from .tree import PathSearch, SearchConfig
+from .tree import SearchConfig
 
 SHARDS = "shards"
 SUMMARY = "summary.json"
-
-
-class ScoreOfPath(Protocol):
-    """What a scorer says of one prompt on one path."""
-
-    @property
-    def probability(self) -> float: ...
-    @property
-    def correct(self) -> bool: ...
-
-
-class PathScorer(Protocol):
-    """Scores (prompt, path) pairs: all that the search knows of a model."""
-
-    @property
-    def num_blocks(self) -> int: ...
-    def score(self, prompts: Sequence[Prompt], decisions: Sequence[Decisions], /) -> Sequence[ScoreOfPath]: ...
 
 
 @dataclass(frozen=True)
@@ -141,6 +125,7 @@ def run_search(
         "bundle": bundle,
         "questions": len(questions),
         "questions_digest": _digest(questions, prompts),
+        "sources": sources_of(questions),
         "num_blocks": scorer.num_blocks,
         "base_model": base_model,
         "base_revision": base_revision,
@@ -164,7 +149,13 @@ def run_search(
                 path = shards / f"{number:06d}.parquet"
                 if not path.exists():
                     asked = [(questions[place], prompts[place]) for place in places]
-                    searches = _search_bundle(asked, scorer, config, partial(_show, progress, bar, done))
+                    searches = search_bundle(
+                        [question.id for question, _ in asked],
+                        [prompt for _, prompt in asked],
+                        scorer,
+                        config,
+                        partial(_show, progress, bar, done),
+                    )
                     scored += sum(len(search.paths) for search in searches)
                     write_rows(path, [_row(*pair, search, info) for pair, search in zip(asked, searches, strict=True)])
                 done += len(places)
@@ -199,25 +190,7 @@ def summarise(rows: Sequence[Row], num_blocks: int, seconds: float = 0.0, scored
     )
 
 
-def _search_bundle(
-    asked: Sequence[tuple[Question, Prompt]],
-    scorer: PathScorer,
-    config: SearchConfig,
-    show: Callable[[float], None],
-) -> list[PathSearch]:
-    """The searches of some questions, advanced together; `show` is told how many questions' worth is done."""
-    searches = [PathSearch(scorer.num_blocks, config, question.id) for question, _ in asked]
-    while True:
-        proposals = [(place, path) for place, s in enumerate(searches) if (path := s.propose()) is not None]
-        if not proposals:
-            return searches
-        scores = scorer.score([asked[place][1] for place, _ in proposals], [path for _, path in proposals])
-        for (place, _), score in zip(proposals, scores, strict=True):
-            searches[place].report(score.probability, score.correct)
-        show(len(asked) * max(search.simulations for search in searches) / max(1, config.simulations))
-
-
-def _row(question: Question, prompt: Prompt, search: PathSearch, info: dict[str, Any]) -> Row:
+def _row(question: Question, prompt: Prompt, search: AnySearch, info: dict[str, Any]) -> Row:
     paths = tuple(search.paths)
     answer = prompt.answer if isinstance(prompt.answer, str) else prompt.continuations[prompt.answer].strip()
     return Row(
@@ -226,6 +199,8 @@ def _row(question: Question, prompt: Prompt, search: PathSearch, info: dict[str,
         mode=prompt.mode,
         prompt=prompt.text,
         templated=prompt.templated,
+        continuations=prompt.continuations,
+        answer_index=prompt.answer if isinstance(prompt.answer, int) else None,
         answer=answer,
         level=question.level,
         score="reference" if prompt.mode == "free" else "choices",

@@ -15,6 +15,7 @@ from ..decisions import EXECUTE, REPEAT, Decisions, execute_all, passes, to_path
 from ..errors import DrLLMError
 
 REWARDS = ("probability", "correct")
+METHODS = ("tree", "random")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class SearchConfig:
         max_skip: most consecutive positions that one edit leaves out.
         reward: "probability" of the right answer, or "correct": 1 for a right answer and 0 for a wrong one (paper).
         early_stop: stop when a wrong answer became right or a right path is at least 2 passes shorter than L (paper).
+        method: "tree", or "random": paths of a few random edits, see `random_paths`; of the others only `simulations`,
+            `edits` and `seed` are then used.
+        edits: most blocks that a random path edits.
         seed: with the question's id, all that randomness depends on.
 
     Raises:
@@ -42,6 +46,8 @@ class SearchConfig:
     max_skip: int = 2
     reward: str = "probability"
     early_stop: bool = False
+    method: str = "tree"
+    edits: int = 6
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,6 +57,7 @@ class SearchConfig:
             ("length_penalty", float, 0, math.inf),
             ("random_child", float, 0, 1),
             ("max_skip", int, 0, math.inf),
+            ("edits", int, 1, math.inf),
             ("seed", int, 0, math.inf),
         ):
             value = getattr(self, name)
@@ -62,6 +69,8 @@ class SearchConfig:
                 )
         if self.reward not in REWARDS:
             raise DrLLMError(f"reward must be one of {', '.join(REWARDS)}, but {self.reward!r} was given; correct it.")
+        if self.method not in METHODS:
+            raise DrLLMError(f"method must be one of {', '.join(METHODS)}, but {self.method!r} was given; correct it.")
 
     @classmethod
     def for_rule(cls, rule: str, **changes: Any) -> "SearchConfig":
@@ -74,7 +83,10 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class ScoredPath:
-    """What came of one path: the probability of the right answer, and whether the model's answer was right."""
+    """What came of one path: the probability of the right answer, and whether the model's answer was right.
+
+    The probability is NaN, and the answer wrong, where the model gave numbers that are not finite.
+    """
 
     decisions: Decisions
     probability: float
@@ -134,7 +146,7 @@ class PathSearch:
         return None
 
     def report(self, probability: float, correct: bool) -> None:
-        """What came of the path that was proposed last."""
+        """What came of the path that was proposed last; a probability of NaN is worth nothing."""
         assert self._trail, "nothing was proposed"
         score = ScoredPath(self._trail[-1].decisions, probability, correct)
         self._scores[score.decisions] = score
@@ -176,6 +188,7 @@ class PathSearch:
 
     def _back_up(self, trail: list[_Node], score: ScoredPath) -> None:
         reward = score.probability if self.config.reward == "probability" else float(score.correct)
+        reward = 0.0 if math.isnan(reward) else reward
         for node in trail:
             node.visits += 1
             node.value += reward

@@ -1,7 +1,21 @@
 """Questions, the prompts made of them and the grading of answers: knows no model."""
 
+from .contrast import as_choices
 from .grading import GRADERS, grade
-from .prompts import MODES, Prompt, build_prompt
-from .questions import TASKS, Question, load_questions
+from .prompts import MODES, Prompt, build_prompt, build_prompts
+from .questions import TASKS, Question, Source, load_questions, sources_of
 
-__all__ = ["GRADERS", "MODES", "TASKS", "Prompt", "Question", "build_prompt", "grade", "load_questions"]
+__all__ = [
+    "GRADERS",
+    "MODES",
+    "TASKS",
+    "Prompt",
+    "Question",
+    "Source",
+    "as_choices",
+    "build_prompt",
+    "build_prompts",
+    "grade",
+    "load_questions",
+    "sources_of",
+]

@@ -1,12 +1,14 @@
 """The wording of prompts: what the model, and so the routers, read of a question."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DrLLMError
+from .contrast import as_choices
 from .questions import LETTERS, Question
 
-MODES = ("letter", "cloze", "free")
+MODES = ("letter", "cloze", "contrast", "free")
 
 # Generation lengths of the paper: ARC with and without a chat template, DART.
 _TOKENS_INSTRUCT, _TOKENS_BASE, _TOKENS_MATH = 10, 2, 15
@@ -36,6 +38,17 @@ class Prompt:
     grader: str = "exact"
 
 
+def build_prompts(questions: Sequence[Question], mode: str, tokenizer: Any = None) -> list[Prompt]:
+    """Word all questions of a set; the mode "contrast" first turns free ones into choices, see `as_choices`.
+
+    Raises:
+        DrLLMError: see `build_prompt`.
+    """
+    if mode == "contrast":
+        return [build_prompt(question, "cloze", tokenizer) for question in as_choices(questions)]
+    return [build_prompt(question, mode, tokenizer) for question in questions]
+
+
 def build_prompt(question: Question, mode: str, tokenizer: Any = None) -> Prompt:
     """Word the question.
 
@@ -47,9 +60,15 @@ def build_prompt(question: Question, mode: str, tokenizer: Any = None) -> Prompt
     """
     if mode not in MODES:
         raise DrLLMError(f"mode must be one of {', '.join(MODES)}, but {mode!r} was given; choose one of them.")
+    if mode == "contrast":
+        raise DrLLMError(
+            "the mode contrast takes wrong answers from the other questions of a set, but one question alone was "
+            "given; use build_prompts."
+        )
     if mode != "free" and question.choices is None:
         raise DrLLMError(
-            f"the mode {mode} needs questions with choices, but question {question.id!r} has none; use --mode free."
+            f"the mode {mode} needs questions with choices, but question {question.id!r} has none; use --mode free "
+            f"or, to compare with other questions' answers, --mode contrast."
         )
     if mode == "letter":
         return _letter(question, tokenizer)

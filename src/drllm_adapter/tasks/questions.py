@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,24 @@ from ..errors import DrLLMError
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 TASKS = ("arc", "dart", "jsonl", "khop")
-_HUB_DEFAULTS = {"arc": ("allenai/ai2_arc", "ARC-Easy"), "dart": ("hkust-nlp/dart-math-pool-math", None)}
+_HUB_DEFAULTS = {"arc": "allenai/ai2_arc:ARC-Easy", "dart": "hkust-nlp/dart-math-pool-math"}
 _KHOP_QUESTIONS = 500
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a question comes from, for reports and cards.
+
+    Attributes:
+        name: of the dataset on the Hub, or of the file without its folder.
+        config, split: of a dataset on the Hub; None otherwise.
+        hub: `name` is a dataset on the Hub.
+    """
+
+    name: str
+    config: str | None = None
+    split: str | None = None
+    hub: bool = False
 
 
 @dataclass(frozen=True)
@@ -21,12 +37,14 @@ class Question:
 
     Attributes:
         id: unique in its file.
-        task: "arc", "dart", "jsonl" or "khop"; decides the wording of the prompt.
+        task: "arc", "dart", "jsonl" or "khop", which decides the wording of the prompt, or the name that a row of
+            "jsonl" gives itself in the field `task`.
         question: its text.
         choices: 2 to 26 texts; None for a free answer.
         answer: index of the right choice, or the reference answer.
         level: difficulty where the task has one.
         prompt: ready-made text that replaces the task's wording.
+        source: where it was read; says nothing about what is asked, so questions are compared without it.
     """
 
     id: str
@@ -36,6 +54,7 @@ class Question:
     answer: int | str
     level: int | None = None
     prompt: str | None = None
+    source: Source | None = field(default=None, compare=False)
 
 
 def load_questions(
@@ -51,9 +70,10 @@ def load_questions(
 
     Args:
         task: "arc" (multiple choice), "dart" (free mathematical answers), "jsonl" (either) or "khop" (made here).
-        data: a `.jsonl`, `.json` or `.parquet` file or the name of a dataset on the Hub; None is the task's own
-            dataset. A row has `question` (or `prompt`, or `query`), `answer` (or `answerKey`, or `gt_ans`), and
-            optionally `choices`, `id` and `level`.
+        data: a `.jsonl`, `.json` or `.parquet` file or the name of a dataset on the Hub, `name:config` where it has
+            several, or some of these with commas between them; None is the task's own dataset. A row has `question`
+            (or `prompt`, or `query`), `answer` (or `answerKey`, or `gt_ans`), and optionally `choices`, `id`, `level`
+            and `task`.
         split: of a dataset on the Hub; None is "train".
         limit: at most so many questions; None is all.
         skip: leave out so many at the beginning.
@@ -71,13 +91,12 @@ def load_questions(
     end = None if limit is None else skip + limit
     questions: list[Question] = []
     seen: dict[str, str] = {}
-    source = data or task
-    for place, (where, fields) in enumerate(_rows(task, data, split, end, seed)):
+    for place, (where, fields, source) in enumerate(_rows(task, data, split, end, seed)):
         if place < skip:
             continue
         if end is not None and place >= end:
             break
-        question = _question(task, fields, where, f"{Path(source).stem}-{place}")
+        question = _question(task, fields, where, f"{Path(source.name).stem}-{place}", source)
         if question.id in seen:
             raise DrLLMError(
                 f"question ids must be unique, but {question.id!r} is in {seen[question.id]} and in {where}; "
@@ -87,26 +106,36 @@ def load_questions(
         questions.append(question)
     if not questions:
         more = f" after the first {skip}" if skip else ""
-        raise DrLLMError(f"{source} must hold at least one question{more}, but it holds none; check the data.")
+        raise DrLLMError(f"{data or task} must hold at least one question{more}, but it holds none; check the data.")
     return questions
+
+
+def sources_of(questions: Iterable[Question]) -> list[dict[str, Any]]:
+    """The different sources of some questions, in the order in which they first occur, as plain values."""
+    return [asdict(source) for source in dict.fromkeys(question.source for question in questions) if source is not None]
 
 
 def _rows(
     task: str, data: str | None, split: str | None, end: int | None, seed: int
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where each row stands, for messages, and its fields."""
+) -> Iterator[tuple[str, Mapping[str, Any], Source]]:
+    """Where each row stands, for messages, its fields and its source."""
     if task == "khop":
         from ..demo.khop import generate
 
         for place, fields in enumerate(generate(end or _KHOP_QUESTIONS, seed)):
-            yield f"made question {place}", fields
-    elif data is None and task == "jsonl":
+            yield f"made question {place}", fields, Source(task)
+        return
+    if data is None and task == "jsonl":
         raise DrLLMError("the task jsonl needs a file, but none was given; name it with --data.")
-    elif data is not None and (Path(data).suffix in (".jsonl", ".json", ".parquet") or Path(data).exists()):
-        yield from _file_rows(Path(data))
-    else:
-        name, config = (data, None) if data is not None else _HUB_DEFAULTS[task]
-        yield from _hub_rows(str(name), config, split or "train")
+    named = _HUB_DEFAULTS[task] if data is None else data
+    for name in [named] if Path(named).exists() else named.split(","):
+        if Path(name).suffix in (".jsonl", ".json", ".parquet") or Path(name).exists():
+            source, rows = Source(Path(name).name), _file_rows(Path(name))
+        else:
+            dataset, _, config = name.partition(":")
+            source = Source(dataset, config or None, split or "train", hub=True)
+            rows = _hub_rows(dataset, source.config, split or "train")
+        yield from ((where, fields, source) for where, fields in rows)
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -156,7 +185,7 @@ def _hub_rows(name: str, config: str | None, split: str) -> Iterator[tuple[str, 
     yield from ((f"{name}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _question(task: str, fields: Mapping[str, Any], where: str, default_id: str) -> Question:
+def _question(task: str, fields: Mapping[str, Any], where: str, default_id: str, source: Source) -> Question:
     prompt = fields.get("prompt")
     text = next((fields[name] for name in ("question", "query", "prompt") if fields.get(name)), None)
     if not isinstance(text, str) or not text.strip():
@@ -174,12 +203,14 @@ def _question(task: str, fields: Mapping[str, Any], where: str, default_id: str)
         raise DrLLMError(f"{where} must have a whole number as its level, but it has {level!r}; correct or remove it.")
     return Question(
         id=str(fields["id"]) if fields.get("id") is not None else default_id,
-        task=task,
+        # A mixture of tasks names each row's own.
+        task=str(fields["task"]) if task == "jsonl" and fields.get("task") else task,
         question=text,
         choices=choices,
         answer=_free_answer(answer, where) if choices is None else _choice_index(answer, choices, labels, where),
         level=level,
         prompt=prompt if isinstance(prompt, str) and prompt.strip() else None,
+        source=source,
     )
 
 

@@ -1,0 +1,70 @@
+"""Random paths of a few edits: no search, but unbiased material for regressions on the effect of every decision.
+
+A tree search tries what looked good on the same question, so the best of what it tried is partly the luckiest. Random
+edits are independent of the scores; what is estimated from them over many questions has plain errors.
+"""
+
+import hashlib
+import random
+
+from ..decisions import EXECUTE, REPEAT, SKIP, Decisions, execute_all
+from .tree import ScoredPath, SearchConfig
+
+# Skips are what saves passes, so most edits are; repeats often enough to learn what they do.
+_SKIPPED = 0.75
+
+
+class RandomPaths:
+    """Proposes the base model's path, then random ones; the same interface as `PathSearch`.
+
+    A path has 1 to `config.edits` edited blocks (each number equally likely, at most L - 1), each skipped with
+    probability 3/4 and repeated otherwise; none is proposed twice.
+
+    Args:
+        num_blocks: L.
+        config: `simulations` is how many paths to draw, `edits` and `seed` are used as well.
+        question_id: randomness depends on this and the seed alone.
+    """
+
+    def __init__(self, num_blocks: int, config: SearchConfig, question_id: str) -> None:
+        self.num_blocks, self.config = num_blocks, config
+        self.simulations = 0
+        self._scores: dict[Decisions, ScoredPath] = {}
+        self._pending: Decisions | None = None
+        digest = hashlib.sha256(f"random:{config.seed}:{question_id}".encode()).digest()
+        self._random = random.Random(int.from_bytes(digest[:8], "big"))
+
+    @property
+    def paths(self) -> list[ScoredPath]:
+        """Every path scored so far, in the order tried; the first is the base model's."""
+        return list(self._scores.values())
+
+    def propose(self) -> Decisions | None:
+        """The next path to score, never one scored before; None when all are drawn.
+
+        A drawn path that was scored before goes by without a proposal.
+        """
+        assert self._pending is None, "report() must follow every proposal"
+        if not self._scores:
+            self._pending = execute_all(self.num_blocks)
+            return self._pending
+        while self.simulations < self.config.simulations:
+            self.simulations += 1
+            path = self._draw()
+            if path not in self._scores:
+                self._pending = path
+                return path
+        return None
+
+    def report(self, probability: float, correct: bool) -> None:
+        """What came of the path that was proposed last."""
+        assert self._pending is not None, "nothing was proposed"
+        self._scores[self._pending] = ScoredPath(self._pending, probability, correct)
+        self._pending = None
+
+    def _draw(self) -> Decisions:
+        decisions = [EXECUTE] * self.num_blocks
+        count = self._random.randint(1, max(1, min(self.config.edits, self.num_blocks - 1)))
+        for block in self._random.sample(range(self.num_blocks), count):
+            decisions[block] = SKIP if self._random.random() < _SKIPPED else REPEAT
+        return tuple(decisions)
