@@ -1,6 +1,5 @@
 """Loading a base model or an adapter by name for the commands: refusals in one sentence, and the choice of a dtype."""
 
-import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +7,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from .adapter.config import DrLLMConfig
-from .adapter.layer import RoutedLayer
 from .adapter.stack import find_stack
 from .errors import DrLLMError
 
-_SAMPLES = 64
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -111,26 +107,6 @@ def load_routed(
             f"({_first_sentence(error)}); download or save the adapter again."
         ) from error
     return routed.eval(), tokenizer
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A hash that tells a base from its own fine-tuning: of each weight, name, shape and some values spread over it.
-
-    Not all values, so that it takes milliseconds for models of any size. The dtype counts only through the rounding of
-    the values; they are compared as bfloat16, so the float32 and the bfloat16 copy of a checkpoint agree.
-    """
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        parts = name.split(".")
-        if any(part in RoutedLayer.adapter_layer_names for part in parts):
-            continue
-        plain = ".".join(part for part in parts if part != "base_layer").removeprefix("base_model.model.")
-        digest.update(f"{plain} {tuple(weight.shape)}".encode())
-        if weight.device.type != "meta":
-            flat = weight.detach().flatten()
-            spread = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
-            digest.update(spread.to("cpu", torch.bfloat16).float().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @torch.inference_mode()

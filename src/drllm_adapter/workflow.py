@@ -14,6 +14,7 @@ from peft import get_peft_model
 from rich.console import Console
 
 from . import __version__
+from .adapter.base import fingerprint
 from .adapter.config import DrLLMConfig
 from .adapter.steering import set_depth_control, set_layer_budget
 from .decisions import execute_all
@@ -21,7 +22,7 @@ from .errors import DrLLMError
 from .evaluation import Report, compare, plot_layers
 from .files import check_claim, claim_folder, write_json_atomic
 from .hub import write_adapter_card
-from .loading import fingerprint, load_base, load_routed, route_base
+from .loading import load_base, load_routed, route_base
 from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
 from .tasks import Prompt, Question, build_prompts, sources_of

@@ -1,21 +1,23 @@
 """`DrLLMModel`: the PEFT tuner that puts routed layers in place of a model's decoder blocks."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from ..errors import DrLLMError
+from . import base
 from .architectures import TUPLE_OUTPUTS
+from .checked_loading import CheckedLoading
 from .config import DrLLMConfig, check_layer_budget
 from .hooks import attach, detach
-from .integrity import checksum
-from .layer import RoutedLayer
+from .integrity import check_weights, checksum, short_name
+from .layer import RoutedLayer, routed_layers
 from .route import Route
 from .stack import Stack, find_stack
 
@@ -39,22 +41,47 @@ class DrLLMModel(BaseTuner):
             "base_model_type": stack.model_type,
             "num_blocks": len(stack.blocks),
             "hidden_size": stack.hidden_size,
+            "base_config": base.config_hash(self.model),
         }
         for name, found in fits.items():
             expected = getattr(peft_config, name)
             if expected is not None and expected != found:
                 raise DrLLMError(
                     f"the adapter fits a {peft_config.base_model_type} base with {peft_config.num_blocks} blocks of "
-                    f"width {peft_config.hidden_size}, but this base is {stack.model_type} with {len(stack.blocks)} "
-                    f"blocks of width {stack.hidden_size}; load the base that the adapter was made for."
+                    f"width {peft_config.hidden_size} (configuration {peft_config.base_config}), but this base is "
+                    f"{stack.model_type} with {len(stack.blocks)} blocks of width {stack.hidden_size} (configuration "
+                    f"{fits['base_config']}); load the base that the adapter was made for."
                 )
         for name, found in fits.items():
             setattr(peft_config, name, found)
+        self._compare_base(peft_config)
         peft_config._check_layers_to_transform()
         num_routed = len(peft_config.routed_blocks(len(stack.blocks)))
         check_layer_budget(peft_config.layer_budget, len(stack.blocks), num_routed)
         peft_config.target_modules = rf"{re.escape(stack.name)}\.\d+"
         return peft_config
+
+    def _compare_base(self, peft_config: DrLLMConfig) -> None:
+        """Warn, once, of a base that fits but is not the one that the routers were trained on; remember a new one's."""
+        found = {
+            "base_revision": base.revision(self.model),
+            "base_weights": base.comparable_fingerprint(self.model),
+        }
+        differing = [
+            f"{name} {expected[:12]} there, {value[:12]} here"
+            for name, value in found.items()
+            if (expected := getattr(peft_config, name)) is not None and value is not None and expected != value
+        ]
+        if differing:
+            warnings.warn(
+                f"the adapter was made for another state of its base model "
+                f"{peft_config.base_model_name_or_path} ({'; '.join(differing)}): it fits, but was not measured on it.",
+                stacklevel=2,
+            )
+            return
+        for name, value in found.items():
+            if getattr(peft_config, name) is None:
+                setattr(peft_config, name, value)
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         self._stack: Stack = find_stack(model)
@@ -84,9 +111,11 @@ class DrLLMModel(BaseTuner):
         if adapter_name not in self.active_adapters and adapter_name in layer.drllm_router:
             layer.drllm_router[adapter_name].requires_grad_(False)
         layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
-        # An adapter that is made for inference is about to be loaded: check on first use what was loaded.
-        if peft_config.inference_mode and peft_config.checksum is not None:
+        # Settings that were read from a saved adapter: its weights are about to be loaded, by PEFT or by transformers.
+        if peft_config.checksum is not None and adapter_name not in self._route.unverified:
             self._route.unverified[adapter_name] = peft_config.checksum
+            if hasattr(type(self.model), "_load_pretrained_model"):
+                CheckedLoading(self.model, self._route, adapter_name, peft_config).attach()
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)
@@ -129,7 +158,7 @@ class DrLLMModel(BaseTuner):
             model, config, adapter_name, state_dict, unwanted_adapter_names
         )
         # PEFT saves the configuration right after the weights: the checksum is of what is being saved.
-        config.checksum = checksum({_short_name(key, adapter_name): value for key, value in weights.items()})
+        config.checksum = checksum({short_name(key, adapter_name): value for key, value in weights.items()})
         return weights
 
     @classmethod
@@ -139,40 +168,17 @@ class DrLLMModel(BaseTuner):
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        _check_weights(model, config, adapter_name, remapped)
+        for module in model.modules():
+            CheckedLoading.remove(module)
+        layers = routed_layers(model)
+        expected = {
+            f"{layer.index}.{name}": parameter.shape
+            for layer in layers
+            if adapter_name in layer.drllm_router
+            for name, parameter in layer.drllm_router[adapter_name].named_parameters()
+        }
+        weights = {short_name(key, adapter_name): value for key, value in remapped.items()}
+        check_weights(weights, expected, layers[0].route.unverified.pop(adapter_name, None))
+        for layer in layers:
+            layer.materialize(adapter_name)
         return remapped
-
-
-def _short_name(key: str, adapter_name: str) -> str:
-    """`"...layers.3.drllm_router.default.up.bias"` is `"3.up.bias"`."""
-    block, _, parameter = key.partition(f".drllm_router.{adapter_name}.")
-    return f"{block.rpartition('.')[2]}.{parameter}"
-
-
-def _check_weights(model: nn.Module, config: DrLLMConfig, adapter_name: str, weights: dict[str, Tensor]) -> None:
-    """Refuse router weights that are missing, unknown, of another shape, not finite or not those that were saved."""
-    marker = f".drllm_router.{adapter_name}."
-    expected = {key: value for key, value in model.state_dict().items() if marker in key}
-    problem = None
-    if missing := sorted(expected.keys() - weights.keys()):
-        problem = f"{len(missing)} of {len(expected)} are missing, the first being {missing[0]}"
-    elif unknown := sorted(weights.keys() - expected.keys()):
-        problem = f"{unknown[0]} belongs to no router"
-    else:
-        for key, value in weights.items():
-            if value.shape != expected[key].shape:
-                problem = f"{key} has shape {list(value.shape)} instead of {list(expected[key].shape)}"
-            elif not value.is_floating_point() or not torch.isfinite(value).all():
-                problem = f"{key} holds values that are not finite numbers"
-    if problem is not None:
-        raise DrLLMError(
-            f"the weight file of the adapter must hold exactly the weights of its {config.num_blocks}-block routers, "
-            f"but {problem}; download or save the adapter again."
-        )
-    if config.checksum is not None:
-        found = checksum({_short_name(key, adapter_name): value for key, value in weights.items()})
-        if found != config.checksum:
-            raise DrLLMError(
-                f"the router weights must have checksum {config.checksum[:12]}, as adapter_config.json says, but the "
-                f"weight file has {found[:12]}; download or save the adapter again."
-            )
