@@ -1,13 +1,14 @@
 """The jobs behind the commands, from folder to folder: search paths, train routers on them, evaluate the adapter."""
 
+import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from peft import get_peft_model
@@ -21,12 +22,17 @@ from .decisions import execute_all
 from .errors import DrLLMError
 from .evaluation import Report, compare, plot_layers
 from .files import check_claim, claim_folder, write_json_atomic
-from .hub import write_adapter_card
+from .hub import write_card
+from .jobs import Processes
 from .loading import load_base, load_routed, route_base
 from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
+from .search.rows import INFO
 from .tasks import Prompt, Question, build_prompts, sources_of
 from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
+
+if TYPE_CHECKING:
+    from .evaluation.lm_eval import HarnessReport
 
 ADAPTER = "adapter"
 SUPERVISION = "supervision set"
@@ -60,23 +66,33 @@ def search_paths(
     device: str | None = None,
     max_new_tokens: int | None = None,
     console: Console | None = None,
+    log: TextIO | None = None,
 ) -> SearchSummary:
     """Search better layer paths for every question; the supervision set lies in the folder `output` afterwards.
+
+    Under `accelerate launch` every process calls this, and they share the questions.
 
     Args:
         base: folder or Hub name of the frozen model.
         mode: "letter", "cloze", "contrast" or "free", what counts as an answer.
         bundle: questions searched side by side; part of what defines the rows to the last bit.
         resume: go on with what an interrupted run left in `output`.
+        log: progress goes here as JSON lines, in place of a bar.
 
     Raises:
         DrLLMError: see `load_base`, `build_prompt`, `run_search`.
+        Interrupted: on SIGINT or SIGTERM, after the bundle in flight.
     """
     labels = labels or Labels()
-    model, tokenizer = load_base(base, dtype=dtype, device=device)
+    processes = Processes.current()
+    if dtype == "auto" and resume:
+        dtype = _begun_dtype(output, INFO)
+    model, tokenizer = _load(
+        lambda dtype: load_base(base, dtype=dtype, device=device or processes.device), dtype, device, processes
+    )
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
     scorer = Scorer(route_base(model), tokenizer, batch_size=bundle)
-    return run_search(
+    summary = run_search(
         questions,
         prompts,
         scorer,
@@ -89,9 +105,14 @@ def search_paths(
         base_model=_full_name(base),
         base_revision=getattr(model.config, "_commit_hash", None),
         base_fingerprint=fingerprint(model),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=_dtype_name(model),
+        processes=processes,
         console=console,
+        log=log,
     )
+    if processes.is_main:
+        write_card(output)
+    return summary
 
 
 def train_adapter(
@@ -172,7 +193,7 @@ def train_adapter(
     adapter.training = facts
     folder = claim_folder(output, ADAPTER)
     routed.save_pretrained(str(folder))
-    write_adapter_card(folder, adapter)
+    write_card(folder)
     write_json_atomic(folder / "training.json", {**facts, "history": result.history, "lines": result.lines})
     plot_curves(result, folder / "curves.png")
     return result
@@ -197,7 +218,7 @@ def evaluate_adapter(
 
     Args:
         adapter: folder or Hub name.
-        output: None writes nothing.
+        output: None writes nothing; a folder inside the adapter's own puts the results on its card.
         depth_control, layer_budget: None is what the adapter was saved with.
 
     Raises:
@@ -210,15 +231,18 @@ def evaluate_adapter(
         set_depth_control(model, depth_control)
     if layer_budget is not None:
         set_layer_budget(model, layer_budget)
+    config: Any = model.peft_config["default"]
+    budget = config.layer_budget
+    set_layer_budget(model, None)  # the base's own path may cost more
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
     scorer = Scorer(model, tokenizer, batch_size=batch_size)
     everything = [execute_all(scorer.num_blocks)] * len(prompts)
     in_base = score_all(scorer, prompts, everything, "base", console)
+    set_layer_budget(model, budget)
     routed = score_all(scorer, prompts, None, "routed", console)
     report = compare(in_base, routed, [question.level for question in questions])
     if output is not None:
         folder = claim_folder(output, EVALUATION)
-        config: Any = model.peft_config["default"]
         settings = {
             "adapter": _full_name(adapter),
             "adapter_checksum": config.checksum,
@@ -233,6 +257,62 @@ def evaluate_adapter(
         }
         write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
         plot_layers(report, folder / "layers.png")
+        if folder.resolve().parent == Path(adapter).resolve():
+            write_card(adapter)
+    return report
+
+
+def evaluate_with_lm_eval(
+    adapter: str,
+    tasks: Sequence[str],
+    output: str | os.PathLike[str] | None,
+    *,
+    include_path: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    base: str | None = None,
+    batch_size: int = 16,
+    depth_control: float | None = None,
+    layer_budget: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str | None = None,
+) -> "HarnessReport":
+    """Base against routed on tasks of lm-evaluation-harness; `report.json` lies in `output` afterwards.
+
+    Args:
+        adapter: folder or Hub name.
+        tasks, include_path, limit: see `evaluation.lm_eval.evaluate_with_harness`.
+        output: None writes nothing.
+
+    Raises:
+        DrLLMError: see `load_routed`, `evaluate_with_harness`.
+    """
+    # Imported here: it imports torch and the harness is an extra.
+    from .evaluation.lm_eval import evaluate_with_harness
+
+    if output is not None:
+        check_claim(output, EVALUATION)
+    model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+    if depth_control is not None:
+        set_depth_control(model, depth_control)
+    if layer_budget is not None:
+        set_layer_budget(model, layer_budget)
+    report = evaluate_with_harness(
+        model, tokenizer, tasks, include_path=include_path, limit=limit, batch_size=batch_size, seed=seed
+    )
+    if output is not None:
+        folder = claim_folder(output, EVALUATION)
+        config: Any = model.peft_config["default"]
+        settings = {
+            "adapter": _full_name(adapter),
+            "adapter_checksum": config.checksum,
+            "base": _full_name(base or str(config.base_model_name_or_path)),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "depth_control": config.depth_control,
+            "layer_budget": config.layer_budget,
+            "version": __version__,
+        }
+        write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
     return report
 
 
@@ -255,6 +335,43 @@ def score_all(
         chosen = None if decisions is None else [decisions[place] for place in places]
         scores.update(zip(places, scorer.score([prompts[place] for place in places], chosen), strict=True))
     return [scores[place] for place in range(len(prompts))]
+
+
+def _load(
+    load: Callable[[str], tuple[Any, Any]], dtype: str, device: str | None, processes: Processes
+) -> tuple[Any, Any]:
+    """What `load(dtype)` gives; "auto", which is a measurement on a CPU, is what the main process finds.
+
+    Raises:
+        DrLLMError: several processes would each spread the model over all devices of their machine.
+    """
+    if device == "auto" and processes.local_count > 1:
+        raise DrLLMError(
+            f"with device auto one process uses all devices of its machine, but {processes.local_count} were started "
+            f"on it; start one a machine, or one for each group of devices with CUDA_VISIBLE_DEVICES."
+        )
+    if dtype != "auto" or processes.count == 1 or (device or processes.device) != "cpu":
+        return load(dtype)
+    loaded: list[tuple[Any, Any]] = []
+
+    def load_first() -> str:
+        loaded.append(load(dtype))
+        return _dtype_name(loaded[0][0])
+
+    chosen = processes.from_main(load_first)
+    return loaded[0] if processes.is_main else load(chosen)
+
+
+def _dtype_name(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _begun_dtype(output: str | os.PathLike[str], name: str) -> str:
+    """The dtype of the run that was begun in the folder; "auto" when none was."""
+    try:
+        return str(json.loads((Path(output) / name).read_text(encoding="utf-8"))["dtype"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "auto"
 
 
 def _prompts(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_tokens: int | None) -> list[Prompt]:

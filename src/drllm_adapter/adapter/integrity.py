@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
+from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -111,33 +112,51 @@ def verify_once(route: Route) -> None:
         raise
 
 
-def check_adapter_folder(folder: str | os.PathLike[str]) -> DrLLMConfig:
-    """The configuration of the adapter in a folder, after everything that can be checked without its base.
+def read_adapter_config(folder: str | os.PathLike[str], name: str | None = None) -> DrLLMConfig:
+    """The configuration of the adapter in a folder; `name` is what messages call it.
 
     Raises:
-        DrLLMError: there is none, it is of another PEFT method, or its weights are missing, damaged or not those that
-            its configuration describes.
+        DrLLMError: there is none, or it is damaged or of another PEFT method.
     """
-    folder = Path(folder)
+    name = name or os.fspath(folder)
+    if not (Path(folder) / CONFIG_NAME).is_file():
+        raise DrLLMError(
+            f"{name!r} must be an adapter, but it has no {CONFIG_NAME}; correct the name or save it again."
+        )
     try:
-        config = PeftConfig.from_pretrained(str(folder))
+        config = PeftConfig.from_pretrained(os.fspath(folder))
     except DrLLMError:
         raise
     except Exception as error:  # PEFT lets through whatever a foreign or damaged file makes of itself
         lines = str(error).strip().splitlines()
         raise DrLLMError(
-            f"{folder} must be an adapter with a readable adapter_config.json, but reading it failed "
-            f"({lines[0][:200].rstrip('.') if lines else type(error).__name__}); correct the name or save it again."
+            f"the adapter {name!r} must have a readable {CONFIG_NAME}, but reading it failed ({type(error).__name__}: "
+            f"{lines[0][:200].rstrip('.') if lines else 'no reason given'}); download or save the adapter again."
         ) from error
     if not isinstance(config, DrLLMConfig):
         raise DrLLMError(
-            f"the adapter {folder} must be a DRLLM adapter, but it is of type {config.peft_type}; load it with PEFT."
+            f"the adapter {name!r} must be a DRLLM adapter, but it is of type {config.peft_type}; load it with PEFT."
         )
+    return config
+
+
+def check_adapter_folder(folder: str | os.PathLike[str], name: str | None = None) -> DrLLMConfig:
+    """The configuration of the adapter in a folder, after everything that can be checked without its base.
+
+    Raises:
+        DrLLMError: see `read_adapter_config`; or its weights are missing, damaged or not those that its configuration
+            describes.
+    """
+    folder = Path(folder)
+    config = read_adapter_config(folder, name)
     path = folder / WEIGHTS
     if not os.path.lexists(path):
         if (folder / PICKLE).exists():
-            raise refuse_pickle(str(folder))
-        raise DrLLMError(f"the adapter {folder} must have its weights in {WEIGHTS}, but it has none; save it again.")
+            raise refuse_pickle(name or str(folder))
+        raise DrLLMError(
+            f"the adapter {name or str(folder)!r} must have its weights in {WEIGHTS}, but there is no such file; "
+            f"download or save it again."
+        )
     shapes = config.weight_shapes()
     check_weight_file(path, shapes)
     try:

@@ -6,12 +6,16 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..errors import DrLLMError
+from ..errors import DrLLMError, Interrupted, OtherProcessError
 from .bench import bench
+from .card import card
 from .demo import demo
 from .evaluate import evaluate
 from .generate import generate
 from .info import info
+from .lm_eval import lm_eval
+from .options import is_main_process
+from .push import push
 from .search import search
 from .train import train
 
@@ -27,7 +31,12 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(info)
+app.command()(push)
+app.command()(card)
 app.command()(demo)
+app.command(
+    "lm-eval", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(lm_eval)
 app.add_typer(bench, name="bench")
 
 
@@ -51,11 +60,14 @@ def main() -> None:
     _quiet()
     try:
         app()
+    except OtherProcessError:
+        sys.exit(2)
     except DrLLMError as error:
         print(f"drllm: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("drllm: interrupted; a search goes on with --resume.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if is_main_process():
+            print(f"drllm: {error}" if isinstance(error, Interrupted) else "drllm: interrupted.", file=sys.stderr)
         sys.exit(130)
 
 

@@ -10,13 +10,17 @@ from .options import (
     Device,
     Dtype,
     Limit,
+    Log,
+    LogFormat,
     MaxNewTokens,
     Mode,
+    Resume,
     Seed,
     SkipFirst,
     Split,
     Task,
     console,
+    log_stream,
     questions,
     say,
 )
@@ -56,13 +60,16 @@ def search(
     bundle: Annotated[int, typer.Option(help="Questions searched side by side; memory grows with it.")] = 16,
     max_new_tokens: MaxNewTokens = None,
     seed: Seed = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted search in OUTPUT.")] = False,
+    resume: Resume = False,
+    log: Log = LogFormat.bar,
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
     """Search better layer paths for every question of a file (MCTS) and save what was tried.
 
     Example: drllm search HuggingFaceTB/SmolLM2-135M-Instruct --task arc --data questions.jsonl --output paths
+
+    On several GPUs: accelerate launch -m drllm_adapter search ... shares the questions; the rows stay the same.
     """
     from ..search import SearchConfig
     from ..workflow import Labels, search_paths
@@ -93,6 +100,7 @@ def search(
         dtype=dtype,
         device=device,
         console=console,
+        log=log_stream(log),
     )
     console.print(summary.table())
     say(f"Saved in {output}. Next: drllm train {output} --output adapter")

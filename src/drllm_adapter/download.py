@@ -8,8 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from ..errors import DrLLMError
-from .failures import explained
+from .errors import DrLLMError
+from .hub_errors import explained
 
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<subfolder>[^@]+?))?/?(?:@(?P<revision>[^@\s]+))?")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -40,6 +40,12 @@ class HubName:
         return cls(**match.groupdict())
 
 
+def split_revision(name: str) -> tuple[str, str | None]:
+    """The name of a model and the revision behind its @; a folder has none."""
+    where, mark, revision = name.rpartition("@")
+    return (where, revision) if mark and where and not Path(name).exists() else (name, None)
+
+
 def fetch(
     name: str | os.PathLike[str], kind: str, files: Sequence[str], *, cache_dir: str | os.PathLike[str] | None = None
 ) -> Path:
@@ -56,6 +62,8 @@ def fetch(
     """
     if Path(name).exists():
         return Path(name)
+    if os.path.lexists(name):
+        raise DrLLMError(f"{os.fspath(name)!r} must be a folder, but it is a link to nothing; correct the name.")
     place = HubName.parse(os.fspath(name))
     prefix = f"{place.subfolder}/" if place.subfolder else ""
     with explained(os.fspath(name), "downloaded"):

@@ -1,0 +1,176 @@
+"""What the tests run in a process of their own, in which the client libraries found the loopback's address."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def start(environment: dict[str, str]) -> None:
+    """Run first in such a process, before any library is imported."""
+    os.environ.update(environment)
+
+
+def _prepare() -> Any:
+    import torch
+
+    import drllm_adapter
+
+    torch.set_num_threads(1)
+    return torch, drllm_adapter
+
+
+def upload_base(repo: str) -> None:
+    """The embedded base model, under a name on the Hub."""
+    from huggingface_hub import HfApi
+
+    from drllm_adapter.demo import BASE
+
+    api = HfApi()
+    api.create_repo(repo, exist_ok=True)
+    api.upload_folder(repo_id=repo, folder_path=BASE)
+
+
+def _routed(base: str, seed: int) -> Any:
+    """A routed model whose routers choose different paths for different prompts."""
+    torch, drllm = _prepare()
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), drllm.DrLLMConfig()).eval()
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "drllm_router" in name:
+            torch.nn.init.normal_(parameter, std=1.0 if "up" in name else 0.3)
+    return model
+
+
+def _answer(model: Any) -> tuple[list[float], list[list[int]]]:
+    """Logits and decisions for some prompts: what tells one adapter from another."""
+    torch, drllm = _prepare()
+    ids = torch.randint(1, model.config.vocab_size, (6, 17), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = model.eval()(ids).logits
+    return logits[:, -1].flatten().tolist(), drllm.last_decisions(model).tolist()
+
+
+def make_adapter(base: str, folder: str, seed: int) -> tuple[list[float], list[list[int]]]:
+    """An adapter saved in a folder; gives what it answers."""
+    model = _routed(base, seed)
+    model.save_pretrained(folder)
+    return _answer(model)
+
+
+def push_with_peft(base: str, repo: str, seed: int, **options: Any) -> tuple[list[float], list[list[int]]]:
+    """PEFT's own `push_to_hub`."""
+    model = _routed(base, seed)
+    model.push_to_hub(repo, **options)
+    return _answer(model)
+
+
+def drllm(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
+    """Run a command; gives its exit code and all that it printed."""
+    import contextlib
+    import io
+    import sys
+
+    from drllm_adapter.cli import main
+    from drllm_adapter.cli.options import console
+
+    before = dict(os.environ)
+    os.environ.update(environment or {})
+    printed = io.StringIO()
+    sys.argv, console.file = ["drllm", *arguments], printed
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return code, printed.getvalue()
+
+
+def upload_file(repo: str, path: str, content: bytes, **options: Any) -> str:
+    from huggingface_hub import HfApi
+
+    return HfApi().upload_file(repo_id=repo, path_in_repo=path, path_or_fileobj=content, **options).oid
+
+
+def upload_folder(repo: str, folder: str, **options: Any) -> None:
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(repo, exist_ok=True, repo_type=options.get("repo_type"))
+    HfApi().upload_folder(repo_id=repo, folder_path=folder, **options)
+
+
+def files_of(repo: str, **options: Any) -> list[str]:
+    from huggingface_hub import HfApi
+
+    return sorted(HfApi().list_repo_files(repo, **options))
+
+
+def titles_of(repo: str, **options: Any) -> list[str]:
+    from huggingface_hub import HfApi
+
+    return [commit.title for commit in HfApi().list_repo_commits(repo, **options)]
+
+
+def read(repo: str, path: str, **options: Any) -> str:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repo, path, **options)).read_text(encoding="utf-8")
+
+
+# Every way of loading an adapter by its name
+
+
+def load(how: str, repo: str, base: str, **options: Any) -> tuple[list[float], list[list[int]]]:
+    """What the adapter answers when it was loaded in one of the usual ways."""
+    _prepare()
+    from peft import AutoPeftModelForCausalLM, PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+    if how == "PeftModel":
+        return _answer(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), repo, **options))
+    if how == "AutoPeftModel":
+        return _answer(AutoPeftModelForCausalLM.from_pretrained(repo, **options))
+    if how == "AutoModel":
+        return _answer(AutoModelForCausalLM.from_pretrained(repo, **options))
+    if how == "load_adapter":
+        model = AutoModelForCausalLM.from_pretrained(base)
+        if "subfolder" in options:
+            options["adapter_kwargs"] = {"subfolder": options.pop("subfolder")}
+        model.load_adapter(repo, **options)
+        return _answer(model)
+    if how == "pipeline":
+        # The adapter's repository has no tokenizer of its own, as those of PEFT have none.
+        generate = pipeline("text-generation", model=repo, tokenizer=AutoTokenizer.from_pretrained(base), **options)
+        return _answer(generate.model)
+    if how == "load_routed":
+        from drllm_adapter.loading import load_routed
+
+        return _answer(load_routed(repo, dtype="float32")[0])
+    raise ValueError(how)
+
+
+def load_rows(repo: str, **options: Any) -> Any:
+    import datasets
+
+    return datasets.load_dataset(repo, **options)
+
+
+def forget_cache() -> None:
+    from huggingface_hub import constants
+
+    shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
+
+
+def delete_repos(names: list[str]) -> None:
+    from huggingface_hub import HfApi
+
+    for name in names:
+        for kind in ("model", "dataset"):
+            HfApi().delete_repo(name, repo_type=kind, missing_ok=True)
