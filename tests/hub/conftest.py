@@ -1,62 +1,14 @@
 """A Hub for the tests of this folder: the loopback by default, the real one with `-m hub` and a token."""
 
-import multiprocessing
 import os
-import sys
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jobs
 import pytest
+from client import Client
 from loopback import OWNER, Loopback
-
-
-@dataclass
-class Client:
-    """A process with its own environment and cache, in which the client libraries ask one Hub."""
-
-    environment: dict[str, str]
-    namespace: str
-    names: dict[str, str] = field(default_factory=dict)
-    pool: ProcessPoolExecutor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.pool = ProcessPoolExecutor(
-            1,
-            multiprocessing.get_context("spawn"),
-            initializer=jobs.start,
-            initargs=({**self.environment, "HF_HUB_OFFLINE": self.environment.get("HF_HUB_OFFLINE", "0")},),
-        )
-
-    def __call__(self, job: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """The result of a job of `jobs.py`, or its exception."""
-        return self.pool.submit(job, *arguments, **options).result(timeout=300)
-
-    def drllm(self, *arguments: object, environment: dict[str, str] | None = None) -> str:
-        """What a command printed."""
-        code, printed = self(jobs.drllm, *map(str, arguments), environment=environment)
-        assert code == 0, printed
-        return printed
-
-    def refuse(self, *arguments: object, environment: dict[str, str] | None = None) -> str:
-        """The one sentence with which a command refused."""
-        code, printed = self(jobs.drllm, *map(str, arguments), environment=environment)
-        lines = [line for line in printed.splitlines() if line.startswith("drllm: ")]
-        assert code == 2, printed
-        assert len(lines) == 1, printed
-        assert lines[0].endswith("."), printed
-        return lines[0]
-
-    def name(self, name: str) -> str:
-        """A repository of this session."""
-        return self.names.setdefault(name, f"{self.namespace}/{name}")
-
-    def close(self) -> None:
-        self.pool.shutdown(cancel_futures=True)
 
 
 def environment_for(url: str, home: Path) -> dict[str, str]:
@@ -116,6 +68,3 @@ def base(client: Client) -> str:
     name = client.name("base")
     client(jobs.upload_base, name)
     return name
-
-
-sys.path.insert(0, str(Path(__file__).parent))

@@ -131,29 +131,43 @@ def load(how: str, repo: str, base: str, **options: Any) -> tuple[list[float], l
     """What the adapter answers when it was loaded in one of the usual ways."""
     _prepare()
     from peft import AutoPeftModelForCausalLM, PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+    from transformers import AutoModelForCausalLM, pipeline
 
     if how == "PeftModel":
         return _answer(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), repo, **options))
     if how == "AutoPeftModel":
         return _answer(AutoPeftModelForCausalLM.from_pretrained(repo, **options))
     if how == "AutoModel":
-        return _answer(AutoModelForCausalLM.from_pretrained(repo, **options))
+        return _answer(AutoModelForCausalLM.from_pretrained(repo, **_for_adapter(options)))
     if how == "load_adapter":
         model = AutoModelForCausalLM.from_pretrained(base)
-        if "subfolder" in options:
-            options["adapter_kwargs"] = {"subfolder": options.pop("subfolder")}
-        model.load_adapter(repo, **options)
+        model.load_adapter(repo, **_for_adapter(options))
         return _answer(model)
+    if how == "load_adapter of PEFT":
+        from peft import get_peft_model
+
+        from drllm_adapter import DrLLMConfig
+
+        peft_model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), DrLLMConfig(router_width=8))
+        peft_model.load_adapter(repo, "second", **options)
+        peft_model.set_adapter("second")
+        return _answer(peft_model)
     if how == "pipeline":
-        # The adapter's repository has no tokenizer of its own, as those of PEFT have none.
-        generate = pipeline("text-generation", model=repo, tokenizer=AutoTokenizer.from_pretrained(base), **options)
+        generate = pipeline("text-generation", model=repo, model_kwargs=_for_adapter(options))
+        assert generate("a>b", max_new_tokens=1)[0]["generated_text"]
         return _answer(generate.model)
     if how == "load_routed":
         from drllm_adapter.loading import load_routed
 
         return _answer(load_routed(repo, dtype="float32")[0])
     raise ValueError(how)
+
+
+def _for_adapter(options: dict[str, Any]) -> dict[str, Any]:
+    """transformers gives these to the base as well, unless they stand in `adapter_kwargs`."""
+    own = {name: value for name, value in options.items() if name in ("revision", "subfolder")}
+    own.update(options.pop("adapter_kwargs", {}))
+    return {**{name: value for name, value in options.items() if name not in own}, "adapter_kwargs": own}
 
 
 def load_rows(repo: str, **options: Any) -> Any:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from peft import PeftConfig, PeftType, TaskType
 from ..errors import DrLLMError
 from .weight_file import PICKLE, WEIGHTS, check_weight_file, refuse_pickle
 
+CARD = "README.md"
 DEPTH_CONTROL_AS_TRAINED = -0.5
 # What says where an adapter comes from or how it was made, not what it computes.
 _NOT_SETTINGS = {
@@ -158,6 +160,17 @@ class DrLLMConfig(PeftConfig):
             if weights is not None:
                 check_weight_file(weights, config.weight_shapes())
         return config
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As PEFT's; makes the card, because PEFT saves the configuration last and has written its own card by then."""
+        super().save_pretrained(save_directory, **kwargs)
+        if (Path(save_directory) / CARD).is_file() and (Path(save_directory) / WEIGHTS).is_file():
+            from ..hub import write_card  # knows everything else, and so this module
+
+            try:
+                write_card(save_directory)
+            except DrLLMError as error:
+                warnings.warn(f"the adapter was saved, but its card was not renewed: {error}", stacklevel=3)
 
     def to_dict(self) -> dict[str, Any]:
         values: dict[str, Any] = super().to_dict()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import DrLLMError
 from . import base
 from .architectures import TUPLE_OUTPUTS
+from .card_on_push import CardOnPush
 from .checked_loading import CheckedLoading
 from .config import DrLLMConfig, check_layer_budget
 from .hooks import attach, detach
@@ -157,6 +158,7 @@ class DrLLMModel(BaseTuner):
         weights: dict[str, Tensor] = super()._get_adapter_state_dict(
             model, config, adapter_name, state_dict, unwanted_adapter_names
         )
+        CardOnPush(model).attach()
         # PEFT saves the configuration right after the weights: the checksum is of what is being saved.
         config.checksum = checksum({short_name(key, adapter_name): value for key, value in weights.items()})
         return weights
