@@ -141,7 +141,8 @@ def load(how: str, repo: str, base: str, **options: Any) -> tuple[list[float], l
         return _answer(AutoModelForCausalLM.from_pretrained(repo, **_for_adapter(options)))
     if how == "load_adapter":
         model = AutoModelForCausalLM.from_pretrained(base)
-        model.load_adapter(repo, **_for_adapter(options))
+        # Its own `local_files_only` and `revision` end in a TypeError in transformers 5.23.
+        model.load_adapter(repo, adapter_kwargs=options)
         return _answer(model)
     if how == "load_adapter of PEFT":
         from peft import get_peft_model
@@ -166,7 +167,6 @@ def load(how: str, repo: str, base: str, **options: Any) -> tuple[list[float], l
 def _for_adapter(options: dict[str, Any]) -> dict[str, Any]:
     """transformers gives these to the base as well, unless they stand in `adapter_kwargs`."""
     own = {name: value for name, value in options.items() if name in ("revision", "subfolder")}
-    own.update(options.pop("adapter_kwargs", {}))
     return {**{name: value for name, value in options.items() if name not in own}, "adapter_kwargs": own}
 
 

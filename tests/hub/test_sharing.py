@@ -71,7 +71,7 @@ def test_a_cache_of_ones_own(how: str, shared: dict[str, Answer], client: Any, b
     if how == "pipeline":
         assert client(jobs.load, how, name, base, cache_dir=cache) == shared["main"]
         return
-    options = {"adapter_kwargs": {"cache_dir": cache}} if how == "load_adapter" else {"cache_dir": cache}
+    options = {"cache_dir": cache}
     assert client(jobs.load, how, name, base, **options) == shared["main"]
     assert list((tmp_path / "cache").glob("models--*routers*/snapshots/*/adapter_model.safetensors"))
     assert client(jobs.load, how, name, base, local_files_only=True, **options) == shared["main"]
