@@ -34,7 +34,8 @@ class CheckedLoading:
         return loaded
 
     def attach(self) -> None:
-        self.model._load_pretrained_model = self
+        if hasattr(type(self.model), "_load_pretrained_model"):
+            self.model._load_pretrained_model = self
 
     @staticmethod
     def remove(model: Any) -> None:

@@ -45,6 +45,12 @@ _KINDS: dict[str, type] = {
     "training": dict,
 }
 
+# What users of other PEFT methods may look for, and what to do instead.
+_NOT_HERE = {
+    "modules_to_save": "the base stays as it is; train those modules with a LoRA and put the routers on top of it",
+    "target_modules": "routers serve whole blocks; choose blocks with layers_to_transform",
+}
+
 
 def check_depth_control(value: Any) -> float:
     """The paper's p as a float; a `DrLLMError` outside [-1, 1]."""
@@ -116,6 +122,12 @@ class DrLLMConfig(PeftConfig):
     checksum: str | None = field(default=None, metadata={"help": "SHA-256 of the saved router weights."})
     settings_checksum: str | None = field(default=None, metadata={"help": "SHA-256 of the saved settings."})
     training: dict[str, Any] | None = field(default=None, metadata={"help": "How the routers were trained."})
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "DrLLMConfig":
+        for name, way in _NOT_HERE.items():
+            if kwargs.get(name):
+                raise DrLLMError(f"a router adapter has no {name}, but {kwargs[name]!r} was given: {way}.")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         super().__post_init__()

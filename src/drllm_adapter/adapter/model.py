@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
@@ -17,10 +17,11 @@ from .card_on_push import CardOnPush
 from .checked_loading import CheckedLoading
 from .config import DrLLMConfig, check_layer_budget
 from .hooks import attach, detach
-from .integrity import check_weights, checksum, short_name
+from .integrity import check_weights, checksum, router_weights, short_name
 from .layer import RoutedLayer, routed_layers
 from .route import Route
 from .stack import Stack, find_stack
+from .stacking import RouterConfigs, check_name, save_without_routers, transformers_model
 
 
 class DrLLMModel(BaseTuner):
@@ -34,6 +35,24 @@ class DrLLMModel(BaseTuner):
     tuner_layer_cls = RoutedLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}  # type: ignore[misc]
 
+    def __init__(self, model: Any, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
+        below: Any = model.peft_config if isinstance(model, PeftModel) else None
+        if below is not None and any(isinstance(config, DrLLMConfig) for config in below.values()):
+            raise DrLLMError(
+                "a PeftModel with routers must get further router adapters by add_adapter or load_adapter, but it was "
+                "given as the base of a second PeftModel; call one of them on it and choose with set_adapter."
+            )
+        configs = {adapter_name: peft_config} if isinstance(peft_config, PeftConfig) else peft_config
+        super().__init__(model, RouterConfigs(configs), adapter_name, **kwargs)
+        if below is not None:
+            model.peft_config = below  # BaseTuner has just put ours in its place
+
+    def __getattr__(self, name: str) -> Any:
+        # BaseTuner adds its configuration to one that the model has. A PeftModel below, a LoRA say, keeps its own.
+        if name == "peft_config" and isinstance(self.model, PeftModel):
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
     def _prepare_adapter_config(  # type: ignore[override]
         self, peft_config: DrLLMConfig, model_config: dict[str, Any]
     ) -> DrLLMConfig:
@@ -42,7 +61,7 @@ class DrLLMModel(BaseTuner):
             "base_model_type": stack.model_type,
             "num_blocks": len(stack.blocks),
             "hidden_size": stack.hidden_size,
-            "base_config": base.config_hash(self.model),
+            "base_config": base.config_hash(transformers_model(self.model)),
         }
         for name, found in fits.items():
             expected = getattr(peft_config, name)
@@ -59,14 +78,17 @@ class DrLLMModel(BaseTuner):
         peft_config._check_layers_to_transform()
         num_routed = len(peft_config.routed_blocks(len(stack.blocks)))
         check_layer_budget(peft_config.layer_budget, len(stack.blocks), num_routed)
+        if peft_config.base_model_name_or_path is None:
+            peft_config.base_model_name_or_path = transformers_model(self.model).__dict__.get("name_or_path") or None
         peft_config.target_modules = rf"{re.escape(stack.name)}\.\d+"
         return peft_config
 
     def _compare_base(self, peft_config: DrLLMConfig) -> None:
         """Warn, once, of a base that fits but is not the one that the routers were trained on; remember a new one's."""
+        model = transformers_model(self.model)
         found = {
-            "base_revision": base.revision(self.model),
-            "base_weights": base.comparable_fingerprint(self.model),
+            "base_revision": base.revision(model),
+            "base_weights": base.comparable_fingerprint(model),
         }
         differing = [
             f"{name} {expected[:12]} there, {value[:12]} here"
@@ -89,7 +111,8 @@ class DrLLMModel(BaseTuner):
         routed = [block for block in self._stack.blocks if isinstance(block, RoutedLayer)]
         self._route = routed[0].route if routed else Route(len(self._stack.blocks))
         if not routed:
-            attach(model, self._stack, self._route)
+            attach(transformers_model(model), self._stack, self._route)
+            save_without_routers(model, self._stack.blocks)
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -101,6 +124,7 @@ class DrLLMModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        check_name(self.model, adapter_name)
         layer = target
         if not isinstance(layer, RoutedLayer):
             num_outputs = TUPLE_OUTPUTS.get(self._stack.model_type)
@@ -113,13 +137,20 @@ class DrLLMModel(BaseTuner):
             layer.drllm_router[adapter_name].requires_grad_(False)
         layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
         # Settings that were read from a saved adapter: its weights are about to be loaded, by PEFT or by transformers.
-        if peft_config.checksum is not None and adapter_name not in self._route.unverified:
+        if peft_config.checksum is not None:
             self._route.unverified[adapter_name] = peft_config.checksum
-            if hasattr(type(self.model), "_load_pretrained_model"):
-                CheckedLoading(self.model, self._route, adapter_name, peft_config).attach()
+            CheckedLoading(transformers_model(self.model), self._route, adapter_name, peft_config).attach()
 
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        setattr(parent, child_name, new_module)
+    # PEFT walks over the adapters of every method and over modules_to_save; those of a model below are not ours.
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        for layer in routed_layers(self.model):
+            layer.set_adapter(adapter_name, inference_mode=inference_mode)
+        self.active_adapter = adapter_name
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        for layer in routed_layers(self.model):
+            layer.enable_adapters(enabled)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -134,17 +165,24 @@ class DrLLMModel(BaseTuner):
         self, merge: bool = True, *args: Any, **kwargs: Any
     ) -> nn.Module:
         if merge:
-            raise DrLLMError(
-                "a router adapter cannot be merged into the base model, because its decisions depend on the prompt; "
-                "use unload() to get the base model back."
-            )
-        model: Any = super()._unload_and_optionally_merge(False, *args, **kwargs)
-        detach(model)
+            self.merge_adapter()
+        model: Any = self.model
+        for index, layer in enumerate(routed_layers(model)):
+            self._stack.blocks[index] = layer.base_layer
+        detach(transformers_model(model))
+        model.__dict__.pop("save_pretrained", None)
+        if not isinstance(model, PeftModel):
+            del model.peft_config
         return model
 
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        return key.replace(f"drllm_router.{adapter_name}.", "drllm_router.")
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        routed_layers(self.model)[0].merge()
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        raise DrLLMError(
+            "router adapters cannot be combined by weights, because each takes whole decisions; train one adapter on "
+            "all the questions, or choose one with set_adapter."
+        )
 
     @classmethod
     def _get_adapter_state_dict(  # type: ignore[override]
@@ -155,32 +193,34 @@ class DrLLMModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        weights: dict[str, Tensor] = super()._get_adapter_state_dict(
-            model, config, adapter_name, state_dict, unwanted_adapter_names
-        )
-        CardOnPush(model).attach()
+        weights = {key: value for key, value in state_dict.items() if f".drllm_router.{adapter_name}." in key}
         # PEFT saves the configuration right after the weights: the checksum is of what is being saved.
         config.checksum = checksum({short_name(key, adapter_name): value for key, value in weights.items()})
+        CardOnPush(model).attach()
+        # Named as on the bare base, so that the adapter fits it with and without another adapter below.
+        wrapped = "base_model.model."
+        while weights and all(key.startswith(2 * wrapped) for key in weights):
+            weights = {key.removeprefix(wrapped): value for key, value in weights.items()}
         return weights
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        return key.replace(f"drllm_router.{adapter_name}.", "drllm_router.")
 
     @classmethod
     def _remap_adapter_state_dict_for_load(  # type: ignore[override]
         cls, model: nn.Module, config: DrLLMConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
-        )
-        for module in model.modules():
-            CheckedLoading.remove(module)
         layers = routed_layers(model)
-        expected = {
-            f"{layer.index}.{name}": parameter.shape
-            for layer in layers
-            if adapter_name in layer.drllm_router
-            for name, parameter in layer.drllm_router[adapter_name].named_parameters()
-        }
-        weights = {short_name(key, adapter_name): value for key, value in remapped.items()}
-        check_weights(weights, expected, layers[0].route.unverified.pop(adapter_name, None))
+        CheckedLoading.remove(transformers_model(model))
+        marker = f".drllm_router.{adapter_name}."
+        # By block and parameter: what comes before differs with the wrappers around the blocks.
+        places = {short_name(key, adapter_name): key for key, _ in model.named_parameters() if marker in key}
+        weights = {short_name(key): value for key, value in state_dict.items()}
+        route = layers[0].route
+        shapes = {name: value.shape for name, value in router_weights(route, adapter_name).items()}
+        check_weights(weights, shapes, route.unverified.get(adapter_name))
+        route.unverified.pop(adapter_name, None)
         for layer in layers:
             layer.materialize(adapter_name)
-        return remapped
+        return {places[name]: value for name, value in weights.items()}
