@@ -134,6 +134,6 @@ def _refusal(path: str | os.PathLike[str], problem: str) -> DrLLMError:
 def refuse_pickle(place: str) -> DrLLMError:
     """What to raise when an adapter offers pickled weights alone."""
     return DrLLMError(
-        f"the adapter {place} must have its weights in {WEIGHTS}, but it has only a pickle, {PICKLE}, which could "
+        f"the adapter {place} must have its weights in {WEIGHTS}, but it has only a pickle, {PICKLE}, which could run "
         f"code when it is read; save it again as safetensors."
     )
