@@ -89,7 +89,7 @@ def load_routed(
     if not name:
         raise DrLLMError(f"the adapter {adapter!r} does not say which base model it fits; name it with --base.")
     if base is None and not Path(adapter).exists():
-        _refuse_folder_as_base(adapter, name)
+        refuse_folder_as_base(adapter, name)
     if base is None and config.revision and "@" not in name:
         name = f"{name}@{config.revision}"
     model, tokenizer = load_base(name, dtype=dtype, device=device)
@@ -105,12 +105,16 @@ def load_routed(
     return routed.eval(), tokenizer
 
 
-def _refuse_folder_as_base(adapter: str, base: str) -> None:
-    """An adapter of somebody else may name a base on the Hub, but no folder here: it is not theirs to choose one."""
+def refuse_folder_as_base(source: str, base: str) -> None:
+    """What came from the Hub may name a base on the Hub, but no folder here: that is not for its author to choose.
+
+    Raises:
+        DrLLMError: `base` is a path.
+    """
     place = Path(base).expanduser()
     if place.is_absolute() or ".." in place.parts or place.exists():
         raise DrLLMError(
-            f"the adapter {adapter!r} from the Hub must name a base model on the Hub, but it names the folder {base!r} "
+            f"{source!r} from the Hub must name a base model on the Hub, but it names the folder {base!r} "
             f"of the machine it was made on; say with --base where your copy of that model is."
         )
 

@@ -1,5 +1,6 @@
 """What the tests run in a process of their own, in which the client libraries found the loopback's address."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -188,3 +189,41 @@ def delete_repos(names: list[str]) -> None:
     for name in names:
         for kind in ("model", "dataset"):
             HfApi().delete_repo(name, repo_type=kind, missing_ok=True)
+
+
+# Supervision sets in the hands of `datasets`
+
+
+def describe_rows(repo: str) -> tuple[list[str], int, dict[str, Any]]:
+    import datasets
+
+    loaded = datasets.load_dataset(repo)
+    features = loaded["train"].features
+    inner = features["paths"].feature["decisions"].feature.dtype
+    return list(loaded), len(loaded["train"]), {"paths": {"decisions": inner}}
+
+
+def mix(first: str, second: str, file: str, repo: str) -> int:
+    import datasets
+
+    sets = [datasets.load_dataset(name, split="train") for name in (first, second)]
+    mixed = datasets.concatenate_datasets(sets).shuffle(seed=0).filter(lambda row: row["level"] != 1)
+    mixed = mixed.add_column("mine", [1] * len(mixed))
+    mixed.to_parquet(file)
+    mixed.push_to_hub(repo, private=True)
+    return len(mixed)
+
+
+def pretend_other_base(folder: str, file: str, beside_the_true_one: bool) -> None:
+    import datasets
+
+    rows = datasets.load_dataset(folder, split="train")
+    fingerprint = json.loads(rows[0]["search"])["base_fingerprint"]
+    other = rows.map(lambda row: {"search": row["search"].replace(fingerprint, "0" * 16)})
+    (datasets.concatenate_datasets([rows, other]) if beside_the_true_one else other).to_parquet(file)
+
+
+def without_column(folder: str, file: str, column: str) -> None:
+    import datasets
+
+    datasets.load_dataset(folder, split="train").remove_columns(column).to_parquet(file)
