@@ -326,11 +326,9 @@ def test_parity_on_a_gpu(model_type: str, dtype: torch.dtype, attention: str) ->
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("cache", ["dynamic", "static", "offloaded", "quantized"])
+@pytest.mark.parametrize("cache", ["dynamic", "static", "offloaded"])
 @torch.no_grad()
 def test_generation_on_a_gpu(cache: str) -> None:
-    if cache == "quantized" and importlib.util.find_spec("optimum") is None:
-        pytest.skip("optimum-quanto is not installed")
     base, model = on_gpu("llama", torch.float32)
     ids = torch.randint(1, VOCABULARY, (1, 12)).cuda()
     arguments = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False}
