@@ -3,9 +3,11 @@
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -18,6 +20,7 @@ from . import __version__
 from .adapter.config import DrLLMConfig
 from .adapter.steering import set_depth_control, set_layer_budget
 from .decisions import execute_all
+from .engine import GIGABYTE, SharingScorer
 from .errors import DrLLMError
 from .evaluation import Report, compare, plot_layers
 from .files import check_claim, claim_folder, write_json_atomic
@@ -60,7 +63,8 @@ def search_paths(
     config: SearchConfig,
     labels: Labels | None = None,
     resume: bool = False,
-    bundle: int = 16,
+    bundle: int = 64,
+    memory: float = 2.0,
     dtype: str = "auto",
     device: str | None = None,
     max_new_tokens: int | None = None,
@@ -74,7 +78,8 @@ def search_paths(
     Args:
         base: folder or Hub name of the frozen model.
         mode: "letter", "cloze", "contrast" or "free", what counts as an answer.
-        bundle: questions searched side by side; part of what defines the rows to the last bit.
+        bundle: questions searched side by side.
+        memory: gigabytes of hidden states that are kept for the next paths of a bundle.
         resume: go on with what an interrupted run left in `output`.
         log: progress goes here as JSON lines, in place of a bar.
 
@@ -90,7 +95,9 @@ def search_paths(
         lambda dtype: load_base(base, dtype=dtype, device=device or processes.device), dtype, device, processes
     )
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
-    scorer = Scorer(route_base(model), tokenizer, batch_size=bundle)
+    scorer = SharingScorer(
+        route_base(model), tokenizer, memory=int(memory * GIGABYTE), batch_size=bundle, notice=_teller(console)
+    )
     summary = run_search(
         questions,
         prompts,
@@ -395,6 +402,11 @@ def _labelled(
             f"of its {len(rows)} has one; search more questions or choose another rule."
         )
     return [row for row, _ in chosen], [decisions for _, decisions in chosen]
+
+
+def _teller(console: Console | None) -> Callable[[str], None]:
+    """Where a scorer's notices go: above the progress bar, or a warning when there is no console."""
+    return warnings.warn if console is None else partial(console.print, highlight=False, soft_wrap=True)
 
 
 def _full_name(name: str) -> str:

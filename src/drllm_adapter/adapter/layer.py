@@ -108,9 +108,9 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
 
         if decisions.uniform is not None:
             return self._run_all_rows(decisions.uniform, hidden, entry, args, kwargs)
-        return self._output(self._run_some_rows(decisions, hidden, entry, args, kwargs))
+        return self.as_output(self._run_some_rows(decisions, hidden, entry, args, kwargs))
 
-    def _output(self, hidden: Tensor) -> Any:
+    def as_output(self, hidden: Tensor) -> Any:
         """The hidden states in the form that the forward loop expects; auxiliary outputs of no single pass are None."""
         return hidden if self._num_outputs is None else (hidden, *[None] * (self._num_outputs - 1))
 
@@ -121,7 +121,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         if times == SKIP:
             if entry is not None:
                 entry.skip(hidden.shape[1])
-            return self._output(hidden)
+            return self.as_output(hidden)
         output = self._run_pass(0, hidden, entry, args, kwargs)
         for number in range(1, times):
             output = self._run_pass(number, _hidden_of(output), entry, args, kwargs)
@@ -168,7 +168,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         if config is not None and config.depth_penalty:
             penalty = config.depth_penalty * expected_passes(probabilities) / self.route.num_blocks
             output = DepthPenalty.apply(output, penalty)
-        return self._output(output)
+        return self.as_output(output)
 
     def _run_pass(
         self,

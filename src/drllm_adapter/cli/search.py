@@ -57,7 +57,10 @@ def search(
         str, typer.Option(help="tree (MCTS) or random: so many paths of a few random edits, cleaner for regressions.")
     ] = "tree",
     edits: Annotated[int, typer.Option(help="Most blocks that a random path edits.")] = 6,
-    bundle: Annotated[int, typer.Option(help="Questions searched side by side; memory grows with it.")] = 16,
+    bundle: Annotated[int, typer.Option(help="Questions searched side by side.")] = 64,
+    memory: Annotated[
+        float, typer.Option(min=0, help="Gigabytes of hidden states kept for the next paths; more is faster.")
+    ] = 2.0,
     max_new_tokens: MaxNewTokens = None,
     seed: Seed = 0,
     resume: Resume = False,
@@ -96,6 +99,7 @@ def search(
         labels=Labels(labels, price),
         resume=resume,
         bundle=bundle,
+        memory=memory,
         max_new_tokens=max_new_tokens,
         dtype=dtype,
         device=device,

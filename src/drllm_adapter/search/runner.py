@@ -131,8 +131,9 @@ class _Run:
         self.questions, self.prompts, self.scorer, self.config = questions, prompts, scorer, config
         self.info, self.folder = info, folder
         self.shards = Shards(folder / SHARDS, ".parquet")
-        self.bundles = cut_bundles([len(prompt.text) for prompt in prompts], info["bundle"])
-        self.weights = [sum(len(prompts[place].text) for place in places) for places in self.bundles]
+        lengths = [len(prompt.text) + sum(map(len, prompt.continuations)) for prompt in prompts]
+        self.bundles = cut_bundles(lengths, info["bundle"])
+        self.weights = [sum(lengths[place] for place in places) for places in self.bundles]
         self._forget()
 
     def search(self, locks: Locks, processes: Processes, console: Console | None, log: TextIO | None) -> None:
@@ -260,7 +261,7 @@ class _DamagedShard(Exception):
 
 
 def cut_bundles(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """The places of the questions of each bundle: similar lengths together, since a bundle runs as padded batches.
+    """The places of the questions of each bundle: similar lengths together, since those run as one batch.
 
     Bundles stay within a chapter of consecutive questions, so that the set is written a chapter at a time.
     """
