@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionCacheLayerMixin
+from transformers import Cache, cache_utils
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from ..decisions import EXECUTE
 from ..errors import DrLLMError
 from .rows import RowDecisions
+
+# For blocks that keep nothing; transformers has had it since 5.23.
+DummyLayer: Any = getattr(cache_utils, "DummyLayer", type("DummyLayer", (), {}))
 
 
 class RoutedEntry:
@@ -220,7 +223,7 @@ class RoutedHybridLayer(RoutedStateLayer, RoutedCacheLayer):  # type: ignore[ove
     """For blocks that have both."""
 
 
-class RoutedDummyLayer(RoutedEntry, DummyLayer):  # type: ignore[override]
+class RoutedDummyLayer(RoutedEntry, DummyLayer):
     """For blocks that keep nothing, such as a block that is only an MLP: the route alone."""
 
 
