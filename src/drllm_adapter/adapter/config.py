@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import reprlib
 import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -57,7 +58,7 @@ def check_depth_control(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1 <= value <= 1:
         raise DrLLMError(
             f"depth_control must be a number from -1 (skip all) through -0.5 (as trained) and 0.5 (execute all) to 1 "
-            f"(repeat all), but {value!r} was given; choose a number in that range."
+            f"(repeat all), but {reprlib.repr(value)} was given; choose a number in that range."
         )
     return float(value)
 
@@ -70,7 +71,7 @@ def check_layer_budget(value: Any, num_blocks: int | None, num_routed: int | Non
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise DrLLMError(
             f"layer_budget must be None or a whole number of block passes, at least {least} (the blocks without a "
-            f"router), but {value!r} was given; choose a larger whole number."
+            f"router), but {reprlib.repr(value)} was given; choose a larger whole number."
         )
     return value
 
@@ -126,7 +127,7 @@ class DrLLMConfig(PeftConfig):
     def __new__(cls, *args: Any, **kwargs: Any) -> "DrLLMConfig":
         for name, way in _NOT_HERE.items():
             if kwargs.get(name):
-                raise DrLLMError(f"a router adapter has no {name}, but {kwargs[name]!r} was given: {way}.")
+                raise DrLLMError(f"a router adapter has no {name}, but {reprlib.repr(kwargs[name])} was given: {way}.")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -148,12 +149,12 @@ class DrLLMConfig(PeftConfig):
         self.layer_budget = check_layer_budget(self.layer_budget, self.num_blocks, num_routed)
         penalty = self.depth_penalty
         if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or not 0 <= penalty < math.inf:
-            raise DrLLMError(f"depth_penalty must be a number of at least 0, but {penalty!r} was given; correct it.")
+            raise DrLLMError(f"depth_penalty must be a number of at least 0, but {reprlib.repr(penalty)} was given; correct it.")
         for name, kind in _KINDS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise DrLLMError(
-                    f"{name} must be None or a {kind.__name__}, but {value!r} was given; correct or remove it."
+                    f"{name} must be None or a {kind.__name__}, but {reprlib.repr(value)} was given; correct or remove it."
                 )
         self._check_settings()
 
@@ -233,7 +234,7 @@ class DrLLMConfig(PeftConfig):
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST[name]:
             raise DrLLMError(
-                f"{name} must be a whole number from 1 to {_LARGEST[name]:,}, but {_short(value)} was given; "
+                f"{name} must be a whole number from 1 to {_LARGEST[name]:,}, but {reprlib.repr(value)} was given; "
                 f"correct it."
             )
 
@@ -251,14 +252,9 @@ class DrLLMConfig(PeftConfig):
             bound = "" if self.num_blocks is None else f" below {self.num_blocks}"
             raise DrLLMError(
                 f"layers_to_transform must be None, a block index or a list of different block indices{bound}, "
-                f"but {self.layers_to_transform!r} was given; correct the list."
+                f"but {reprlib.repr(self.layers_to_transform)} was given; correct the list."
             )
         self.layers_to_transform = sorted(layers)
-
-
-def _short(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a very large number"
-    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _weight_file(place: str, subfolder: str | None, download: dict[str, Any]) -> Path | None:
