@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .config import Config
 from .options import (
     Base,
     Data,
@@ -45,6 +46,7 @@ def evaluate(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,
+    config_file: Config = None,
 ) -> None:
     """Compare the base with the routed model on the same questions: accuracy, passes, decisions by block.
 

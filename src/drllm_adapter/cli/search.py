@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .config import Config
 from .options import (
     Data,
     Device,
@@ -59,6 +60,7 @@ def search(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted search in OUTPUT.")] = False,
     dtype: Dtype = "auto",
     device: Device = None,
+    config_file: Config = None,
 ) -> None:
     """Search better layer paths for every question of a file (MCTS) and save what was tried.
 
