@@ -43,7 +43,5 @@ train_adapter(args.output / "paths", adapter, config=TrainingConfig(epochs=args.
 # One evaluation with the routers as trained, and one for each bound on the passes; all of them are on the card.
 for budget in [None, *args.budgets]:
     name = "evaluation" if budget is None else f"evaluation-budget-{budget}"
-    report = evaluate_adapter(
-        str(adapter), to_test, adapter / name, mode="free", layer_budget=budget, console=console
-    )
+    report = evaluate_adapter(str(adapter), to_test, adapter / name, mode="free", layer_budget=budget, console=console)
     console.print(report.table())

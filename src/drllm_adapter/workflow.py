@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from peft import get_peft_model
@@ -26,6 +26,9 @@ from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
 from .tasks import Prompt, Question, build_prompts, sources_of
 from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
+
+if TYPE_CHECKING:
+    from .evaluation.lm_eval import HarnessReport
 
 ADAPTER = "adapter"
 SUPERVISION = "supervision set"
@@ -237,9 +240,69 @@ def evaluate_adapter(
         }
         write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
         plot_layers(report, folder / "layers.png")
-        if folder.resolve().parent == Path(adapter).resolve():
-            write_card(adapter)
+        _show_on_card(adapter, folder)
     return report
+
+
+def evaluate_with_lm_eval(
+    adapter: str,
+    tasks: Sequence[str],
+    output: str | os.PathLike[str] | None,
+    *,
+    include_path: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    base: str | None = None,
+    batch_size: int = 16,
+    depth_control: float | None = None,
+    layer_budget: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str | None = None,
+) -> "HarnessReport":
+    """Base against routed on tasks of lm-evaluation-harness; `report.json` lies in `output` afterwards.
+
+    Args:
+        adapter: folder or Hub name.
+        tasks, include_path, limit: see `evaluation.lm_eval.evaluate_with_harness`.
+        output: None writes nothing.
+
+    Raises:
+        DrLLMError: see `load_routed`, `evaluate_with_harness`.
+    """
+    # Imported here: it imports torch and the harness is an extra.
+    from .evaluation.lm_eval import evaluate_with_harness
+
+    if output is not None:
+        check_claim(output, EVALUATION)
+    model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+    if depth_control is not None:
+        set_depth_control(model, depth_control)
+    if layer_budget is not None:
+        set_layer_budget(model, layer_budget)
+    report = evaluate_with_harness(
+        model, tokenizer, tasks, include_path=include_path, limit=limit, batch_size=batch_size, seed=seed
+    )
+    if output is not None:
+        folder = claim_folder(output, EVALUATION)
+        config: Any = model.peft_config["default"]
+        settings = {
+            "adapter": _full_name(adapter),
+            "adapter_checksum": config.checksum,
+            "base": _full_name(base or str(config.base_model_name_or_path)),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "depth_control": config.depth_control,
+            "layer_budget": config.layer_budget,
+            "version": __version__,
+        }
+        write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
+        _show_on_card(adapter, folder)
+    return report
+
+
+def _show_on_card(adapter: str, evaluation: Path) -> None:
+    """Renew the adapter's card when the evaluation lies inside the adapter's folder."""
+    if evaluation.resolve().parent == Path(adapter).resolve():
+        write_card(adapter)
 
 
 def score_all(

@@ -13,6 +13,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .generate import generate
 from .info import info
+from .lm_eval import lm_eval
 from .search import search
 from .train import train
 
@@ -30,6 +31,9 @@ app.command()(generate)
 app.command()(info)
 app.command()(card)
 app.command()(demo)
+app.command(
+    "lm-eval", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(lm_eval)
 app.add_typer(bench, name="bench")
 
 
