@@ -3,8 +3,8 @@
     pip install "drllm-adapter[lm-eval]"
     python examples/evaluate_lm_eval.py me/routers --tasks arc_easy,arc_challenge --output results.json
 
-`drllm eval me/routers --lm-eval arc_easy,arc_challenge` does the same and counts passes; this shows that the harness' own
-call works, with every task and option that it has.
+`drllm eval me/routers --lm-eval arc_easy,arc_challenge` does the same and counts passes; this shows that the harness'
+own call works, with every task and option that it has.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python examples/train_with_trainer.py HuggingFaceTB/SmolLM2-135M-Instruct questions.jsonl --output routers
 
-Each choice of a router is taken as at inference and gets its gradient straight through; `--depth-penalty` is the price of
-L block passes, in the units of the loss. Labels of -100 mark the prompt, which is all that the routers read.
+Routers decide as at inference and get their gradients straight through; `--depth-penalty` is the price of L block
+passes, in the units of the loss. Labels of -100 mark the prompt, which is all that the routers read.
 """
 
 import argparse

@@ -165,22 +165,28 @@ def test_results_of_the_harness(made: Path) -> None:
     assert (accuracy.dataset_type, accuracy.metric_value, passes.metric_value) == ("piqa", 0.625, 6.5)
 
 
-@pytest.mark.parametrize("base", ["embedded", "folder", "relative"])
-def test_the_code_on_the_card_runs(base: str, made: Path) -> None:
-    """As a reader would: copied into a file, run where the adapter lies."""
-    if base != "embedded":
-        shutil.copytree(BASE, made / "acme" / "tiny")
-        on_the_hub(made, str(made / "acme" / "tiny") if base == "folder" else "acme/tiny")
-    text = write_card(made / "routers").read_text()
-    code = re.search(r"```python\n(.*?)```", text, re.S)
-    assert code is not None
-    cwd = made / "acme" if base == "folder" else made
-    if base == "folder":
-        (made / "routers").rename(cwd / "routers")
-    program = code[1] + "\nprint(type(model).__name__, sum('router' in name for name, _ in model.named_parameters()))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=cwd, check=True, capture_output=True, text=True)
-    assert done.stdout.split() == ["PeftModelForCausalLM", "32"]
-    assert ("AutoPeftModelForCausalLM" in code[1]) == (base == "relative")
+def test_the_code_on_the_card_runs(made: Path) -> None:
+    """As a reader would: run where the adapter lies, for the embedded base, one in a folder and one on the Hub."""
+    shutil.copytree(BASE, made / "acme" / "tiny")
+    codes = []
+    # Without a Hub, a relative path is what reads like a name on it.
+    for base in (None, str(made / "acme" / "tiny"), "acme/tiny"):
+        if base is not None:
+            on_the_hub(made, base)
+        code = re.search(r"```python\n(.*?)```", write_card(made / "routers").read_text(), re.S)
+        assert code is not None
+        codes.append(code[1])
+        shutil.copytree(made / "routers", made / str(len(codes)) / "routers")
+        shutil.copytree(BASE, made / str(len(codes)) / "tiny")
+        shutil.copytree(BASE, made / str(len(codes)) / "acme" / "tiny")
+    program = "\n".join(
+        f"import os\nos.chdir({str(made / str(place))!r})\n{code}\nprint(type(model).__name__, "
+        "sum('router' in name for name, _ in model.named_parameters()))"
+        for place, code in enumerate(codes, 1)
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["PeftModelForCausalLM 32"] * 3
+    assert ["AutoPeftModelForCausalLM" in code for code in codes] == [False, False, True]
 
 
 def test_edits_survive(made: Path) -> None:

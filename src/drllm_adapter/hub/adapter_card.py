@@ -122,7 +122,8 @@ def _results(measured: Sequence[Evaluation]) -> str:
         for result in evaluation.results:
             lines.append(
                 f"| {result.questions} ({evaluation.settings}) | {result.metric} | {result.count} | "
-                f"{result.base:.3f}{_shown(result.base_interval)} | {result.routed:.3f}{_shown(result.routed_interval)} | "
+                f"{result.base:.3f}{_shown(result.base_interval)} | "
+                f"{result.routed:.3f}{_shown(result.routed_interval)} | "
                 f"{result.routed - result.base:+.3f}{_shown(result.difference_interval, '+')} | "
                 f"{evaluation.mean_passes:.2f} of {evaluation.num_blocks} |"
             )

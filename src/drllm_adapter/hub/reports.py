@@ -108,8 +108,8 @@ def read_evaluation(folder: Path, config: DrLLMConfig) -> Evaluation:
 
 
 def _of_questions(report: Mapping[str, Any]) -> tuple[Result, ...]:
-    sources = report["sources"]
-    only = sources[0] if len(sources) == 1 else {"name": "mixture", "config": None, "split": None}
+    sources: list[dict[str, Any]] = report["sources"]
+    only: dict[str, Any] = sources[0] if len(sources) == 1 else {"name": "mixture", "config": None, "split": None}
     return (
         Result(
             questions=source_names(sources),
