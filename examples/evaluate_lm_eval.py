@@ -27,6 +27,7 @@ parser.add_argument("--output", type=Path, help="JSON file for the results")
 args = parser.parse_args()
 
 base = DrLLMConfig.from_pretrained(args.adapter).base_model_name_or_path
+manager = TaskManager(include_path=args.include_path)
 results = {}
 for name, model_args in (
     ("base", {"pretrained": base}),
@@ -36,7 +37,7 @@ for name, model_args in (
         model="hf",
         model_args=model_args,
         tasks=args.tasks.split(","),
-        task_manager=TaskManager(include_path=args.include_path),
+        task_manager=manager,
         batch_size=args.batch_size,
         device=args.device,
         limit=args.limit,
