@@ -149,7 +149,9 @@ class DrLLMConfig(PeftConfig):
         self.layer_budget = check_layer_budget(self.layer_budget, self.num_blocks, num_routed)
         penalty = self.depth_penalty
         if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or not 0 <= penalty < math.inf:
-            raise DrLLMError(f"depth_penalty must be a number of at least 0, but {reprlib.repr(penalty)} was given; correct it.")
+            raise DrLLMError(
+                f"depth_penalty must be a number of at least 0, but {reprlib.repr(penalty)} was given; correct it."
+            )
         for name, kind in _KINDS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
