@@ -156,7 +156,8 @@ class DrLLMConfig(PeftConfig):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise DrLLMError(
-                    f"{name} must be None or a {kind.__name__}, but {reprlib.repr(value)} was given; correct or remove it."
+                    f"{name} must be None or a {kind.__name__}, but {reprlib.repr(value)} was given; correct or "
+                    f"remove it."
                 )
         self._check_settings()
 
