@@ -265,8 +265,7 @@ def evaluate_adapter(
         }
         write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
         plot_layers(report, folder / "layers.png")
-        if folder.resolve().parent == Path(adapter).resolve():
-            write_card(adapter)
+        _show_on_card(adapter, folder)
     return report
 
 
@@ -321,7 +320,14 @@ def evaluate_with_lm_eval(
             "version": __version__,
         }
         write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
+        _show_on_card(adapter, folder)
     return report
+
+
+def _show_on_card(adapter: str, evaluation: Path) -> None:
+    """Renew the adapter's card when the evaluation lies inside the adapter's folder."""
+    if evaluation.resolve().parent == Path(adapter).resolve():
+        write_card(adapter)
 
 
 def probe_model(
