@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
+from ..adapter.base import fingerprint
 from ..adapter.layer import observe_router_inputs, routed_layers
 from ..adapter.steering import force_decisions
 from ..decisions import EXECUTE, check
 from ..errors import DrLLMError, Interrupted
 from ..jobs import ALONE, Processes, job_progress, stop_on_signals, work_through
-from ..loading import fingerprint
 from .features import FeatureStore, write_features
 
 _PROVENANCE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
