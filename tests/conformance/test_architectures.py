@@ -26,17 +26,17 @@ QUICK = (
 )  # fmt: skip
 NOT_BUILT = {
     "blt": "a byte-level model with a patcher of its own",
-    "cohere_compass_text": "needs a configuration that its defaults do not give",
-    "dbrx": "needs a configuration that its defaults do not give",
+    "cohere_compass_text": "needs rotary parameters for each kind of block, which its defaults do not give",
+    "dbrx": "its configuration class gives its attention no rotary base, so no model can be built from it alone",
     "emu3": "its text configuration has no causal-LM class of its own",
     "gemma4_assistant": "an assistant that only runs beside its target",
     "mllama": "its text decoder needs the vision part",
     "musicgen": "decodes audio codes, has no causal-LM class for text",
     "musicgen_melody": "decodes audio codes, has no causal-LM class for text",
-    "qwen4_exp": "needs a configuration that its defaults do not give",
-    "qwen4_exp_text": "needs a configuration that its defaults do not give",
+    "qwen4_exp": "needs sizes of its linear attention, which its defaults do not give",
+    "qwen4_exp_text": "needs sizes of its linear attention, which its defaults do not give",
     "whisper": "decodes speech, needs its encoder",
-    "xlstm": "needs a configuration that its defaults do not give",
+    "xlstm": "has a cache of its own whose sizes do not follow from the configuration",
 }
 # Three rows that skip, execute and repeat different blocks, of 6, 9 and 8 tokens, padded on the left.
 DECISIONS = [[0, 2, 1, 2], [1, 0, 2, 1], [2, 1, 1, 0]]
@@ -193,8 +193,9 @@ def table(outcomes: dict[str, tuple[str, str]]) -> str:
         "",
         ", ".join(f"{count} {kind}" for kind, count in counts.items()) + "; what is not exact is refused by name.",
         "",
-        "A block keeps its own index where it computes with it; in the unrolled model the index only names the entry",
-        "of the cache. Auxiliary outputs of a block (attentions) are those of its last pass; none where rows differ.",
+        "Text decoders inside multimodal models are those of the same name; those of Qwen2-VL and Qwen2.5-VL, which",
+        "have no causal-LM class of their own, are proven in tests/conformance/test_generation.py. What hidden states,",
+        "attentions and indices of blocks mean along a route is said in [semantics.md](semantics.md).",
         "",
         "| model type | outcome | |",
         "|---|---|---|",
