@@ -36,7 +36,6 @@ NOT_BUILT = {
     "qwen4_exp": "needs sizes of its linear attention, which its defaults do not give",
     "qwen4_exp_text": "needs sizes of its linear attention, which its defaults do not give",
     "whisper": "decodes speech, needs its encoder",
-    "xlstm": "has a cache of its own whose sizes do not follow from the configuration",
 }
 # Three rows that skip, execute and repeat different blocks, of 6, 9 and 8 tokens, padded on the left.
 DECISIONS = [[0, 2, 1, 2], [1, 0, 2, 1], [2, 1, 1, 0]]

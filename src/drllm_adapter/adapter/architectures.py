@@ -77,6 +77,7 @@ REFUSED = {
     "xlm-roberta": "an encoder that can be told to decode",
     "xlm-roberta-xl": "an encoder that can be told to decode",
     "xlnet": "permuted, two-stream attention",
+    "xlstm": "has a cache class of its own",
     "xmod": "an encoder that can be told to decode",
     "zamba": "blocks share weights between positions",
     "zamba2": "blocks share weights between positions",
