@@ -66,9 +66,9 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def check_exact(model_type: str) -> None:
+def check_exact(model_type: str, **changes: Any) -> None:
     """The base bit for bit when disabled; each row of a mixed batch as its unrolled model, cached and not."""
-    base = tiny_model(model_type)
+    base = tiny_model(model_type, **changes)
     ids, mask, positions = batch()
     arguments: dict[str, Any] = {"attention_mask": mask}
     if "position_ids" in inspect.signature(type(base).forward).parameters:
@@ -155,6 +155,21 @@ def check(model_type: str) -> tuple[str, str]:
     with pytest.raises(DrLLMError, match=text.replace("-", "."), check=lambda error: REFUSED[text] in str(error)):
         get_peft_model(model, DrLLMConfig())
     return "refused", REFUSED[text]
+
+
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("falcon", {"alibi": True}),
+    ("falcon", {"alibi": True, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),  # a block keeps the index that it was built with
+    ("qwen2", {"use_sliding_window": True, "max_window_layers": 2, "layer_types": None}),
+    ("llama4_text", {"no_rope_layers": [1, 0, 1, 0], "attention_chunk_size": 6}),
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("model_type", "changes"), VARIANTS)
+def test_options_that_change_what_blocks_are_given(model_type: str, changes: dict[str, Any]) -> None:
+    check_exact(model_type, **changes)
 
 
 @pytest.mark.filterwarnings("ignore")
