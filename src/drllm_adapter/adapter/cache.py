@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, cache_utils
 from transformers.cache_utils import (
     CacheLayerMixin,
-    DummyLayer,
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionCacheLayerMixin,
 )
@@ -26,6 +25,9 @@ from transformers.cache_utils import (
 from ..decisions import EXECUTE
 from ..errors import DrLLMError
 from .rows import RowDecisions
+
+# For blocks that keep nothing; transformers has had it since 5.23.
+DummyLayer: Any = getattr(cache_utils, "DummyLayer", type("DummyLayer", (), {}))
 
 
 class RoutedEntry:
@@ -236,7 +238,7 @@ class RoutedFullHybridLayer(RoutedHybridLayer, LinearAttentionAndFullAttentionLa
     """Those whose attention is full: transformers tells them from the rest by this class, to size masks."""
 
 
-class RoutedDummyLayer(RoutedEntry, DummyLayer):  # type: ignore[override]
+class RoutedDummyLayer(RoutedEntry, DummyLayer):
     """For blocks that keep nothing, such as a block that is only an MLP: the route alone."""
 
 

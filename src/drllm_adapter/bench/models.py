@@ -2,13 +2,17 @@
 
 import copy
 import random
+import re
+import zlib
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ..adapter.stack import find_stack
+from ..adapter.hooks import detach
+from ..adapter.layer import routed_layers
+from ..adapter.stack import find_stack, locate_stack
 from ..decisions import Decisions, execute_all, to_path
 from ..demo import BASE
 from ..errors import DrLLMError
@@ -44,12 +48,41 @@ def random_model(shape: str, dtype: torch.dtype, device: str) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
+class StandInTokenizer:
+    """For models with random weights: about as many tokens as a real tokenizer makes of English, with hashes as ids."""
+
+    chat_template = None
+    pad_token_id = eos_token_id = 0
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def __call__(self, text: str, add_special_tokens: bool = True, return_tensors: str | None = None) -> dict[str, Any]:
+        ids = [
+            1 + zlib.crc32(word.encode()) % (self.vocab_size - 1) for word in re.findall(r" ?\w{1,7}|\s|[^\w\s]", text)
+        ]
+        return {"input_ids": torch.tensor([ids]) if return_tensors == "pt" else ids}
+
+    def decode(self, ids: Tensor, skip_special_tokens: bool = True) -> str:
+        return " ".join(map(str, ids.tolist()))
+
+
 def share(module: nn.Module) -> Any:
     """A copy of the module tree with the same parameters."""
     twin = copy.copy(module)
     twin._modules = {name: None if child is None else share(child) for name, child in module._modules.items()}
     for name in ("_parameters", "_buffers", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks"):
         setattr(twin, name, copy.copy(getattr(module, name)))
+    return twin
+
+
+def without_routers(model: Any) -> Any:
+    """The base model inside one with a router adapter, as a twin with the same parameters; `model` stays as it is."""
+    twin = share(model.get_base_model())
+    blocks = locate_stack(twin).blocks
+    for layer in routed_layers(twin):
+        blocks[layer.index] = layer.base_layer
+    detach(twin)
     return twin
 
 
@@ -83,7 +116,7 @@ def mixed_path(num_blocks: int, seed: int = 0) -> Decisions:
 def model_to_measure(
     base: str | None, shape: str | None, *, dtype: str = "auto", device: str | None = None
 ) -> tuple[Any, Any]:
-    """The model of a benchmark and its tokenizer, which random weights do not have (None).
+    """The model of a benchmark and its tokenizer; random weights get a `StandInTokenizer`.
 
     Args:
         base: folder or Hub name; None is the package's small model.
@@ -96,5 +129,6 @@ def model_to_measure(
         raise DrLLMError("one model can be measured at a time, but a model and --shape were given; drop one of them.")
     if shape is not None:
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return random_model(shape, torch.bfloat16 if dtype == "auto" else getattr(torch, dtype), place), None
+        model = random_model(shape, torch.bfloat16 if dtype == "auto" else getattr(torch, dtype), place)
+        return model, StandInTokenizer(model.config.vocab_size)
     return load_base(base or str(BASE), dtype=dtype, device=device)
