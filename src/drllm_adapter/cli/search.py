@@ -32,7 +32,7 @@ from .options import (
 
 
 def search(
-    base: Annotated[str, typer.Argument(help="The frozen model: a folder or a name on the Hub.")],
+    base: Annotated[str, typer.Argument(help="The frozen model: a folder or a name on the Hub (owner/name@revision).")],
     output: Annotated[Path | None, typer.Option(help="Folder for the supervision set.")] = None,
     task: Task = "arc",
     data: Data = None,
