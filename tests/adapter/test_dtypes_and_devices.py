@@ -30,7 +30,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from unrolled import SIZES, VOCABULARY, tiny_model, unrolled
 
-from drllm_adapter import DrLLMConfig, force_decisions, last_decisions
+from drllm_adapter import DrLLMConfig, DrLLMError, force_decisions, last_decisions
 
 GENERATE = {"attention_mask": torch.ones_like(IDS), "max_new_tokens": 5, "do_sample": False}
 
@@ -112,7 +112,7 @@ def saved(tmp_path: Path) -> tuple[Path, torch.Tensor, torch.Tensor]:
     return tmp_path, logits(model), model.generate(IDS, **GENERATE)
 
 
-def split_over_cpu_and_disk(folder: Path) -> Any:
+def base_over_cpu_and_disk(folder: Path) -> Any:
     """Blocks 2 to 4 on the disk, put there by transformers when it loads the base."""
     places = {f"model.layers.{block}": "cpu" if block < 2 else "disk" for block in range(5)}
     rest = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
@@ -120,6 +120,11 @@ def split_over_cpu_and_disk(folder: Path) -> Any:
         folder / "base", device_map={**places, **rest}, offload_folder=folder / "offloaded"
     )
     assert {weight.device.type for weight in base.parameters()} == {"cpu", "meta"}
+    return base
+
+
+def split_over_cpu_and_disk(folder: Path) -> Any:
+    base = base_over_cpu_and_disk(folder)
     model = get_peft_model(base, PeftConfig.from_pretrained(folder / "adapter"))
     set_peft_model_state_dict(model, load_peft_weights(str(folder / "adapter"), device="cpu"))
     return model
@@ -169,6 +174,16 @@ def test_offloaded_and_split_bases(place: Callable[[Path], Any], saved: Any) -> 
     assert torch.equal(model.generate(IDS, **GENERATE), tokens)
     with model.disable_adapter():
         assert torch.equal(logits(model), logits(AutoModelForCausalLM.from_pretrained(folder / "base")))
+
+
+def test_loading_onto_a_base_on_the_disk_is_refused(saved: Any) -> None:
+    folder, *_ = saved
+    with pytest.raises(DrLLMError, match="get_peft_model"):
+        PeftModel.from_pretrained(base_over_cpu_and_disk(folder), folder / "adapter")
+    base = base_over_cpu_and_disk(folder)
+    base.load_adapter(str(folder / "adapter"))  # transformers leaves the routers of those blocks as they were
+    with pytest.raises(DrLLMError, match="not read completely"):
+        logits(base)
 
 
 def test_on_the_meta_device() -> None:
