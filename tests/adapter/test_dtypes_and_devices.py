@@ -180,10 +180,8 @@ def test_loading_onto_a_base_on_the_disk_is_refused(saved: Any) -> None:
     folder, *_ = saved
     with pytest.raises(DrLLMError, match="get_peft_model"):
         PeftModel.from_pretrained(base_over_cpu_and_disk(folder), folder / "adapter")
-    base = base_over_cpu_and_disk(folder)
-    base.load_adapter(str(folder / "adapter"))  # transformers leaves the routers of those blocks as they were
-    with pytest.raises(DrLLMError, match="not read completely"):
-        logits(base)
+    with pytest.raises(DrLLMError, match="was not among them"):  # transformers leaves out the routers of those blocks
+        base_over_cpu_and_disk(folder).load_adapter(str(folder / "adapter"))
 
 
 def test_on_the_meta_device() -> None:
