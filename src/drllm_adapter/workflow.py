@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from peft import get_peft_model
 from rich.console import Console
 
 from . import __version__
 from .adapter.config import DrLLMConfig
 from .adapter.steering import set_depth_control, set_layer_budget
-from .decisions import execute_all
+from .decisions import Decisions, execute_all
 from .errors import DrLLMError
 from .evaluation import Report, compare, plot_layers
 from .files import check_claim, claim_folder, write_json_atomic
 from .hub import write_adapter_card
 from .loading import fingerprint, load_base, load_routed, route_base
 from .scoring import Score, Scorer
-from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
+from .search import Row, SearchConfig, SearchSummary, choose_labels, read_rows, read_search_info, run_search
 from .tasks import Prompt, Question, build_prompts, sources_of
 from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
 
@@ -34,10 +35,10 @@ EVALUATION = "evaluation"
 
 @dataclass(frozen=True)
 class Labels:
-    """Which of the tried paths becomes the label.
+    """What is learnt from the paths that were tried.
 
     Attributes:
-        rule: "price" or "shortest", see `search.labels`.
+        rule: "shortest" (the paper's) or "price", one path a question, or "weighted", several; see `search.labels`.
         price: of L block passes, in probability of the right answer.
     """
 
@@ -125,7 +126,7 @@ def train_adapter(
         config = replace(config, hidden=adapter.router_width)
     info = read_search_info(supervision)
     labels = labels or Labels(info["rule"], info["price"])
-    rows, decisions = _labelled(read_rows(supervision), labels, supervision)
+    rows, decisions, weights = _examples(read_rows(supervision), labels, supervision)
     name = base or info["base_model"]
     model, tokenizer = load_base(name, dtype=dtype, device=device)
     if fingerprint(model) != info["base_fingerprint"]:
@@ -148,12 +149,12 @@ def train_adapter(
             add_special_tokens=[not row.templated for row in rows],
             console=console,
         )
-        result = train_routers(store, config, device=device, console=console)
+        result = train_routers(store, config, example_weights=weights, device=device, console=console)
     facts = {
         "version": __version__,
         "libraries": {name: version(name) for name in ("torch", "transformers", "peft")},
         "supervision": {
-            "questions": len(rows),
+            "questions": len({row.id for row in rows}),
             "tasks": sorted({row.task for row in rows}),
             "mode": rows[0].mode,
             "sources": info.get("sources", []),
@@ -263,21 +264,19 @@ def _prompts(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_t
     return [replace(prompt, max_new_tokens=max_new_tokens) for prompt in prompts]
 
 
-def _labelled(
+def _examples(
     rows: Sequence[Row], labels: Labels, supervision: str | os.PathLike[str]
-) -> tuple[list[Row], list[tuple[int, ...]]]:
-    """Rows that have a label under the rule, and their labels."""
-    chosen = [
-        (row, decisions)
-        for row in rows
-        if (decisions := choose_label(row.paths, labels.rule, labels.price)) is not None
-    ]
+) -> tuple[list[Row], list[Decisions], NDArray[np.float32] | None]:
+    """What to imitate: a question and a path each, and how much each counts; None where there is one a question."""
+    chosen = [(row, *label) for row in rows for label in choose_labels(row.paths, labels.rule, labels.price)]
     if not chosen:
         raise DrLLMError(
             f"the supervision set {supervision} must hold at least one question with a {labels.rule} label, but none "
             f"of its {len(rows)} has one; search more questions or choose another rule."
         )
-    return [row for row, _ in chosen], [decisions for _, decisions in chosen]
+    weights = np.array([weight for *_, weight in chosen], dtype=np.float32)
+    one_each = (weights == 1).all()
+    return [row for row, *_ in chosen], [decisions for _, decisions, _ in chosen], None if one_each else weights
 
 
 def _full_name(name: str) -> str:

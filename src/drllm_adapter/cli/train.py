@@ -12,8 +12,14 @@ def train(
     supervision: Annotated[Path, typer.Argument(help="Folder that drllm search wrote.")],
     output: Annotated[Path, typer.Option(help="Folder for the adapter, its training report and its curves.")],
     base: Base = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Label rule: price or shortest; that of the search by default.")
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            "--supervision",
+            "--labels",
+            help="What is learnt of the paths tried: weighted (the best ones, by what they are worth), price (the best "
+            "one) or shortest (the paper's: the shortest right one); that of the search by default.",
+        ),
     ] = None,
     price: Annotated[float | None, typer.Option(help="Price of L block passes; that of the search by default.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the questions, at most.")] = 25,
@@ -67,7 +73,7 @@ def train(
         supervision,
         output,
         base=base,
-        labels=Labels(labels or info["rule"], info["price"] if price is None else price),
+        labels=Labels(rule or info["rule"], info["price"] if price is None else price),
         config=config,
         adapter=adapter,
         features=features,

@@ -1,7 +1,7 @@
 """Searching better layer paths: a tree search that knows no model, label rules, and the set of what was found."""
 
 from .bundle import PathScorer, Work, search_bundle
-from .labels import LABEL_RULES, choose_label
+from .labels import LABEL_RULES, choose_label, choose_labels
 from .rows import Row, read_rows, read_search_info
 from .runner import SearchSummary, run_search
 from .tree import PathSearch, ScoredPath, SearchConfig
@@ -16,6 +16,7 @@ __all__ = [
     "SearchSummary",
     "Work",
     "choose_label",
+    "choose_labels",
     "read_rows",
     "read_search_info",
     "run_search",
