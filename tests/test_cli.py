@@ -173,8 +173,23 @@ def test_the_card_names_constants_and_results(made: Path) -> None:
 
     card = ModelCard.load(made / "adapter" / "README.md")
     assert card.data.library_name == "peft"
-    assert "60 questions" in card.text
+    assert "60 of train.jsonl" in card.text
     assert "Nothing has been measured yet." in card.text
+
+
+def test_card_takes_reports_and_a_licence(made: Path, tmp_path: Path, run: Run, refuse: Run) -> None:
+    from huggingface_hub import ModelCard
+
+    adapter = Path(shutil.copytree(made / "adapter", tmp_path / "adapter"))
+    run(
+        "eval", adapter, "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze", "--output", tmp_path / "e"
+    )
+    run("card", adapter, "--report", tmp_path / "e", "--license", "mit")
+    card = ModelCard.load(adapter / "README.md")
+    assert card.data.license == "mit"
+    assert "| test.jsonl (cloze" in card.text
+    assert "report.json" in refuse("card", adapter, "--report", tmp_path)
+    assert "neither" in refuse("card", tmp_path / "e")
 
 
 def test_an_interrupted_search_goes_on(made: Path, tmp_path: Path, run: Run, refuse: Run) -> None:

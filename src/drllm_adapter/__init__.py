@@ -56,3 +56,11 @@ def _register(_peft: Any) -> None:
     from .adapter.registration import register
 
     register()
+
+
+@wrapt.when_imported("lm_eval.models.huggingface")
+def _route_on_contexts(huggingface: Any) -> None:
+    # lm-evaluation-harness scores continuations in one call with their context, which routers must not read.
+    from .evaluation.lm_eval import install
+
+    install(huggingface)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,15 @@ from .decisions import Decisions, execute_all
 from .errors import DrLLMError
 from .evaluation import Report, compare, plot_layers
 from .files import check_claim, claim_folder, write_json_atomic
-from .hub import write_adapter_card
+from .hub import write_card
 from .loading import fingerprint, load_base, load_routed, route_base
 from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_labels, read_rows, read_search_info, run_search
 from .tasks import Prompt, Question, build_prompts, sources_of
 from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
+
+if TYPE_CHECKING:
+    from .evaluation.lm_eval import HarnessReport
 
 ADAPTER = "adapter"
 SUPERVISION = "supervision set"
@@ -76,7 +79,7 @@ def search_paths(
     model, tokenizer = load_base(base, dtype=dtype, device=device)
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
     scorer = Scorer(route_base(model), tokenizer, batch_size=bundle)
-    return run_search(
+    summary = run_search(
         questions,
         prompts,
         scorer,
@@ -92,6 +95,8 @@ def search_paths(
         dtype=str(model.dtype).removeprefix("torch."),
         console=console,
     )
+    write_card(output)
+    return summary
 
 
 def train_adapter(
@@ -172,7 +177,7 @@ def train_adapter(
     adapter.training = facts
     folder = claim_folder(output, ADAPTER)
     routed.save_pretrained(str(folder))
-    write_adapter_card(folder, adapter)
+    write_card(folder)
     write_json_atomic(folder / "training.json", {**facts, "history": result.history, "lines": result.lines})
     plot_curves(result, folder / "curves.png")
     return result
@@ -197,7 +202,7 @@ def evaluate_adapter(
 
     Args:
         adapter: folder or Hub name.
-        output: None writes nothing.
+        output: None writes nothing; a folder inside the adapter's own puts the results on its card.
         depth_control, layer_budget: None is what the adapter was saved with.
 
     Raises:
@@ -210,15 +215,18 @@ def evaluate_adapter(
         set_depth_control(model, depth_control)
     if layer_budget is not None:
         set_layer_budget(model, layer_budget)
+    config: Any = model.peft_config["default"]
+    budget = config.layer_budget
+    set_layer_budget(model, None)  # the base's own path may cost more
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
     scorer = Scorer(model, tokenizer, batch_size=batch_size)
     everything = [execute_all(scorer.num_blocks)] * len(prompts)
     in_base = score_all(scorer, prompts, everything, "base", console)
+    set_layer_budget(model, budget)
     routed = score_all(scorer, prompts, None, "routed", console)
     report = compare(in_base, routed, [question.level for question in questions])
     if output is not None:
         folder = claim_folder(output, EVALUATION)
-        config: Any = model.peft_config["default"]
         settings = {
             "adapter": _full_name(adapter),
             "adapter_checksum": config.checksum,
@@ -233,6 +241,62 @@ def evaluate_adapter(
         }
         write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
         plot_layers(report, folder / "layers.png")
+        if folder.resolve().parent == Path(adapter).resolve():
+            write_card(adapter)
+    return report
+
+
+def evaluate_with_lm_eval(
+    adapter: str,
+    tasks: Sequence[str],
+    output: str | os.PathLike[str] | None,
+    *,
+    include_path: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    base: str | None = None,
+    batch_size: int = 16,
+    depth_control: float | None = None,
+    layer_budget: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str | None = None,
+) -> "HarnessReport":
+    """Base against routed on tasks of lm-evaluation-harness; `report.json` lies in `output` afterwards.
+
+    Args:
+        adapter: folder or Hub name.
+        tasks, include_path, limit: see `evaluation.lm_eval.evaluate_with_harness`.
+        output: None writes nothing.
+
+    Raises:
+        DrLLMError: see `load_routed`, `evaluate_with_harness`.
+    """
+    # Imported here: it imports torch and the harness is an extra.
+    from .evaluation.lm_eval import evaluate_with_harness
+
+    if output is not None:
+        check_claim(output, EVALUATION)
+    model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+    if depth_control is not None:
+        set_depth_control(model, depth_control)
+    if layer_budget is not None:
+        set_layer_budget(model, layer_budget)
+    report = evaluate_with_harness(
+        model, tokenizer, tasks, include_path=include_path, limit=limit, batch_size=batch_size, seed=seed
+    )
+    if output is not None:
+        folder = claim_folder(output, EVALUATION)
+        config: Any = model.peft_config["default"]
+        settings = {
+            "adapter": _full_name(adapter),
+            "adapter_checksum": config.checksum,
+            "base": _full_name(base or str(config.base_model_name_or_path)),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "depth_control": config.depth_control,
+            "layer_budget": config.layer_budget,
+            "version": __version__,
+        }
+        write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
     return report
 
 

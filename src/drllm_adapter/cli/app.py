@@ -8,10 +8,12 @@ import typer
 from .. import __version__
 from ..errors import DrLLMError
 from .bench import bench
+from .card import card
 from .demo import demo
 from .evaluate import evaluate
 from .generate import generate
 from .info import info
+from .lm_eval import lm_eval
 from .search import search
 from .train import train
 
@@ -27,7 +29,11 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(info)
+app.command()(card)
 app.command()(demo)
+app.command(
+    "lm-eval", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(lm_eval)
 app.add_typer(bench, name="bench")
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import DrLLMError
 from .options import (
     Base,
     Data,
@@ -25,7 +26,10 @@ from .options import (
 
 def evaluate(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
-    output: Annotated[Path | None, typer.Option(help="Folder for report.json and layers.png.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.json and layers.png; inside the adapter's folder they go on its card."),
+    ] = None,
     base: Base = None,
     task: Task = "arc",
     data: Data = None,
@@ -39,14 +43,44 @@ def evaluate(
     layer_budget: Annotated[int | None, typer.Option(help="Never more than so many block passes for a prompt.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 16,
     max_new_tokens: MaxNewTokens = None,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, with commas, instead of --task and --data."),
+    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="With --lm-eval: folder of further task files.")] = None,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
     """Compare the base with the routed model on the same questions: accuracy, passes, decisions by block.
 
-    Example: drllm eval adapter --task arc --data test.jsonl --output evaluation
+    Example: drllm eval adapter --task arc --data test.jsonl --output adapter/evaluation
     """
+    if lm_eval is not None:
+        if data is not None:
+            raise DrLLMError("questions come from --data or from --lm-eval, but both were given; drop one of them.")
+        from ..workflow import evaluate_with_lm_eval
+
+        harness = evaluate_with_lm_eval(
+            adapter,
+            [name.strip() for name in lm_eval.split(",")],
+            output,
+            include_path=include_path,
+            limit=limit,
+            base=base,
+            batch_size=batch_size,
+            depth_control=depth_control,
+            layer_budget=layer_budget,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+        )
+        console.print(harness.table())
+        if output is not None:
+            say(f"Saved in {output}: report.json.")
+        return
+    if include_path is not None:
+        raise DrLLMError("--include-path goes with --lm-eval, but that was not given; name the tasks with --lm-eval.")
     from ..workflow import evaluate_adapter
 
     report = evaluate_adapter(

@@ -67,7 +67,10 @@ def run_demo(
     train_adapter(folder / "paths", folder / "adapter", labels=labels, config=training, console=console)
 
     console.rule("evaluate")
-    report = evaluate_adapter(str(folder / "adapter"), to_test, None, mode="cloze", console=console)
+    # Inside the adapter's folder, so that its card shows the results.
+    report = evaluate_adapter(
+        str(folder / "adapter"), to_test, folder / "adapter" / "evaluation", mode="cloze", console=console
+    )
     console.print(report.table())
     static = _static_baseline(base, to_search, to_test, report.mean_passes, seed)
     console.print(

@@ -3,6 +3,9 @@
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from ..decisions import CLASS_NAMES
 from ..files import replacing
 from .compare import Report, Share
@@ -28,7 +31,7 @@ def plot_layers(report: Report, path: str | os.PathLike[str]) -> None:
 
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     blocks, distribution, accuracy = figure.subplots(1, 3, width_ratios=(1.5, 1, 1.2))
-    _decisions_by_block(blocks, report)
+    _decisions_by_block(blocks, report.decisions, "Decisions by block")
     _passes(distribution, report)
     _accuracy(accuracy, report)
     for axes in (blocks, distribution):
@@ -40,14 +43,37 @@ def plot_layers(report: Report, path: str | os.PathLike[str]) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def _decisions_by_block(axes: "Axes", report: Report) -> None:
-    count = report.base.of
-    below = [0.0] * report.num_blocks
+def plot_decisions(counts: ArrayLike, path: str | os.PathLike[str], *, title: str) -> None:
+    """Draw which share of the questions skips, executes and repeats each block as a PNG.
+
+    Args:
+        counts: `[L, 3]`, questions by block and decision.
+
+    Raises:
+        DrLLMError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    _decisions_by_block(axes, counts, title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    FigureCanvasAgg(figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _decisions_by_block(axes: "Axes", counts: ArrayLike, title: str) -> None:
+    shares = np.asarray(counts, dtype=float)
+    shares /= np.maximum(1, shares.sum(axis=1, keepdims=True))
+    below = np.zeros(len(shares))
     for value, (name, colour) in enumerate(zip(CLASS_NAMES, CLASS_COLOURS, strict=True)):
-        shares = [row[value] / count for row in report.decisions]
-        axes.bar(range(report.num_blocks), shares, bottom=below, color=colour, label=name, width=0.85)
-        below = [low + share for low, share in zip(below, shares, strict=True)]
-    axes.set(title="Decisions by block", xlabel="block", ylabel="share of questions", ylim=(0, 1))
+        axes.bar(range(len(shares)), shares[:, value], bottom=below, color=colour, label=name, width=0.85)
+        below += shares[:, value]
+    axes.set(title=title, xlabel="block", ylabel="share of questions", ylim=(0, 1))
     axes.locator_params(axis="x", integer=True)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 

@@ -1,5 +1,6 @@
 """Sharing adapters and supervision sets on the Hub: cards and pushing."""
 
-from .cards import TAGS, write_adapter_card
+from .cards import add_evaluation, write_card
+from .wording import TAGS
 
-__all__ = ["TAGS", "write_adapter_card"]
+__all__ = ["TAGS", "add_evaluation", "write_card"]

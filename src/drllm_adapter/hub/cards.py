@@ -1,83 +1,144 @@
-"""The model card of an adapter, from what its own files say."""
+"""The cards of adapters and of supervision sets, from what their own folders say: nothing that was not measured."""
 
-import json
 import os
-from collections.abc import Mapping
+import shutil
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, EvalResult, ModelCard, RepoCard
 
-from ..adapter.config import DrLLMConfig
-from ..files import write_text_atomic
+from ..errors import DrLLMError
+from ..files import MARKER, write_text_atomic
+from ..loading import load_adapter_config
+from ..search.rows import INFO
+from . import sections
+from .adapter_card import FIGURE, MEASURED_BY, REPORT, adapter_card, read_report
+from .supervision_card import supervision_card
+from .wording import TAGS, is_hub_name
 
-TAGS = ["dr-llm", "layer-routing", "dynamic-depth", "peft"]
+CARD = "README.md"
+# What PEFT's own card begins with: nobody's words, so it gives way.
+_PEFT_TITLE = "# Model Card for Model ID"
 
 
-def write_adapter_card(folder: str | os.PathLike[str], config: DrLLMConfig) -> None:
-    """Write `README.md` into an adapter's folder, with only what was measured.
+def write_card(
+    folder: str | os.PathLike[str],
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    on_hub: str | None = None,
+) -> Path:
+    """Write or renew `README.md` in the folder of an adapter or a supervision set.
+
+    What somebody wrote into the card stays: text outside of the marked sections, sections changed by hand, and fields
+    of the front matter. The results are those of the evaluations inside the folder, see `add_evaluation`.
 
     Args:
-        folder: of the adapter; a `report.json` in it, as `drllm eval` writes, becomes the results.
-        config: of the adapter, with its `training` facts.
+        folder: with an `adapter_config.json` or made by `drllm search`.
+        repo_id: its name on the Hub, for the code on the card; None is the folder's name.
+        license: identifier such as "apache-2.0"; None leaves what the card says.
+        on_hub: the card of that repository, which somebody may have edited there.
+
+    Raises:
+        DrLLMError: the folder holds neither; a report was measured with other weights or is damaged; the front matter
+            is no YAML; the card was edited both here and on the Hub.
     """
     folder = Path(folder)
-    base = str(config.base_model_name_or_path)
-    # A local folder is no name on the Hub, where the field becomes a link.
-    data = ModelCardData(
-        base_model=None if Path(base).is_dir() else base,
-        library_name="peft",
-        pipeline_tag="text-generation",
-        tags=TAGS,
-    )
-    card = ModelCard.from_template(
-        data,
-        template_str=_template("adapter.md"),
-        title=f"Layer routers for {Path(base).name}",
-        adapter=folder.name,
-        base_model=Path(base).name if Path(base).is_dir() else base,
-        num_blocks=config.num_blocks,
-        hidden_size=config.hidden_size,
-        model_type=config.base_model_type,
-        training=_training(config.training),
-        results=_results(folder / "report.json"),
-    )
-    write_text_atomic(folder / "README.md", str(card))
+    path = folder / CARD
+    old = _existing(path, on_hub)
+    name = repo_id or folder.resolve().name
+    kind: type[RepoCard]
+    if (folder / "adapter_config.json").is_file():
+        new, kind = adapter_card(folder, load_adapter_config(str(folder)), name), ModelCard
+    elif (folder / INFO).is_file():
+        new, kind = supervision_card(folder, name), DatasetCard
+    else:
+        raise DrLLMError(
+            f"{folder} must hold an adapter or a supervision set to have a card, but it has neither "
+            f"adapter_config.json nor {INFO}; correct the name."
+        )
+    card = _renewed(kind, old, new, path)
+    if license is not None:
+        card.data["license"] = license
+    write_text_atomic(path, sections.seal(str(card)))
+    return path
 
 
-def _template(name: str) -> str:
-    # Inside the wheel the templates lie in the package, in a checkout beside its sources.
-    here = Path(__file__).parents[1]
-    path = here / "hub_cards" / name
-    return (path if path.exists() else here.parents[1] / "hub_cards" / name).read_text(encoding="utf-8")
+def add_evaluation(adapter: str | os.PathLike[str], evaluation: str | os.PathLike[str]) -> Path:
+    """Copy what `drllm eval` wrote into the adapter's folder, so that its card shows it.
+
+    Returns:
+        The copy, a folder of the same name.
+
+    Raises:
+        DrLLMError: it is no evaluation, it was measured with other weights, or the adapter has another one of that
+            name.
+    """
+    adapter, evaluation = Path(adapter), Path(evaluation)
+    read_report(evaluation, load_adapter_config(str(adapter)))
+    target = adapter / evaluation.resolve().name
+    if target.exists() and target.resolve() != evaluation.resolve():
+        if (target / REPORT).is_file() and (target / REPORT).read_bytes() == (evaluation / REPORT).read_bytes():
+            return target
+        raise DrLLMError(
+            f"{target} must be free for the evaluation {evaluation}, but it holds something else; rename one of them."
+        )
+    if not target.exists():
+        target.mkdir()
+        for name in (REPORT, FIGURE, MARKER):
+            if (evaluation / name).is_file():
+                shutil.copy(evaluation / name, target)
+    return target
 
 
-def _training(training: Mapping[str, Any] | None) -> str:
-    if not training:
-        return "Not recorded."
-    supervision, constants = training["supervision"], training["training"]
-    search, labels = supervision["search"], supervision["labels"]
-    rule = labels["rule"] + (f" (price {labels['price']})" if labels["rule"] == "price" else "")
-    return (
-        f"Searched on {supervision['questions']} questions ({', '.join(supervision['tasks'])}, mode "
-        f"{supervision['mode']}) with {search['simulations']} simulations each (exploration {search['exploration']}, "
-        f"length penalty {search['length_penalty']}, seed {search['seed']}), labels by the rule {rule}. Trained for at "
-        f"most {constants['epochs']} epochs with focal loss (gamma {constants['gamma']}), learning rate "
-        f"{constants['learning_rate']}, seed {constants['seed']}, by drllm-adapter {training['version']}."
-    )
+# What is there already
 
 
-def _results(report: Path) -> str:
-    if not report.exists():
-        return "Nothing has been measured yet."
-    measured = json.loads(report.read_text(encoding="utf-8"))
+def _existing(path: Path, on_hub: str | None) -> str | None:
+    """The card to renew: the one that somebody edited; None when there is none worth keeping."""
+    here = path.read_text(encoding="utf-8") if path.is_file() else None
+    if here is not None and _PEFT_TITLE in here:
+        here = None
+    if on_hub is None or here == on_hub or _PEFT_TITLE in on_hub:
+        return here
+    if here is None or not sections.is_edited(here):
+        return on_hub
+    if sections.is_edited(on_hub):
+        raise DrLLMError(
+            f"the card must be edited in one place, but {path} and the one on the Hub were both changed; put one's "
+            f"changes into the other, and make the two files equal."
+        )
+    return here
 
-    def shown(share: Mapping[str, Any]) -> str:
-        low, high = share["interval"]
-        return f"{100 * share['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
-    return (
-        f"| questions | base | routed | mean passes |\n|---|---|---|---|\n| {measured['base']['of']} "
-        f"({', '.join(measured['tasks'])}, {measured['mode']}) | {shown(measured['base'])} | "
-        f"{shown(measured['routed'])} | {measured['mean_passes']:.2f} of {measured['num_blocks']} |"
-    )
+def _renewed(kind: type[RepoCard], old: str | None, new: RepoCard, path: Path) -> RepoCard:
+    """The new card with all that somebody wrote into the old one."""
+    if old is None:
+        return new
+    try:
+        card = kind(sections.replace_sections(old, sections.seal(str(new))), ignore_metadata_errors=True)
+    except Exception as error:  # whatever YAML makes of it
+        raise DrLLMError(
+            f"the card {path} must begin with front matter in YAML between lines of ---, but reading it failed "
+            f"({str(error).splitlines()[0]}); correct it, or delete the file to have it written anew."
+        ) from error
+    fields, results = new.data.to_dict(), _results_of(new)
+    others = [result for result in _results_of(card) if result.source_url != MEASURED_BY]
+    if not is_hub_name(str(card.data.get("base_model") or "")):
+        card.data["base_model"] = None  # PEFT puts the base's folder here, when it saves into this one
+    for name, value in fields.items():
+        if name != "model-index" and card.data.get(name) is None:
+            card.data[name] = value
+    card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or ()), *TAGS]))
+    if results or others:
+        card.data["model_name"] = card.data.get("model_name") or new.data.get("model_name")
+        card.data["eval_results"] = results + others
+    elif kind is ModelCard:
+        card.data["eval_results"] = None
+    if "dataset_info" in fields:  # counts bytes and rows: never a matter of taste
+        card.data["dataset_info"] = fields["dataset_info"]
+    return card
+
+
+def _results_of(card: RepoCard) -> list[EvalResult]:
+    found: list[EvalResult] | None = card.data.get("eval_results")
+    return found or []

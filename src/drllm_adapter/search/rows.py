@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from ..decisions import CLASS_NAMES
 from ..errors import DrLLMError
 from ..files import folder_kind, replacing
 from ..tasks import Prompt
@@ -122,6 +125,13 @@ def read_file(path: str | os.PathLike[str]) -> list[Row]:
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); search these questions again."
         ) from error
     return [_row(item) for item in table.to_pylist()]
+
+
+def label_counts(path: str | os.PathLike[str], num_blocks: int) -> NDArray[np.int64]:
+    """How many labels of a Parquet file skip, execute and repeat each block, `[num_blocks, 3]`; reads nothing else."""
+    labels = pq.read_table(path, columns=["decisions"])["decisions"].combine_chunks().flatten()
+    decisions = labels.to_numpy().reshape(-1, num_blocks)
+    return np.stack([(decisions == value).sum(axis=0) for value in range(len(CLASS_NAMES))], axis=1)
 
 
 def read_rows(folder: str | os.PathLike[str]) -> list[Row]:

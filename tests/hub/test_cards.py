@@ -1,0 +1,328 @@
+"""Cards say what the files say and nothing else, keep what people wrote, and work: their code runs, their front matter
+is what huggingface_hub and datasets read."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import DatasetCard, ModelCard, metadata_eval_result, metadata_load, metadata_save
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drllm_adapter import DrLLMError
+from drllm_adapter.demo import BASE
+from drllm_adapter.hub import TAGS, add_evaluation, sections, write_card
+from drllm_adapter.search import read_rows
+from drllm_adapter.search.rows import SCHEMA
+from drllm_adapter.tasks import load_questions
+from drllm_adapter.training import TrainingConfig
+from drllm_adapter.workflow import SearchConfig, evaluate_adapter, search_paths, train_adapter
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A supervision set in `paths`, an adapter in `routers`, and an evaluation of it in `measured`."""
+    folder = tmp_path_factory.mktemp("cards")
+    search_paths(str(BASE), load_questions("khop", limit=30), folder / "paths", mode="cloze",
+                 config=SearchConfig(simulations=20))  # fmt: skip
+    train_adapter(folder / "paths", folder / "routers", config=TrainingConfig(epochs=2))
+    evaluate_adapter(str(folder / "routers"), load_questions("khop", limit=40, seed=1), folder / "measured",
+                     mode="cloze")  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def made(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "made"))
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def on_the_hub(made: Path, base: str = "acme/tiny-llama") -> None:
+    """As if the base had been loaded by its name on the Hub."""
+    change_json(made / "routers" / "adapter_config.json", lambda config: config.update(base_model_name_or_path=base))
+    (made / "routers" / "README.md").unlink()
+
+
+def test_nothing_measured_nothing_claimed(made: Path) -> None:
+    card = ModelCard.load(made / "routers" / "README.md")
+    assert "Nothing has been measured yet." in card.text
+    assert card.data.eval_results is None
+    assert "model-index" not in card.data.to_dict()
+
+
+def test_the_front_matter_of_an_adapter(made: Path) -> None:
+    on_the_hub(made)
+    data = ModelCard.load(write_card(made / "routers", license="apache-2.0")).data.to_dict()
+    assert data["library_name"] == "peft"
+    assert data["base_model"] == "acme/tiny-llama"
+    assert data["base_model_relation"] == "adapter"
+    assert data["pipeline_tag"] == "text-generation"
+    assert data["license"] == "apache-2.0"
+    assert {"dr-llm", "layer-routing", "dynamic-depth"} <= set(data["tags"])
+
+
+def test_datasets_are_those_of_the_questions(made: Path) -> None:
+    source = {"name": "allenai/ai2_arc", "config": "ARC-Easy", "split": "test", "hub": True}
+    change_json(made / "measured" / "report.json", lambda report: report.update(sources=[source]))
+    add_evaluation(made / "routers", made / "measured")
+    card = ModelCard.load(write_card(made / "routers"))
+    assert card.data.datasets == ["allenai/ai2_arc"]
+    result = card.data.eval_results[0]
+    assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("allenai/ai2_arc", "ARC-Easy", "test")
+
+
+def test_results_are_those_of_the_report(made: Path) -> None:
+    report = json.loads((made / "measured" / "report.json").read_text())
+    add_evaluation(made / "routers", made / "measured")
+    card = ModelCard.load(write_card(made / "routers"))
+    accuracy, passes = card.data.eval_results
+    assert accuracy.metric_type == "accuracy"
+    assert accuracy.metric_value == pytest.approx(report["routed"]["right"] / 40, abs=1e-4)
+    assert accuracy.metric_args["questions"] == 40
+    assert accuracy.metric_args["interval_95"] == pytest.approx(report["routed"]["interval"], abs=1e-4)
+    assert passes.metric_value == pytest.approx(report["mean_passes"], abs=1e-4)
+    row = next(line for line in card.text.splitlines() if line.startswith("| khop"))
+    for share in ("base", "routed"):
+        assert f"| {100 * report[share]['right'] / 40:.1f} [" in row
+    assert f"| {report['mean_passes']:.2f} of 8 |" in row
+    figure = re.search(r"!\[[^]]*\]\(([^)]+)\)", card.text)
+    assert figure is not None
+    assert (made / "routers" / figure[1]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_evaluation_inside_the_adapter_is_on_its_card_at_once(made: Path) -> None:
+    evaluate_adapter(str(made / "routers"), load_questions("khop", limit=20, seed=2), made / "routers" / "evaluation",
+                     mode="cloze", layer_budget=5)  # fmt: skip
+    card = ModelCard.load(made / "routers" / "README.md")
+    assert "| khop (cloze, float32, layer budget 5) | 20 |" in card.text
+    assert "Nothing has been measured" not in card.text
+
+
+def test_figures_of_other_weights_are_refused(made: Path) -> None:
+    change_json(made / "measured" / "report.json", lambda report: report.update(adapter_checksum="f" * 64))
+    with pytest.raises(DrLLMError, match="ffffffffffff"):
+        add_evaluation(made / "routers", made / "measured")
+    assert not (made / "routers" / "measured").exists()
+    shutil.copytree(made / "measured", made / "routers" / "measured")
+    before = (made / "routers" / "README.md").read_bytes()
+    with pytest.raises(DrLLMError, match="other"):
+        write_card(made / "routers")
+    assert (made / "routers" / "README.md").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"routed": {"value": "many"}}'])
+def test_damaged_reports_are_refused(damage: str, made: Path) -> None:
+    (made / "measured" / "report.json").write_text(damage)
+    with pytest.raises(DrLLMError, match="must be a report of drllm eval"):
+        add_evaluation(made / "routers", made / "measured")
+
+
+def test_the_card_says_how_it_was_made(made: Path) -> None:
+    import torch
+
+    text = (made / "routers" / "README.md").read_text()
+    for said in ("30 of khop, mode cloze", "simulations 20", "length_penalty 1.0", "price 0.4", "epochs 2", "seed 0",
+                 f"torch {torch.__version__}", "ships with drllm-adapter"):  # fmt: skip
+        assert said in text, said
+    on_the_hub(made)
+    change_json(made / "routers" / "adapter_config.json",
+                lambda config: config["training"]["supervision"].update(base_revision="0123456789abcdef"))  # fmt: skip
+    text = write_card(made / "routers").read_text()
+    assert "[acme/tiny-llama](https://huggingface.co/acme/tiny-llama) at revision `0123456789ab`" in text
+
+
+def test_no_folder_of_this_machine_is_on_a_card(made: Path) -> None:
+    for name in ("routers", "paths"):
+        text = write_card(made / name).read_text()
+        assert str(BASE.parent) not in text
+        assert str(made) not in text
+
+
+@pytest.mark.parametrize("base", ["embedded", "folder", "relative"])
+def test_the_code_on_the_card_runs(base: str, made: Path) -> None:
+    """As a reader would: copied into a file, run where the adapter lies."""
+    if base != "embedded":
+        shutil.copytree(BASE, made / "acme" / "tiny")
+        on_the_hub(made, str(made / "acme" / "tiny") if base == "folder" else "acme/tiny")
+    text = write_card(made / "routers").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.S)
+    assert code is not None
+    cwd = made / "acme" if base == "folder" else made
+    if base == "folder":
+        (made / "routers").rename(cwd / "routers")
+    program = code[1] + "\nprint(type(model).__name__, sum('router' in name for name, _ in model.named_parameters()))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=cwd, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["PeftModelForCausalLM", "32"]
+    assert ("AutoPeftModelForCausalLM" in code[1]) == (base == "relative")
+
+
+def test_edits_survive(made: Path) -> None:
+    path = made / "routers" / "README.md"
+    text = path.read_text()
+    text = text.replace("## Limits", "My own words.\n\n## Limits").replace("the small model that ships", "my model")
+    text = text.replace("- dr-llm", "- mine\n- dr-llm").replace("pipeline_tag: text-generation\n", "")
+    text = text.replace("library_name", "license: mit\nlibrary_name")
+    path.write_text(text.replace("\n", "\r\n"), newline="")
+    add_evaluation(made / "routers", made / "measured")
+    for _ in range(2):
+        card = ModelCard.load(write_card(made / "routers"))
+        assert card.data.license == "mit"
+        assert card.data.tags == ["mine", *TAGS]
+        assert "My own words." in card.text
+        assert "my model with drllm-adapter" in card.text  # a section changed by hand
+        assert "Nothing has been measured" not in card.text  # one that was not
+        assert card.text.count("| khop (cloze") == 1
+        assert len(card.data.eval_results) == 2
+
+
+def test_results_of_others_survive_and_ours_are_not_doubled(made: Path) -> None:
+    add_evaluation(made / "routers", made / "measured")
+    path = write_card(made / "routers")
+    theirs = metadata_eval_result(
+        model_pretty_name="x", task_pretty_name="t", task_id="text-generation", metrics_pretty_name="m",
+        metrics_id="perplexity", metrics_value=12.5, dataset_pretty_name="d", dataset_id="acme/d",
+    )  # fmt: skip
+    data = metadata_load(path)
+    assert data is not None
+    data["model-index"][0]["results"] += theirs["model-index"][0]["results"]
+    metadata_save(path, data)
+    shutil.rmtree(made / "routers" / "measured")
+    results = ModelCard.load(write_card(made / "routers")).data.eval_results
+    assert [(result.metric_type, result.metric_value) for result in results] == [("perplexity", 12.5)]
+
+
+def test_a_card_without_markers_keeps_its_text(made: Path) -> None:
+    path = made / "routers" / "README.md"
+    path.write_text("---\nlicense: mit\n---\n\n# All mine\n")
+    write_card(made / "routers")
+    card = ModelCard.load(path)
+    assert card.text.strip().startswith("# All mine")
+    assert "drllm:" not in card.text
+    assert card.data.library_name == "peft"
+
+
+def test_pefts_own_card_gives_way(made: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), made / "routers")
+    model.save_pretrained(str(made / "saved"))
+    assert "Model Card for Model ID" in (made / "saved" / "README.md").read_text()
+    card = ModelCard.load(write_card(made / "saved"))
+    assert "Model Card for Model ID" not in card.text
+    assert "base_model" not in card.data.to_dict()
+    model.save_pretrained(str(made / "saved"))  # PEFT rewrites the fields of what is there now
+    card = ModelCard.load(write_card(made / "saved"))
+    assert set(TAGS) <= set(card.data.tags)
+    assert "base_model" not in card.data.to_dict()
+
+
+def test_bad_front_matter_is_refused(made: Path) -> None:
+    path = made / "routers" / "README.md"
+    path.write_text("---\nlicense: [mit\n---\n# Mine\n")
+    with pytest.raises(DrLLMError, match="front matter"):
+        write_card(made / "routers")
+    assert path.read_text() == "---\nlicense: [mit\n---\n# Mine\n"
+
+
+def test_edits_on_the_hub_survive(made: Path) -> None:
+    path = made / "routers" / "README.md"
+    fresh = path.read_text()
+    there = fresh.replace("## Limits", "Written there.\n\n## Limits")
+    here = fresh.replace("## Limits", "Written here.\n\n## Limits")
+    assert "Written there." in write_card(made / "routers", on_hub=there).read_text()
+    path.write_text(here)
+    assert "Written here." in write_card(made / "routers", on_hub=fresh).read_text()
+    path.write_text(here)
+    with pytest.raises(DrLLMError, match="one place"):
+        write_card(made / "routers", on_hub=there)
+    assert path.read_text() == here
+    path.unlink()
+    assert "Written there." in write_card(made / "routers", on_hub=there).read_text()
+
+
+def test_the_name_on_the_hub_is_in_the_code(made: Path) -> None:
+    assert '"me/routers")' in write_card(made / "routers", repo_id="me/routers").read_text()
+    assert 'load_dataset("me/paths"' in write_card(made / "paths", repo_id="me/paths").read_text()
+
+
+def test_no_card_for_other_folders(tmp_path: Path) -> None:
+    with pytest.raises(DrLLMError, match="neither"):
+        write_card(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# Supervision sets
+
+
+def test_the_card_of_a_supervision_set(made: Path) -> None:
+    card = DatasetCard.load(made / "paths" / "README.md")
+    rows = read_rows(made / "paths")
+    labels = [row.decisions for row in rows if row.decisions is not None]
+    right = sum(row.base_correct for row in rows)
+    skipped = sum(label.count(0) for label in labels) / (8 * len(labels))
+    assert card.data.license == "apache-2.0"
+    for said in (f"| questions with a label | {len(labels)} of 30 |", f"own path | {100 * right / 30:.1f} % |",
+                 f"skip {100 * skipped:.1f} %", "simulations 20", "rule price", "khop: apache-2.0"):  # fmt: skip
+        assert said in card.text, said
+    assert (made / "paths" / "labels.png").read_bytes().startswith(b"\x89PNG")
+    assert all(f"`{name}`" in card.text for name in SCHEMA.names)
+
+
+def test_the_viewer_finds_rows_features_and_splits(made: Path) -> None:
+    """By what `datasets` makes of the card alone, and of the data behind it."""
+    import datasets
+
+    declared = datasets.info.DatasetInfosDict.from_dataset_card_data(
+        DatasetCard.load(made / "paths" / "README.md").data
+    )
+    rows = datasets.load_dataset(str(made / "paths"))
+    assert list(rows) == ["train"]
+    assert declared["default"].features == rows["train"].features
+    assert declared["default"].splits["train"].num_examples == len(rows["train"]) == 30
+    assert datasets.get_dataset_config_names(str(made / "paths")) == ["default"]
+    file = made / "paths" / "data" / "train-00000-of-00001.parquet"
+    assert declared["default"].download_size == file.stat().st_size
+
+
+def test_an_unknown_licence_is_not_guessed(made: Path) -> None:
+    (made / "paths" / "README.md").unlink()
+    source = {"name": "questions.jsonl", "config": None, "split": None, "hub": False}
+    change_json(made / "paths" / "search.json", lambda info: info.update(sources=[source]))
+    card = DatasetCard.load(write_card(made / "paths"))
+    assert "license" not in card.data.to_dict()
+    assert "questions.jsonl: not known here" in card.text
+
+
+# Sections
+
+words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=20)
+SECTION = "<!-- drllm:{} -->\n{}\n<!-- /drllm:{} -->"
+
+
+@given(st.lists(st.tuples(words, words), max_size=4), words, st.data())
+def test_sections_follow_and_the_rest_stays(parts: list[tuple[str, str]], end: str, data: st.DataObject) -> None:
+    def text(contents: list[str], outside: list[str]) -> str:
+        pieces = [f"{mine}\n{SECTION.format(chr(97 + n), theirs, chr(97 + n))}\n"
+                  for n, (mine, theirs) in enumerate(zip(outside, contents, strict=True))]  # fmt: skip
+        return "".join(pieces) + end
+
+    first = [theirs for _, theirs in parts]
+    sealed = sections.seal(text(first, ["x"] * len(parts)))
+    assert not sections.is_edited(sealed)
+    mine = sections.seal(text(first, [outside for outside, _ in parts]))
+    later = [data.draw(words) for _ in parts]
+    got = sections.replace_sections(mine, sections.seal(text(later, ["y"] * len(parts))))
+    assert sections.seal(got) == sections.seal(text(later, [outside for outside, _ in parts]))
+    assert sections.is_edited(sealed.replace("<!-- drllm written", "new\n<!-- drllm written"))
