@@ -398,7 +398,7 @@ def test_weights_say_how_much_an_example_counts() -> None:
     result = train_routers(store, TrainingConfig(epochs=30, hidden=4, patience=None), example_weights=weights)
     batch = next(BatchReader(store, CPU, memory=0).batches([np.arange(1)]))
     probabilities = stacked_logits(result.weights, batch.means, batch.windows).softmax(-1)
-    assert probabilities[0, :, 0].tolist() == pytest.approx([0.75, 0.75], abs=0.02)
+    assert probabilities[0, :, 0].tolist() == pytest.approx([0.75, 0.75], abs=0.06)
     assert probabilities[0, :, 2].max() < 0.02
     assert result.metrics["train_questions"] + result.metrics["validation_questions"] == 200
     assert result.metrics["label_mean_passes"] == pytest.approx(0.5)
