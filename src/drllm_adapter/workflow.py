@@ -19,7 +19,7 @@ from .adapter.config import DrLLMConfig
 from .adapter.steering import set_depth_control, set_layer_budget
 from .decisions import Decisions, execute_all
 from .errors import DrLLMError
-from .evaluation import Report, compare, plot_layers
+from .evaluation import Effort, Report, compare, compare_with_baselines, plot_layers, plot_tradeoff, sweep_controls
 from .files import check_claim, claim_folder, write_json_atomic
 from .hub import write_card
 from .loading import fingerprint, load_base, load_routed, route_base
@@ -193,6 +193,9 @@ def evaluate_adapter(
     batch_size: int = 16,
     depth_control: float | None = None,
     layer_budget: int | None = None,
+    supervision: str | os.PathLike[str] | None = None,
+    effort: Effort | None = None,
+    sweep: bool = False,
     dtype: str = "auto",
     device: str | None = None,
     max_new_tokens: int | None = None,
@@ -204,12 +207,17 @@ def evaluate_adapter(
         adapter: folder or Hub name.
         output: None writes nothing; a folder inside the adapter's own puts the results on its card.
         depth_control, layer_budget: None is what the adapter was saved with.
+        supervision: a supervision set of the same base, on whose questions baselines are chosen; None compares with
+            none.
+        effort: how much is spent on choosing them.
+        sweep: also run every control over its range; with this or baselines, `output` gets `tradeoff.png` as well.
 
     Raises:
-        DrLLMError: see `load_routed`, `build_prompt`, `Scorer.score`.
+        DrLLMError: see `load_routed`, `build_prompt`, `Scorer.score`, `compare_with_baselines`.
     """
     if output is not None:
         check_claim(output, EVALUATION)
+    training_rows = None if supervision is None else _training_rows(supervision, questions)
     model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
     if depth_control is not None:
         set_depth_control(model, depth_control)
@@ -225,6 +233,23 @@ def evaluate_adapter(
     set_layer_budget(model, budget)
     routed = score_all(scorer, prompts, None, "routed", console)
     report = compare(in_base, routed, [question.level for question in questions])
+    if sweep:
+        points = sweep_controls(model, routed, lambda: score_all(scorer, prompts, None, "sweep", console))
+        report = replace(report, sweep=points)
+    if training_rows is not None:
+        set_layer_budget(model, None)
+        table = compare_with_baselines(
+            model,
+            tokenizer,
+            routed,
+            prompts,
+            [question.task for question in questions],
+            training_rows,
+            lambda asked, paths: score_all(scorer, asked, paths, "baselines", console),
+            effort,
+        )
+        set_layer_budget(model, budget)
+        report = replace(report, baselines=table)
     if output is not None:
         folder = claim_folder(output, EVALUATION)
         settings = {
@@ -241,9 +266,25 @@ def evaluate_adapter(
         }
         write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
         plot_layers(report, folder / "layers.png")
+        if report.baselines is not None or report.sweep is not None:
+            plot_tradeoff(report, folder / "tradeoff.png")
         if folder.resolve().parent == Path(adapter).resolve():
             write_card(adapter)
     return report
+
+
+def _training_rows(supervision: str | os.PathLike[str], tested: Sequence[Question]) -> list[Row]:
+    """The rows of a supervision set; a `DrLLMError` when one of its questions is to be tested."""
+    rows = read_rows(supervision)
+    shared = {row.id for row in rows} & {question.id for question in tested}
+    texts = {question.question for question in tested}
+    leaked = [row.id for row in rows if row.id in shared and any(text in row.prompt for text in texts)]
+    if leaked:
+        raise DrLLMError(
+            f"baselines are chosen on questions that are not tested, but {leaked[0]!r} is in {supervision} and among "
+            f"the tested; leave it out with --skip or evaluate on other data."
+        )
+    return rows
 
 
 def evaluate_with_lm_eval(
