@@ -41,11 +41,11 @@ class Labels:
     """What is learnt from the paths that were tried.
 
     Attributes:
-        rule: "shortest" (the paper's) or "price", one path a question, or "weighted", several; see `search.labels`.
+        rule: "weighted" (several paths a question), or "price" or "shortest" (the paper's), one; see `search.labels`.
         price: of L block passes, in probability of the right answer.
     """
 
-    rule: str = "price"
+    rule: str = "weighted"
     price: float = 0.4
 
 

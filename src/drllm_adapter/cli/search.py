@@ -38,7 +38,7 @@ def search(
             help="What is to be learnt: weighted (the best paths by p(right answer) against passes), price (the best "
             "one) or shortest (the published rule: the shortest right one)."
         ),
-    ] = "price",
+    ] = "weighted",
     price: Annotated[float, typer.Option(help="Price of L block passes, in probability of the right answer.")] = 0.4,
     exploration: Annotated[float, typer.Option(help="c of the UCB.")] = 1.8,
     length_penalty: Annotated[

@@ -197,8 +197,11 @@ def compare_with_baselines(
     by_length = ("length router", "the best static path of each quarter of prompt lengths",
                  [int(np.searchsorted(edges, length)) for length in lengths],
                  [int(np.searchsorted(edges, len(prompt.text))) for prompt in prompts])  # fmt: skip
+    paths = [path for number in numbers for path in (greedy[number], best_by_effects(effects, number))]
+    ungrouped = [base, *(tested.contender("static", path) for path in paths)]
     for name, what, train_groups, test_groups in (by_task, by_length):
-        table.append(_grouped(name, what, train_groups, test_groups, supervision, effects, tested, base, own.passes))
+        groups = (train_groups, test_groups)
+        table.append(_grouped(name, what, groups, supervision, effects, tested, ungrouped, own.passes))
     return BaselineTable(own, [comparison(own, item) for item in table], oracles(supervision, score, effort))
 
 
@@ -317,19 +320,20 @@ def _random(tested: PathOutcomes, numbers: Sequence[int], base: Contender, mean_
 def _grouped(
     name: str,
     what: str,
-    train_groups: Sequence[Hashable],
-    test_groups: Sequence[Hashable],
+    groups: tuple[Sequence[Hashable], Sequence[Hashable]],
     supervision: Sequence[Supervised],
     effects: Effects,
     tested: PathOutcomes,
-    base: Contender,
+    ungrouped: Sequence[Contender],
     mean_passes: float,
 ) -> Contender:
     """The best static path of each group, with passes where the group needs them, at the router's mean passes.
 
     The effects of a group are drawn towards those of all questions. For a price per pass every group takes the number
-    of passes that is worth it; the two prices whose means lie around the router's are scored and mixed.
+    of passes that is worth it; the two prices whose means lie around the router's are scored and mixed. `ungrouped` are
+    static paths for all questions, with which they may be mixed: a router that sees the group may also ignore it.
     """
+    train_groups, test_groups = groups
     of_group: dict[Hashable, Effects] = {}
     for group in set(test_groups):
         rows = [row.paths for row, found in zip(supervision, train_groups, strict=True) if found == group]
@@ -353,7 +357,7 @@ def _grouped(
     above = [place for place, mean in enumerate(means) if mean >= mean_passes]
     ends = [max(below, key=means.__getitem__)] if below else []
     ends += [min(above, key=means.__getitem__)] if above else []
-    points = [base]
+    points = list(ungrouped)
     for place in ends:
         scores = tested.each([assignments[place][group] for group in test_groups])
         points.append(Contender(name, _right(scores), means[place]))
