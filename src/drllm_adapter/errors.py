@@ -7,3 +7,14 @@ class DrLLMError(ValueError):
     A `ValueError`, because that is what PEFT and transformers raise for bad arguments. The command line prints the
     message alone and exits with code 2.
     """
+
+
+class OtherProcessError(DrLLMError):
+    """Another process of the same job failed and says why; this one only stops."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop and has saved what it finished; the message says how to go on.
+
+    The command line prints the message and exits with code 130.
+    """

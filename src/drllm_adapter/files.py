@@ -12,6 +12,7 @@ from typing import Any
 from .errors import DrLLMError
 
 MARKER = "drllm.json"
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 @contextmanager
@@ -22,10 +23,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         DrLLMError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -35,13 +37,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno in _CANNOT_WRITE:
             raise DrLLMError(
                 f"{path} could not be written ({os.strerror(error.errno)}); free some space or choose another folder."
             ) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:

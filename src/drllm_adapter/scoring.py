@@ -45,7 +45,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class Encoded:
     """Token ids of a prompt and of the continuations that are scored after it."""
 
     prompt: list[int]
@@ -74,7 +74,7 @@ class Scorer:
         # would then copy these once for every row.
         self._last = torch.tensor([-1], device=model.device)
         self._cache = cache_keyword(model)
-        self._encoded: dict[Prompt, _Encoded] = {}
+        self._encoded: dict[Prompt, Encoded] = {}
         self.work = Work()
 
     def begin(self, prompts: Sequence[Prompt]) -> "PlainSession":
@@ -98,9 +98,38 @@ class Scorer:
             self.model.train(training)
         return scores
 
-    @torch.inference_mode()
+    def log_likelihoods(
+        self, prompts: Sequence[Prompt], decisions: Sequence[Decisions] | None = None
+    ) -> list[list[float]]:
+        """The log-likelihoods of every prompt's continuations; all prompts run as one batch."""
+        return self._run(prompts, decisions)[0]
+
     def _score_batch(self, prompts: Sequence[Prompt], decisions: Sequence[Decisions] | None) -> list[Score]:
-        encoded = [self._encode(prompt) for prompt in prompts]
+        likelihoods, ran = self._run(prompts, decisions)
+        free = [row for row, prompt in enumerate(prompts) if prompt.mode == "free"]
+        texts = dict(zip(free, self.generate([prompts[row] for row in free], [ran[row] for row in free]), strict=True))
+        return [
+            self.judge(prompt, likelihoods[row], ran[row], texts.get(row, "")) for row, prompt in enumerate(prompts)
+        ]
+
+    def judge(self, prompt: Prompt, likelihoods: Sequence[float], decisions: Decisions, text: str = "") -> Score:
+        """The score that the log-likelihoods of a prompt's continuations and its generated text amount to."""
+        if prompt.mode == "free":
+            probability = math.exp(likelihoods[0] / len(self.encode(prompt).continuations[0]))
+            correct = not math.isnan(probability) and grade(prompt.grader, text, str(prompt.answer))
+            return Score(_rounded(probability), correct, decisions, text)
+        probabilities = torch.tensor(likelihoods, dtype=torch.float64).softmax(dim=0)
+        probability = float(probabilities[int(prompt.answer)])
+        # A tie goes to the first choice, as argmax does everywhere. NaN answers nothing.
+        correct = int(probabilities.argmax()) == prompt.answer and not math.isnan(probability)
+        return Score(_rounded(probability), correct, decisions)
+
+    @torch.inference_mode()
+    def _run(
+        self, prompts: Sequence[Prompt], decisions: Sequence[Decisions] | None
+    ) -> tuple[list[list[float]], list[Decisions]]:
+        """The log-likelihoods of every prompt's continuations, and the decisions that ran."""
+        encoded = [self.encode(prompt) for prompt in prompts]
         inputs = self._pad_left([row.prompt for row in encoded])
         cache = DynamicCache(config=self.model.config.get_text_config())
         with _forced(self.model, decisions):
@@ -109,30 +138,10 @@ class Scorer:
         made = sum(map(passes, ran))
         self.work += Work(paths=len(ran), passes=made, passes_run=made)
         first = output.logits[:, -1].float().log_softmax(dim=-1)
-        likelihoods = self._continue(encoded, first, inputs["attention_mask"], cache)
-
-        scores = []
-        for row, (prompt, of_continuations) in enumerate(zip(prompts, likelihoods, strict=True)):
-            if prompt.mode == "free":
-                probability = math.exp(of_continuations[0] / len(encoded[row].continuations[0]))
-                scores.append(Score(_rounded(probability), False, ran[row]))
-            else:
-                probabilities = torch.tensor(of_continuations, dtype=torch.float64).softmax(dim=0)
-                probability = float(probabilities[int(prompt.answer)])
-                # A tie goes to the first choice, as argmax does everywhere. NaN answers nothing.
-                correct = int(probabilities.argmax()) == prompt.answer and not math.isnan(probability)
-                scores.append(Score(_rounded(probability), correct, ran[row]))
-        free = [row for row, prompt in enumerate(prompts) if prompt.mode == "free"]
-        texts = self._generate([prompts[row] for row in free], [ran[row] for row in free])
-        for row, text in zip(free, texts, strict=True):
-            prompt = prompts[row]
-            finite = not math.isnan(scores[row].probability)
-            correct = finite and grade(prompt.grader, text, str(prompt.answer))
-            scores[row] = Score(scores[row].probability, correct, ran[row], text)
-        return scores
+        return self._continue(encoded, first, inputs["attention_mask"], cache), ran
 
     def _continue(
-        self, encoded: Sequence[_Encoded], first: Tensor, mask: Tensor, cache: DynamicCache
+        self, encoded: Sequence[Encoded], first: Tensor, mask: Tensor, cache: DynamicCache
     ) -> list[list[float]]:
         """Log-likelihoods of every row's continuations.
 
@@ -169,11 +178,12 @@ class Scorer:
             grouped[row].append(value)
         return grouped
 
-    def _generate(self, prompts: Sequence[Prompt], decisions: Sequence[Decisions]) -> list[str]:
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Prompt], decisions: Sequence[Decisions]) -> list[str]:
         """Greedy answers to free questions, each along its path."""
         if not prompts:
             return []
-        inputs = self._pad_left([self._encode(prompt).prompt for prompt in prompts])
+        inputs = self._pad_left([self.encode(prompt).prompt for prompt in prompts])
         del inputs["position_ids"]
         with _forced(self.model, decisions):
             output = self.model.generate(
@@ -187,7 +197,12 @@ class Scorer:
         kept = [row[: prompt.max_new_tokens] for row, prompt in zip(generated, prompts, strict=True)]
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in kept]
 
-    def _encode(self, prompt: Prompt) -> _Encoded:
+    def encode(self, prompt: Prompt) -> Encoded:
+        """The token ids of a prompt.
+
+        Raises:
+            DrLLMError: nothing to score, or longer than the model's positions.
+        """
         if prompt in self._encoded:
             return self._encoded[prompt]
         tokens = self.tokenizer(prompt.text, add_special_tokens=not prompt.templated)["input_ids"]
@@ -207,7 +222,7 @@ class Scorer:
                 f"a prompt with its answer must fit the model's {limit} positions, but {shown!r} needs {longest}; "
                 f"leave that question out or use a model with more positions."
             )
-        self._encoded[prompt] = _Encoded(tokens, continuations)
+        self._encoded[prompt] = Encoded(tokens, continuations)
         return self._encoded[prompt]
 
     def _pad_left(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:

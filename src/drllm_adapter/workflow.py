@@ -1,13 +1,16 @@
 """The jobs behind the commands, from folder to folder: search paths, train routers on them, evaluate the adapter."""
 
+import json
 import os
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +21,16 @@ from . import __version__
 from .adapter.config import DrLLMConfig
 from .adapter.steering import set_depth_control, set_layer_budget
 from .decisions import Decisions, execute_all
+from .engine import GIGABYTE, SharingScorer
 from .errors import DrLLMError
 from .evaluation import Effort, Report, compare, compare_with_baselines, plot_layers, plot_tradeoff, sweep_controls
 from .files import check_claim, claim_folder, write_json_atomic
 from .hub import write_card
+from .jobs import Processes
 from .loading import fingerprint, load_base, load_routed, route_base
 from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_labels, read_rows, read_search_info, run_search
+from .search.rows import INFO
 from .tasks import Prompt, Question, build_prompts, sources_of
 from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
 
@@ -58,27 +64,41 @@ def search_paths(
     config: SearchConfig,
     labels: Labels | None = None,
     resume: bool = False,
-    bundle: int = 16,
+    bundle: int = 64,
+    memory: float = 2.0,
     dtype: str = "auto",
     device: str | None = None,
     max_new_tokens: int | None = None,
     console: Console | None = None,
+    log: TextIO | None = None,
 ) -> SearchSummary:
     """Search better layer paths for every question; the supervision set lies in the folder `output` afterwards.
+
+    Under `accelerate launch` every process calls this, and they share the questions.
 
     Args:
         base: folder or Hub name of the frozen model.
         mode: "letter", "cloze", "contrast" or "free", what counts as an answer.
-        bundle: questions searched side by side; part of what defines the rows to the last bit.
+        bundle: questions searched side by side.
+        memory: gigabytes of hidden states that are kept for the next paths of a bundle.
         resume: go on with what an interrupted run left in `output`.
+        log: progress goes here as JSON lines, in place of a bar.
 
     Raises:
         DrLLMError: see `load_base`, `build_prompt`, `run_search`.
+        Interrupted: on SIGINT or SIGTERM, after the bundle in flight.
     """
     labels = labels or Labels()
-    model, tokenizer = load_base(base, dtype=dtype, device=device)
+    processes = Processes.current()
+    if dtype == "auto" and resume:
+        dtype = _begun_dtype(output, INFO)
+    model, tokenizer = _load(
+        lambda dtype: load_base(base, dtype=dtype, device=device or processes.device), dtype, device, processes
+    )
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
-    scorer = Scorer(route_base(model), tokenizer, batch_size=bundle)
+    scorer = SharingScorer(
+        route_base(model), tokenizer, memory=int(memory * GIGABYTE), batch_size=bundle, notice=_teller(console)
+    )
     summary = run_search(
         questions,
         prompts,
@@ -92,10 +112,13 @@ def search_paths(
         base_model=_full_name(base),
         base_revision=getattr(model.config, "_commit_hash", None),
         base_fingerprint=fingerprint(model),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=_dtype_name(model),
+        processes=processes,
         console=console,
+        log=log,
     )
-    write_card(output)
+    if processes.is_main:
+        write_card(output)
     return summary
 
 
@@ -362,6 +385,43 @@ def score_all(
     return [scores[place] for place in range(len(prompts))]
 
 
+def _load(
+    load: Callable[[str], tuple[Any, Any]], dtype: str, device: str | None, processes: Processes
+) -> tuple[Any, Any]:
+    """What `load(dtype)` gives; "auto", which is a measurement on a CPU, is what the main process finds.
+
+    Raises:
+        DrLLMError: several processes would each spread the model over all devices of their machine.
+    """
+    if device == "auto" and processes.local_count > 1:
+        raise DrLLMError(
+            f"with device auto one process uses all devices of its machine, but {processes.local_count} were started "
+            f"on it; start one a machine, or one for each group of devices with CUDA_VISIBLE_DEVICES."
+        )
+    if dtype != "auto" or processes.count == 1 or (device or processes.device) != "cpu":
+        return load(dtype)
+    loaded: list[tuple[Any, Any]] = []
+
+    def load_first() -> str:
+        loaded.append(load(dtype))
+        return _dtype_name(loaded[0][0])
+
+    chosen = processes.from_main(load_first)
+    return loaded[0] if processes.is_main else load(chosen)
+
+
+def _dtype_name(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _begun_dtype(output: str | os.PathLike[str], name: str) -> str:
+    """The dtype of the run that was begun in the folder; "auto" when none was."""
+    try:
+        return str(json.loads((Path(output) / name).read_text(encoding="utf-8"))["dtype"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "auto"
+
+
 def _prompts(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_tokens: int | None) -> list[Prompt]:
     prompts = build_prompts(questions, mode, tokenizer)
     if max_new_tokens is None:
@@ -382,6 +442,11 @@ def _examples(
     weights = np.array([weight for *_, weight in chosen], dtype=np.float32)
     one_each = (weights == 1).all()
     return [row for row, *_ in chosen], [decisions for _, decisions, _ in chosen], None if one_each else weights
+
+
+def _teller(console: Console | None) -> Callable[[str], None]:
+    """Where a scorer's notices go: above the progress bar, or a warning when there is no console."""
+    return warnings.warn if console is None else partial(console.print, highlight=False, soft_wrap=True)
 
 
 def _full_name(name: str) -> str:

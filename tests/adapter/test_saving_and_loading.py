@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, get_peft_model
+from peft import (
+    AutoPeftModelForCausalLM,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from unrolled import VOCABULARY, tiny_model
@@ -50,8 +57,44 @@ def load_with_peft(base: Path, adapter: Path) -> Any:
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
 
 
-def load_with_low_memory(base: Path, adapter: Path) -> Any:
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter, low_cpu_mem_usage=True)
+def load_with_every_option(base: Path, adapter: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with pytest.warns(UserWarning, match="Ephemeral GPU offloading is not supported"):
+        return PeftModel.from_pretrained(
+            model,
+            adapter,
+            low_cpu_mem_usage=True,
+            torch_device="cpu",
+            autocast_adapter_dtype=False,
+            ephemeral_gpu_offload=True,
+        )
+
+
+def load_to_train(base: Path, adapter: Path) -> Any:
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter, is_trainable=True)
+    assert sum(weight.requires_grad for weight in model.parameters()) == 20
+    return model
+
+
+def load_into_a_state_dict(base: Path, adapter: Path) -> Any:
+    config = PeftConfig.from_pretrained(adapter)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    set_peft_model_state_dict(model, load_peft_weights(str(adapter)))
+    return model
+
+
+def load_into_a_base_that_carries_another(base: Path, adapter: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(model, DrLLMConfig(router_width=8), adapter_name="first")
+    with pytest.warns(UserWarning, match="Already found a `peft_config`"):
+        return PeftModel.from_pretrained(model, adapter, adapter_name="second")
+
+
+def load_into_its_own_name(base: Path, adapter: Path) -> Any:
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    teach(model, seed=9)
+    model.load_adapter(adapter, "default")
+    return model
 
 
 def load_with_another_name(base: Path, adapter: Path) -> Any:
@@ -87,7 +130,11 @@ def load_into_transformers_by_name(base: Path, adapter: Path) -> Any:
 
 LOADERS = [
     load_with_peft,
-    load_with_low_memory,
+    load_with_every_option,
+    load_to_train,
+    load_into_a_state_dict,
+    load_into_a_base_that_carries_another,
+    load_into_its_own_name,
     load_with_another_name,
     load_beside_another,
     load_with_auto_peft,
@@ -98,6 +145,7 @@ LOADERS = [
 
 
 @pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.filterwarnings("ignore:(Already found|Ephemeral)")
 @torch.no_grad()
 def test_every_loader_gives_what_was_saved(load: Callable[[Path, Path], Any], saved: Any) -> None:
     base, adapter, logits, decisions = saved
@@ -129,24 +177,33 @@ def test_only_the_routers_are_saved(saved: Any) -> None:
 
 
 @torch.no_grad()
+def test_adapters_are_saved_side_by_side(saved: Any, tmp_path: Path) -> None:
+    base, adapter, logits, _ = saved
+    model = load_with_peft(base, adapter).eval()
+    model.add_adapter("second", DrLLMConfig(router_width=16, layers_to_transform=[1, 3]))
+    teach(model, seed=1)
+    model.load_adapter(adapter, "default")
+    model.save_pretrained(tmp_path / "one", selected_adapters=["default"])
+    assert not (tmp_path / "one" / "second").exists()
+    model.save_pretrained(tmp_path / "all")
+    model.set_adapter("second")
+    second = model(IDS).logits
+    for folder, arguments in (
+        (tmp_path / "all" / "second", {"adapter_name": "renamed"}),
+        (tmp_path / "all", {"subfolder": "second"}),
+    ):
+        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder, **arguments)
+        assert torch.equal(loaded(IDS).logits, second)
+        assert not any(weight.requires_grad for weight in loaded.parameters())
+    for folder in ("one", "all"):
+        assert torch.equal(load_with_peft(base, tmp_path / folder)(IDS).logits, logits)
+
+
+@torch.no_grad()
 def test_transformers_saves_what_peft_loads(saved: Any, tmp_path: Path) -> None:
     base, adapter, logits, _ = saved
     load_into_transformers(base, adapter).save_pretrained(tmp_path / "again")
     assert torch.equal(load_with_peft(base, tmp_path / "again").eval()(IDS).logits, logits)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@torch.no_grad()
-def test_routers_stay_float32(dtype: torch.dtype, saved: Any) -> None:
-    base, adapter, *_ = saved
-    for model in (
-        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), adapter),
-        AutoModelForCausalLM.from_pretrained(adapter, dtype=dtype),
-        load_with_peft(base, adapter).to(dtype),
-    ):
-        kinds = {("drllm" in name, parameter.dtype) for name, parameter in model.named_parameters()}
-        assert kinds == {(True, torch.float32), (False, dtype)}
-        assert model(IDS).logits.dtype == dtype
 
 
 def change_config(adapter: Path, **changes: Any) -> None:
@@ -214,6 +271,34 @@ def test_unreadable_weight_files_are_refused(content: bytes | None, saved: Any) 
     for load in (load_with_peft, load_with_auto_transformers, load_into_transformers):
         with pytest.raises(Exception, match=r"(?i)header|safetensors|incomplete|invalid"):
             load(base, adapter)
+
+
+def test_pickles_are_neither_written_nor_read(saved: Any, tmp_path: Path) -> None:
+    base, adapter, *_ = saved
+    model = load_with_peft(base, adapter)
+    for arguments, options in (((False,), {}), ((), {"safe_serialization": False})):
+        with pytest.raises(DrLLMError, match="safetensors"):
+            model.save_pretrained(tmp_path / "pickled", *arguments, **options)
+    assert not (tmp_path / "pickled").exists()
+    torch.save(load_file(adapter / WEIGHTS), adapter / "adapter_model.bin")
+    load_with_peft(base, adapter)  # beside the safetensors it does no harm
+    (adapter / WEIGHTS).unlink()
+    with pytest.raises(DrLLMError, match="only a pickle"):
+        load_with_peft(base, adapter)
+
+
+@torch.no_grad()
+def test_a_saved_configuration_serves_new_routers(saved: Any, tmp_path: Path) -> None:
+    """The checksum in it is of the weights that were saved with it, and no others are held against it."""
+    base, adapter, logits, _ = saved
+    config = PeftConfig.from_pretrained(adapter)
+    config.inference_mode = False
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).eval()
+    assert torch.equal(model(IDS).logits, AutoModelForCausalLM.from_pretrained(base)(IDS).logits)
+    model.save_pretrained(tmp_path / "fresh")
+    # And loading older weights under the name of an adapter that was saved since, as Trainer does for the best ones.
+    model.load_adapter(adapter, "default")
+    assert torch.equal(model.eval()(IDS).logits, logits)
 
 
 def test_unknown_fields_load_with_a_warning(saved: Any) -> None:

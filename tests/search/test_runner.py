@@ -2,9 +2,10 @@
 
 import errno
 import hashlib
+import io
+import json
+import math
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,37 +140,13 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
     assert data(tmp_path / "cut") == data(whole)
 
 
-KILLED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_runner import ToyScorer, search
-search(Path(sys.argv[1]), ToyScorer(delay=0.01), resume=True)
-"""
-
-
-def test_sigkill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
-    search(tmp_path / "whole")
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(Path(__file__).parent)]
-    start = time.perf_counter()
-    subprocess.run([*command[:3], str(tmp_path / "timed"), command[4]], check=True)
-    whole = time.perf_counter() - start
-    for round_ in range(5):
-        process = subprocess.Popen(command)
-        time.sleep(whole * (0.5 + 0.1 * round_))
-        process.kill()
-        process.wait()
-    search(tmp_path / "killed", resume=True)
-    assert data(tmp_path / "killed") == data(tmp_path / "whole")
-
-
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
         ({"config": SearchConfig(simulations=13)}, "search"),
         ({"rule": "shortest"}, "rule"),
         ({"price": 0.3}, "price"),
-        ({"count": 11}, "questions"),
+        ({"count": 11}, "questions 10"),
         ({"base_fingerprint": "other"}, "base_fingerprint"),
         ({"bundle": 4}, "bundle"),
     ],
@@ -205,7 +182,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
         search(tmp_path / "set")
     monkeypatch.setattr(os, "replace", real)
     left = [path for path in (tmp_path / "set").rglob("*") if path.is_file()]
-    assert sorted(path.name for path in left) == ["000000.parquet", "drllm.json", "search.json"]
+    assert sorted(path.name.split(".")[0] for path in left) == ["000002", "drllm", "search"]
     search(tmp_path / "set", resume=True)
     search(tmp_path / "whole")
     assert data(tmp_path / "set") == data(tmp_path / "whole")
@@ -220,6 +197,110 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "set" / "search.json").write_text("{")
     with pytest.raises(DrLLMError, match=r"search\.json"):
         read_rows(tmp_path / "set")
+
+
+def interrupted(folder: Path) -> Path:
+    """A search that was interrupted after its second bundle; gives the folder of its shards."""
+
+    class Stops(ToyScorer):
+        def begin(self, prompts: Sequence[Prompt]) -> Any:
+            if len(list(folder.glob("shards/*.parquet"))) == 2:
+                raise KeyboardInterrupt
+            return super().begin(prompts)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(folder, Stops())
+    return folder / "shards"
+
+
+def test_a_question_that_changed_is_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path / "set")
+    asked, prompts = questions(10)
+    prompts[4] = Prompt("edited", False, (" a", " b"), 0, "cloze", 4)
+    with pytest.raises(DrLLMError, match="edited data file"):
+        run_search(asked, prompts, ToyScorer(), SearchConfig(simulations=12), tmp_path / "set", bundle=3,
+                   base_model="toy", resume=True)  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: b"x" + content[1:], lambda _: b""])
+def test_a_damaged_shard_is_named_set_aside_and_searched_again(tmp_path: Path, damage: Any) -> None:
+    search(tmp_path / "whole")
+    shard = sorted(interrupted(tmp_path / "set").iterdir())[0]
+    shard.write_bytes(damage(shard.read_bytes()))
+    log, rest = io.StringIO(), ToyScorer()
+    search(tmp_path / "set", rest, resume=True, log=log)
+    warning = next(line for line in map(json.loads, log.getvalue().splitlines()) if line["event"] == "warning")
+    assert warning["shard"] == shard.name
+    assert (tmp_path / "set" / "damaged" / f"{shard.name}.damaged").exists()
+    # The damaged bundle and the two that were missing.
+    assert {text for text, _ in rest.scored} < {prompt.text for prompt in questions(10)[1]}
+    assert data(tmp_path / "set") == data(tmp_path / "whole")
+
+
+def test_a_shard_damaged_while_the_search_runs_is_searched_again(tmp_path: Path) -> None:
+    search(tmp_path / "whole")
+
+    class Damages(ToyScorer):
+        """Damages the first shard when the last bundle is searched."""
+
+        def begin(self, prompts: Sequence[Prompt]) -> Any:
+            shards = sorted((tmp_path / "set" / "shards").glob("*"))
+            if len(shards) == 3 and not (tmp_path / "set" / "damaged").exists():
+                shards[0].write_bytes(b"")
+            return super().begin(prompts)
+
+    search(tmp_path / "set", Damages())
+    assert data(tmp_path / "set") == data(tmp_path / "whole")
+    assert len(list((tmp_path / "set" / "damaged").iterdir())) == 1
+
+
+def test_chapters_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search(tmp_path / "whole")
+    whole = read_rows(tmp_path / "whole")
+    monkeypatch.setattr("drllm_adapter.search.runner.CHAPTER", 4)
+    search(tmp_path / "set")
+    assert read_rows(tmp_path / "set") == whole
+
+
+def test_paths_without_finite_numbers_are_counted(tmp_path: Path) -> None:
+    class Breaks(ToyScorer):
+        def score(self, prompts: Sequence[Prompt], decisions: Sequence[tuple[int, ...]]) -> list[ToyScore]:
+            scores = super().score(prompts, decisions)
+            return [
+                ToyScore(math.nan, False) if 0 in path else score for path, score in zip(decisions, scores, strict=True)
+            ]
+
+    summary = search(tmp_path / "set", Breaks())
+    rows = read_rows(tmp_path / "set")
+    broken = sum(0 in path.decisions for row in rows for path in row.paths)
+    assert summary.paths_not_finite == broken > 0
+    assert all(0 not in row.decisions for row in rows)
+
+
+def test_progress_is_right_after_a_resume(tmp_path: Path) -> None:
+    interrupted(tmp_path / "set")
+    log = io.StringIO()
+    summary = search(tmp_path / "set", ToyScorer(delay=0.02), resume=True, log=log)
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    progress = [line for line in lines if line["event"] == "progress"]
+    assert [lines[0]["event"], lines[-1]["event"]] == ["start", "end"]
+    # The two bundles of three of the earlier run are done and have no speed.
+    assert (progress[0]["done"], progress[0]["per_hour"]) == (6, None)
+    assert (progress[-1]["done"], progress[-1]["total"], progress[-1]["seconds_left"]) == (10, 10, 0)
+    assert progress[-1]["fixed"] == pytest.approx(summary.fixed)
+    elapsed = summary.seconds / 3600
+    assert progress[-1]["per_hour"] == pytest.approx(4 / elapsed, rel=0.3)
+
+
+def test_the_summary_is_kept(tmp_path: Path) -> None:
+    first = search(tmp_path / "set")
+    assert search(tmp_path / "set", resume=True) == first
+    (tmp_path / "set" / "summary.json").unlink()
+    again = search(tmp_path / "set", resume=True)
+    assert (again.fixed, again.decisions, again.paths) == (first.fixed, first.decisions, first.paths)
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [
+        "data", "drllm.json", "search.json", "summary.json",
+    ]  # fmt: skip
 
 
 def test_questions_that_cannot_be_searched(tmp_path: Path) -> None:

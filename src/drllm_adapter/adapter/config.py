@@ -2,13 +2,21 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftType, TaskType
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
 from ..errors import DrLLMError
 
 DEPTH_CONTROL_AS_TRAINED = -0.5
+
+# What users of other PEFT methods may look for, and what to do instead.
+_NOT_HERE = {
+    "modules_to_save": "the base stays as it is; train those modules with a LoRA and put the routers on top of it",
+    "target_modules": "routers serve whole blocks; choose blocks with layers_to_transform",
+}
 
 
 def check_depth_control(value: Any) -> float:
@@ -75,6 +83,12 @@ class DrLLMConfig(PeftConfig):
     checksum: str | None = field(default=None, metadata={"help": "SHA-256 of the saved router weights."})
     training: dict[str, Any] | None = field(default=None, metadata={"help": "How the routers were trained."})
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "DrLLMConfig":
+        for name, way in _NOT_HERE.items():
+            if kwargs.get(name):
+                raise DrLLMError(f"a router adapter has no {name}, but {kwargs[name]!r} was given: {way}.")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.DRLLM  # type: ignore[attr-defined]
@@ -101,6 +115,24 @@ class DrLLMConfig(PeftConfig):
                 raise DrLLMError(
                     f"{name} must be None or a {kind.__name__}, but {value!r} was given; correct or remove it."
                 )
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> "DrLLMConfig":
+        """Read a saved configuration, from a folder or the Hub.
+
+        Raises:
+            DrLLMError: the folder has weights as a pickle only, which can run code when it is loaded.
+        """
+        folder = Path(pretrained_model_name_or_path, subfolder or "")
+        if (folder / WEIGHTS_NAME).exists() and not (folder / SAFETENSORS_WEIGHTS_NAME).exists():
+            raise DrLLMError(
+                f"the weights of a router adapter must be {SAFETENSORS_WEIGHTS_NAME}, but {folder} has only a pickle, "
+                f"{WEIGHTS_NAME}; ask for the adapter in safetensors."
+            )
+        config: DrLLMConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        return config
 
     def routed_blocks(self, num_blocks: int) -> list[int]:
         """Indices of the blocks that have a router in a stack of `num_blocks`."""

@@ -47,7 +47,6 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: DrLLMConfig, hidden_size: int) -> None:
         """Add an adapter's router, when the adapter has one for this block."""
-        self.drllm_config[adapter_name] = config
         if self.index in config.routed_blocks(self.route.num_blocks):
             router = Router(hidden_size, config.router_width)
             parameter = next(self.base_layer.parameters(), None)
@@ -56,12 +55,16 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             if parameter is not None and parameter.device.type != "meta" and not on_meta:
                 router.to(parameter.device)
             self.drllm_router[adapter_name] = router
+        self.drllm_config[adapter_name] = config
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise DrLLMError(
             "a router adapter cannot be merged into the base model, because its decisions depend on the prompt; use "
             "unload() to get the base model back."
         )
+
+    def unmerge(self) -> None:
+        """Nothing to do: PEFT asks every adapter's layers, those of a LoRA inside the blocks too."""
 
     @property
     def active_config(self) -> DrLLMConfig | None:
@@ -105,9 +108,9 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
 
         if decisions.uniform is not None:
             return self._run_all_rows(decisions.uniform, hidden, entry, args, kwargs)
-        return self._output(self._run_some_rows(decisions, hidden, entry, args, kwargs))
+        return self.as_output(self._run_some_rows(decisions, hidden, entry, args, kwargs))
 
-    def _output(self, hidden: Tensor) -> Any:
+    def as_output(self, hidden: Tensor) -> Any:
         """The hidden states in the form that the forward loop expects; auxiliary outputs of no single pass are None."""
         return hidden if self._num_outputs is None else (hidden, *[None] * (self._num_outputs - 1))
 
@@ -118,7 +121,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         if times == SKIP:
             if entry is not None:
                 entry.skip(hidden.shape[1])
-            return self._output(hidden)
+            return self.as_output(hidden)
         output = self._run_pass(0, hidden, entry, args, kwargs)
         for number in range(1, times):
             output = self._run_pass(number, _hidden_of(output), entry, args, kwargs)
@@ -165,7 +168,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         if config is not None and config.depth_penalty:
             penalty = config.depth_penalty * expected_passes(probabilities) / self.route.num_blocks
             output = DepthPenalty.apply(output, penalty)
-        return self._output(output)
+        return self.as_output(output)
 
     def _run_pass(
         self,

@@ -1,7 +1,13 @@
 """Make `DRLLM` a PEFT method, through PEFT's own `register_peft_method`."""
 
-from peft import PeftType
+from collections.abc import Callable
+from typing import Any
+
+import wrapt
+from peft import PeftModel, PeftType
 from peft.utils import register_peft_method
+
+from ..errors import DrLLMError
 
 NAME = "DRLLM"
 
@@ -27,3 +33,15 @@ def register() -> None:
     from .model import DrLLMModel
 
     register_peft_method(name=NAME.lower(), config_cls=DrLLMConfig, model_cls=DrLLMModel)
+    wrapt.wrap_function_wrapper(PeftModel, "save_pretrained", _refuse_pickle)
+
+
+def _refuse_pickle(save: Callable[..., None], model: PeftModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    # PEFT asks a method for its weights, but does not say which kind of file they are for.
+    safe = args[1] if len(args) > 1 else kwargs.get("safe_serialization", True)
+    if not safe and model.peft_type == NAME:
+        raise DrLLMError(
+            "the weights of a router adapter must be saved as safetensors, but safe_serialization=False was given; "
+            "leave it out."
+        )
+    save(*args, **kwargs)

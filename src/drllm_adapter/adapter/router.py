@@ -47,7 +47,8 @@ class Windows:
         """Mean of each window in float32: `[batch, tokens, width]` to `[batch, windows, width]`."""
         # Zeroed rather than only weighted by zero: states at padding may be infinite or NaN.
         states = hidden_states.float().masked_fill(self.padding[:, :, None], 0.0)
-        return torch.bmm(self.weights, states)
+        with torch.autocast(states.device.type, enabled=False):
+            return torch.bmm(self.weights, states)
 
 
 class Router(nn.Module):

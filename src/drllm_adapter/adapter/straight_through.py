@@ -22,9 +22,12 @@ def mix(outcomes: Sequence[Tensor], decisions: Sequence[int], probabilities: Ten
         probabilities: `[batch, 3]` float32.
     """
     chosen = F.one_hot(torch.tensor(decisions, device=probabilities.device), len(outcomes))
-    weights = chosen + probabilities - probabilities.detach()
-    stacked = torch.stack(list(outcomes), dim=1)
-    return torch.einsum("bk,bktd->btd", weights.to(stacked.dtype), stacked)
+    weights = (chosen + probabilities - probabilities.detach()).to(outcomes[0].dtype)
+    # Products of elements and no matrix product, which autocast would round.
+    mixed = outcomes[0] * weights[:, 0, None, None]
+    for choice, outcome in enumerate(outcomes[1:], start=1):
+        mixed = mixed + outcome * weights[:, choice, None, None]
+    return mixed
 
 
 class DepthPenalty(torch.autograd.Function):

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..errors import DrLLMError
+from ..errors import DrLLMError, Interrupted, OtherProcessError
 from .bench import bench
 from .card import card
 from .demo import demo
@@ -14,6 +14,7 @@ from .evaluate import evaluate
 from .generate import generate
 from .info import info
 from .lm_eval import lm_eval
+from .options import is_main_process
 from .search import search
 from .train import train
 
@@ -57,11 +58,14 @@ def main() -> None:
     _quiet()
     try:
         app()
+    except OtherProcessError:
+        sys.exit(2)
     except DrLLMError as error:
         print(f"drllm: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("drllm: interrupted; a search goes on with --resume.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if is_main_process():
+            print(f"drllm: {error}" if isinstance(error, Interrupted) else "drllm: interrupted.", file=sys.stderr)
         sys.exit(130)
 
 

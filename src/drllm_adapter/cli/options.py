@@ -1,8 +1,11 @@
 """What the commands share: options that mean the same everywhere, the console, and reading and writing for them."""
 
 import json
+import os
+import sys
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -12,7 +15,13 @@ from ..errors import DrLLMError
 if TYPE_CHECKING:
     from ..tasks import Question
 
-console = Console()
+
+def is_main_process() -> bool:
+    """Whether this process speaks for its job; what launches several numbers them here."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+console = Console(quiet=not is_main_process())
 
 Task = Annotated[str, typer.Option(help="arc (multiple choice), dart (free maths), jsonl (either), khop (made here).")]
 Data = Annotated[
@@ -34,12 +43,36 @@ Mode = Annotated[
 ]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Length of a generated answer; the paper's by default.")]
 Dtype = Annotated[str, typer.Option(help="auto (the faster one on a CPU), float32, bfloat16 or float16.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the first GPU by default, if there is one.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda, cuda:1, ..., or auto: the layers of one model spread over all GPUs, the CPU and the disk. By "
+        "default the process's own GPU, if there is one."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write what is printed to this file, as JSON.")]
 Base = Annotated[
     str | None, typer.Option(help="Base model, when it is not where the adapter or the supervision set says.")
 ]
+
+
+class LogFormat(str, Enum):
+    """How progress is told."""
+
+    bar = "bar"
+    json = "json"
+
+
+Log = Annotated[
+    LogFormat, typer.Option(help="Progress as a bar, or as json: one object a line on standard error, for machines.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left in OUTPUT.")]
+
+
+def log_stream(log: LogFormat) -> TextIO | None:
+    """Where the JSON lines go; None for a bar."""
+    return sys.stderr if log is LogFormat.json else None
 
 
 def say(text: str) -> None:

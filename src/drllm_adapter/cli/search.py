@@ -10,13 +10,17 @@ from .options import (
     Device,
     Dtype,
     Limit,
+    Log,
+    LogFormat,
     MaxNewTokens,
     Mode,
+    Resume,
     Seed,
     SkipFirst,
     Split,
     Task,
     console,
+    log_stream,
     questions,
     say,
 )
@@ -57,16 +61,22 @@ def search(
         str, typer.Option(help="tree (MCTS) or random: so many paths of a few random edits, cleaner for regressions.")
     ] = "tree",
     edits: Annotated[int, typer.Option(help="Most blocks that a random path edits.")] = 6,
-    bundle: Annotated[int, typer.Option(help="Questions searched side by side; memory grows with it.")] = 16,
+    bundle: Annotated[int, typer.Option(help="Questions searched side by side.")] = 64,
+    memory: Annotated[
+        float, typer.Option(min=0, help="Gigabytes of hidden states kept for the next paths; more is faster.")
+    ] = 2.0,
     max_new_tokens: MaxNewTokens = None,
     seed: Seed = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted search in OUTPUT.")] = False,
+    resume: Resume = False,
+    log: Log = LogFormat.bar,
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
     """Search better layer paths for every question of a file (MCTS) and save what was tried.
 
     Example: drllm search HuggingFaceTB/SmolLM2-135M-Instruct --task arc --data questions.jsonl --output paths
+
+    On several GPUs: accelerate launch -m drllm_adapter search ... shares the questions; the rows stay the same.
     """
     from ..search import SearchConfig
     from ..workflow import Labels, search_paths
@@ -93,10 +103,12 @@ def search(
         labels=Labels(labels, price),
         resume=resume,
         bundle=bundle,
+        memory=memory,
         max_new_tokens=max_new_tokens,
         dtype=dtype,
         device=device,
         console=console,
+        log=log_stream(log),
     )
     console.print(summary.table())
     say(f"Saved in {output}. Next: drllm train {output} --output adapter")

@@ -2,8 +2,9 @@
 
 from .bundle import PathScorer, Work, search_bundle
 from .labels import LABEL_RULES, choose_label, choose_labels
-from .rows import Row, read_rows, read_search_info
-from .runner import SearchSummary, run_search
+from .rows import Row, iterate_rows, read_rows, read_search_info
+from .runner import run_search
+from .summary import SearchSummary, Tally
 from .tree import PathSearch, ScoredPath, SearchConfig
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "ScoredPath",
     "SearchConfig",
     "SearchSummary",
+    "Tally",
     "Work",
     "choose_label",
     "choose_labels",
+    "iterate_rows",
     "read_rows",
     "read_search_info",
     "run_search",

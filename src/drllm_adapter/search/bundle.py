@@ -50,6 +50,9 @@ class Work:
     def __add__(self, other: "Work") -> "Work":
         return Work(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
+    def __sub__(self, other: "Work") -> "Work":
+        return Work(*(mine - its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
     @property
     def avoided(self) -> float:
         """Share of the block passes that did not have to run."""

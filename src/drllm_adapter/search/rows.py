@@ -1,8 +1,9 @@
 """The supervision set: one row a question, in Parquet that plain `datasets.load_dataset(folder)` reads."""
 
+import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,31 +101,54 @@ SCHEMA = pa.schema(
 )
 
 
-def write_rows(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
-    """Write a Parquet file, whole or not at all; the same rows give the same bytes.
+_NOTE = b"drllm"
+
+
+def encode_shard(rows: Iterable[Row], note: Mapping[str, Any]) -> bytes:
+    """A shard: Parquet with a JSON note about its rows."""
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+    content = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({_NOTE: json.dumps(note)}), content)
+    return content.getvalue()
+
+
+def shard_note(content: bytes) -> dict[str, Any]:
+    """The note of a shard, without reading its rows."""
+    note: dict[str, Any] = json.loads(pq.read_schema(io.BytesIO(content)).metadata[_NOTE])
+    return note
+
+
+def shard_table(content: bytes) -> pa.Table:
+    """The rows of a shard, as `SCHEMA` has them."""
+    return pq.read_table(io.BytesIO(content)).replace_schema_metadata(None).cast(SCHEMA)
+
+
+def write_tables(path: str | os.PathLike[str], tables: Iterable[pa.Table]) -> None:
+    """Write a Parquet file, whole or not at all, one row group a table; the same rows give the same bytes.
 
     Raises:
         DrLLMError: the disk is full or the folder cannot be written.
     """
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+        for table in tables:
+            writer.write_table(table)
 
 
-def read_file(path: str | os.PathLike[str]) -> list[Row]:
-    """The rows of one Parquet file.
+def iterate_file(path: str | os.PathLike[str]) -> Iterator[Row]:
+    """The rows of one Parquet file, one row group in memory at a time.
 
     Raises:
         DrLLMError: the file is missing or damaged, or does not hold such rows.
     """
     try:
-        table = pq.read_table(path).cast(SCHEMA)
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                yield from map(_row, file.read_row_group(group).cast(SCHEMA).to_pylist())
     except (OSError, pa.ArrowException, ValueError) as error:
         raise DrLLMError(
             f"{path} must be a Parquet file of supervision rows, but reading it failed "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); search these questions again."
         ) from error
-    return [_row(item) for item in table.to_pylist()]
 
 
 def label_counts(path: str | os.PathLike[str], num_blocks: int) -> NDArray[np.int64]:
@@ -135,7 +159,12 @@ def label_counts(path: str | os.PathLike[str], num_blocks: int) -> NDArray[np.in
 
 
 def read_rows(folder: str | os.PathLike[str]) -> list[Row]:
-    """All rows of a finished supervision set.
+    """All rows of a finished supervision set; `iterate_rows` takes less memory."""
+    return list(iterate_rows(folder))
+
+
+def iterate_rows(folder: str | os.PathLike[str]) -> Iterator[Row]:
+    """The rows of a finished supervision set, one after another.
 
     Raises:
         DrLLMError: the folder is no supervision set, its search was not finished, or a file is damaged.
@@ -146,7 +175,7 @@ def read_rows(folder: str | os.PathLike[str]) -> list[Row]:
             f"the supervision set {folder} must be finished, but its search was interrupted; go on with "
             f"drllm search --resume."
         )
-    return read_file(Path(folder) / DATA)
+    yield from iterate_file(Path(folder) / DATA)
 
 
 def read_search_info(folder: str | os.PathLike[str]) -> dict[str, Any]:

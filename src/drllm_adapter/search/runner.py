@@ -1,8 +1,7 @@
-"""Running many searches side by side, saving every finished bundle of questions, and going on after a kill.
+"""Searching many questions: bundles of them, shared by any number of processes, each on disk as soon as it is finished.
 
-Questions are cut into bundles of similar length. The searches of a bundle advance together: in each round every one
-proposes a path and all of them are scored in one call. What a bundle computes depends on its own questions alone, so
-rows do not depend on how often, or where, the run was interrupted.
+Questions are cut into bundles of similar length, which are the pieces of the job. What a bundle computes depends on its
+own questions alone, so rows depend neither on which process searched them nor on how often the run was interrupted.
 """
 
 import hashlib
@@ -10,76 +9,38 @@ import json
 import os
 import shutil
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import pyarrow as pa
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from ..decisions import CLASS_NAMES, passes
-from ..errors import DrLLMError
-from ..files import claim_folder, write_json_atomic
+from ..errors import DrLLMError, Interrupted
+from ..files import write_json_atomic
+from ..jobs import (
+    ALONE,
+    JobProgress,
+    Locks,
+    Processes,
+    Shards,
+    job_progress,
+    open_folder,
+    stop_on_signals,
+    work_through,
+)
 from ..tasks import Prompt, Question, sources_of
-from .bundle import AnySearch, PathScorer, search_bundle
+from .bundle import AnySearch, PathScorer, Work, search_bundle
 from .labels import choose_label
-from .rows import DATA, INFO, KIND, Row, read_file, write_rows
+from .rows import DATA, INFO, KIND, Row, encode_shard, iterate_file, shard_note, shard_table, write_tables
+from .summary import SearchSummary, Tally
 from .tree import SearchConfig
 
 SHARDS = "shards"
 SUMMARY = "summary.json"
-
-
-@dataclass(frozen=True)
-class SearchSummary:
-    """What a search found, over all rows of the set.
-
-    Attributes:
-        questions: searched.
-        kept: that have a label.
-        base_accuracy: share right along the base model's own path.
-        label_accuracy: share of the kept questions that are right along their label.
-        fixed: share of the questions the base got wrong whose label is right; None when it got none wrong.
-        broken: share of the questions the base got right whose label is wrong; None when it got none right.
-        mean_passes: block passes of the labels; `num_blocks` of the base.
-        decisions: label decisions by class name.
-        paths: scored in all.
-        seconds: of this run; a resumed run counts its own part.
-        paths_per_second: of this run; None when it scored nothing.
-    """
-
-    questions: int
-    kept: int
-    base_accuracy: float
-    label_accuracy: float
-    fixed: float | None
-    broken: float | None
-    mean_passes: float
-    num_blocks: int
-    decisions: dict[str, int]
-    paths: int
-    seconds: float
-    paths_per_second: float | None
-
-    def table(self) -> Table:
-        """The summary for people."""
-        total = sum(self.decisions.values())
-        table = Table("searched", "value", title="Search", title_justify="left")
-        table.add_row("questions kept", f"{self.kept:,} of {self.questions:,}")
-        table.add_row("base accuracy", _percent(self.base_accuracy))
-        table.add_row("accuracy along the labels", _percent(self.label_accuracy))
-        table.add_row("wrong questions fixed", _percent(self.fixed))
-        table.add_row("right questions broken", _percent(self.broken))
-        table.add_row("mean passes", f"{self.mean_passes:.2f} (base: {self.num_blocks})")
-        for name in CLASS_NAMES:
-            table.add_row(f"decisions: {name}", _percent(self.decisions[name] / total if total else None))
-        speed = "" if self.paths_per_second is None else f" ({self.paths_per_second:.1f} a second)"
-        table.add_row("paths scored", f"{self.paths:,}{speed}")
-        return table
+CHAPTER = 8192
+"""Questions that bundles are cut from together: a row group of the finished file, and what is in memory to write it."""
 
 
 def run_search(
@@ -97,9 +58,14 @@ def run_search(
     base_revision: str | None = None,
     base_fingerprint: str = "",
     dtype: str = "",
+    processes: Processes = ALONE,
     console: Console | None = None,
+    log: TextIO | None = None,
 ) -> SearchSummary:
     """Search every question and write the supervision set into the folder `output`.
+
+    Several processes share the work when each calls this with the same arguments and its own scorer; all return when
+    the set is complete.
 
     Args:
         questions, prompts: equally many; `prompts[i]` asks `questions[i]`.
@@ -108,11 +74,14 @@ def run_search(
         resume: go on with an interrupted search of the same questions and constants.
         bundle: questions that are searched side by side.
         base_model, base_revision, base_fingerprint, dtype: of the model behind the scorer; kept in the set.
+        processes: this one among those that share the work.
         console: for the progress bar; None shows nothing.
+        log: progress goes here as JSON lines instead.
 
     Raises:
-        DrLLMError: no questions, ids that occur twice, a folder that holds something else or another search, a full
-            disk.
+        DrLLMError: no questions, ids that occur twice, a folder that holds something else or another search or that
+            another run writes to, a full disk.
+        Interrupted: on SIGINT or SIGTERM, after the bundle in flight.
     """
     _check_questions(questions)
     choose_label((), rule, price)
@@ -124,7 +93,7 @@ def run_search(
         "price": price,
         "bundle": bundle,
         "questions": len(questions),
-        "questions_digest": _digest(questions, prompts),
+        "questions_digest": digest_of(questions, prompts),
         "sources": sources_of(questions),
         "num_blocks": scorer.num_blocks,
         "base_model": base_model,
@@ -132,62 +101,184 @@ def run_search(
         "base_fingerprint": base_fingerprint,
         "dtype": dtype,
     }
-    folder = claim_folder(output, KIND, resume=resume)
-    _check_same_search(folder, info)
-    started = time.perf_counter()
-    scored = 0
-    if not (folder / DATA).exists():
-        shards = folder / SHARDS
-        shards.mkdir(exist_ok=True)
-        # Prompts of a bundle run as one padded batch.
-        order = sorted(range(len(questions)), key=lambda place: (len(prompts[place].text), place))
-        bundles = [order[start : start + bundle] for start in range(0, len(order), bundle)]
-        done = 0
-        with _progress(console) as progress:
-            bar = progress.add_task("search", total=len(questions))
-            for number, places in enumerate(bundles):
-                path = shards / f"{number:06d}.parquet"
-                if not path.exists():
-                    asked = [(questions[place], prompts[place]) for place in places]
-                    searches = search_bundle(
-                        [question.id for question, _ in asked],
-                        [prompt for _, prompt in asked],
-                        scorer,
-                        config,
-                        partial(_show, progress, bar, done),
-                    )
-                    scored += sum(len(search.paths) for search in searches)
-                    write_rows(path, [_row(*pair, search, info) for pair, search in zip(asked, searches, strict=True)])
-                done += len(places)
-                progress.update(bar, completed=done)
-        _compact(folder, len(bundles), [question.id for question in questions])
-    seconds = time.perf_counter() - started
-    summary = summarise(read_file(folder / DATA), scorer.num_blocks, seconds, scored)
-    write_json_atomic(folder / SUMMARY, asdict(summary))
+    folder = Path(output)
+    with open_folder(folder, KIND, Path(INFO), info, resume=resume, processes=processes) as locks:
+        if not (folder / DATA).exists() or (_saved_summary(folder) is None and (folder / SHARDS).exists()):
+            run = _Run(questions, prompts, scorer, config, info, folder)
+            run.search(locks, processes, console if processes.is_main else None, log if processes.is_main else None)
+        elif processes.is_main and _saved_summary(folder) is None:
+            tally = Tally.of(iterate_file(folder / DATA))
+            write_json_atomic(folder / SUMMARY, asdict(SearchSummary.of(tally, scorer.num_blocks)))
+        if processes.is_main:
+            shutil.rmtree(folder / SHARDS, ignore_errors=True)
+    summary = _saved_summary(folder)
+    assert summary is not None
     return summary
 
 
-def summarise(rows: Sequence[Row], num_blocks: int, seconds: float = 0.0, scored: int = 0) -> SearchSummary:
-    """The summary of a set; `scored` paths were scored in `seconds`."""
-    kept = [row for row in rows if row.decisions is not None]
-    right = {row.id: next(path.correct for path in row.paths if path.decisions == row.decisions) for row in kept}
-    wrong_before = [row for row in rows if not row.base_correct]
-    right_before = [row for row in rows if row.base_correct]
-    counts = Counter(decision for row in kept for decision in row.decisions or ())
-    return SearchSummary(
-        questions=len(rows),
-        kept=len(kept),
-        base_accuracy=len(right_before) / len(rows),
-        label_accuracy=sum(right.values()) / max(1, len(kept)),
-        fixed=sum(right.get(row.id, False) for row in wrong_before) / len(wrong_before) if wrong_before else None,
-        broken=sum(not right.get(row.id, True) for row in right_before) / len(right_before) if right_before else None,
-        mean_passes=sum(passes(row.decisions or ()) for row in kept) / max(1, len(kept)),
-        num_blocks=num_blocks,
-        decisions={name: counts[value] for value, name in enumerate(CLASS_NAMES)},
-        paths=sum(len(row.paths) for row in rows),
-        seconds=seconds,
-        paths_per_second=scored / seconds if scored else None,
-    )
+class _Run:
+    """One search of one process."""
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        prompts: Sequence[Prompt],
+        scorer: PathScorer,
+        config: SearchConfig,
+        info: dict[str, Any],
+        folder: Path,
+    ) -> None:
+        self.questions, self.prompts, self.scorer, self.config = questions, prompts, scorer, config
+        self.info, self.folder = info, folder
+        self.shards = Shards(folder / SHARDS, ".parquet")
+        lengths = [len(prompt.text) + sum(map(len, prompt.continuations)) for prompt in prompts]
+        self.bundles = cut_bundles(lengths, info["bundle"])
+        self.weights = [sum(lengths[place] for place in places) for places in self.bundles]
+        self._forget()
+
+    def search(self, locks: Locks, processes: Processes, console: Console | None, log: TextIO | None) -> None:
+        """Search what is missing; the main process then writes the set."""
+        started = time.perf_counter()
+        longest_first = sorted(range(len(self.bundles)), key=lambda number: -self.weights[number])
+        with (
+            stop_on_signals("bundle", loud=processes.is_main) as stop,
+            job_progress(
+                "search", "questions", len(self.questions), weight=sum(self.weights), console=console, log=log
+            ) as progress,
+        ):
+
+            def look() -> None:
+                if processes.is_main:
+                    self._look(progress)
+
+            def do(number: int) -> bytes:
+                return self._search(number, lambda done: self._show(progress, number, done))
+
+            look()
+            before = self.tally.paths
+            try:
+                while True:
+                    work_through(longest_first, do, self.shards, locks, stop, look)
+                    if not processes.is_main or self._compact(progress):
+                        break
+            except Interrupted as error:
+                look()
+                raise Interrupted(
+                    f"stopped; {self.tally.questions:,} of {len(self.questions):,} questions are saved in "
+                    f"{self.folder}; go on with the same command and --resume."
+                ) from error
+        if processes.is_main:
+            seconds, scored = time.perf_counter() - started, self.tally.paths - before
+            summary = SearchSummary.of(self.tally, self.scorer.num_blocks, self.work, seconds=seconds, scored=scored)
+            write_json_atomic(self.folder / SUMMARY, asdict(summary))
+
+    def _search(self, number: int, show: Callable[[float], None]) -> bytes:
+        """The shard of one bundle."""
+        places = self.bundles[number]
+        before = self.scorer.work
+        searches = search_bundle(
+            [self.questions[place].id for place in places],
+            [self.prompts[place] for place in places],
+            self.scorer,
+            self.config,
+            show,
+        )
+        rows = [
+            _row(self.questions[place], self.prompts[place], search, self.info)
+            for place, search in zip(places, searches, strict=True)
+        ]
+        return encode_shard(rows, {"tally": asdict(Tally.of(rows)), "work": asdict(self.scorer.work - before)})
+
+    def _look(self, progress: JobProgress) -> None:
+        """Count the shards that were finished since the last look, by any process."""
+        for number, path in self.shards.finished().items():
+            if number not in self.counted and (content := self._read(path, progress)) is not None:
+                self._count(number, content)
+        self._show(progress)
+
+    def _count(self, number: int, content: bytes) -> None:
+        note = shard_note(content)
+        self.tally += Tally(**note["tally"])
+        self.work += Work(**note["work"])
+        self.weight += self.weights[number]
+        self.counted.add(number)
+
+    def _forget(self) -> None:
+        """Nothing is counted: neither what the rows say, nor what they cost, nor how much of the work they are."""
+        self.tally, self.work, self.weight = Tally(), Work(), 0.0
+        self.counted: set[int] = set()
+
+    def _show(self, progress: JobProgress, in_flight: int | None = None, done: float = 0.0) -> None:
+        """Progress: the shards counted, and `done` questions of the bundle in flight."""
+        weight = self.weight
+        if in_flight is not None:
+            weight += self.weights[in_flight] * done / len(self.bundles[in_flight])
+        progress.update(self.tally.questions + done, weight, {"fixed": self.tally.share_fixed})
+
+    def _read(self, path: Path, progress: JobProgress) -> bytes | None:
+        content = self.shards.read(path)
+        if content is None:
+            progress.warn(
+                f"{path.name} was damaged and is set aside as {self.shards.set_aside_as(path)}; its questions are "
+                f"searched again.",
+                shard=path.name,
+            )
+        return content
+
+    def _compact(self, progress: JobProgress) -> bool:
+        """Join the shards to the one file that `datasets` reads; False when one was damaged, and nothing is written."""
+        self._forget()
+        (self.folder / DATA).parent.mkdir(exist_ok=True)
+        try:
+            write_tables(self.folder / DATA, self._chapters(progress))
+        except _DamagedShard:
+            return False
+        self._show(progress)
+        return True
+
+    def _chapters(self, progress: JobProgress) -> Iterator[pa.Table]:
+        """The rows of each chapter, in the order of the questions."""
+        files = self.shards.finished()
+        number = 0
+        for start in range(0, len(self.questions), CHAPTER):
+            count = min(CHAPTER, len(self.questions) - start)
+            tables: list[pa.Table] = []
+            places: list[int] = []
+            while len(places) < count:
+                content = self._read(files[number], progress) if number in files else None
+                if content is None:
+                    raise _DamagedShard
+                self._count(number, content)
+                tables.append(shard_table(content))
+                places += self.bundles[number]
+                number += 1
+            order = sorted(range(count), key=places.__getitem__)
+            yield pa.concat_tables(tables).take(order).combine_chunks()
+
+
+class _DamagedShard(Exception):
+    """A shard that was there a moment ago cannot be read."""
+
+
+def cut_bundles(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """The places of the questions of each bundle: similar lengths together, since those run as one batch.
+
+    Bundles stay within a chapter of consecutive questions, so that the set is written a chapter at a time.
+    """
+    bundles = []
+    for start in range(0, len(lengths), CHAPTER):
+        chapter = range(start, min(start + CHAPTER, len(lengths)))
+        order = sorted(chapter, key=lambda place: (lengths[place], place))
+        bundles += [order[first : first + size] for first in range(0, len(order), size)]
+    return bundles
+
+
+def digest_of(questions: Sequence[Question], prompts: Sequence[Prompt]) -> str:
+    """A hash of what is asked: two runs with the same one ask the same."""
+    content = [
+        [question.id, *map(str, asdict(prompt).values())] for question, prompt in zip(questions, prompts, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _row(question: Question, prompt: Prompt, search: AnySearch, info: dict[str, Any]) -> Row:
@@ -214,62 +305,19 @@ def _row(question: Question, prompt: Prompt, search: AnySearch, info: dict[str, 
     )
 
 
-def _compact(folder: Path, shards: int, ids: Sequence[str]) -> None:
-    """Join the shards to the one file that `datasets` reads, in the order of the ids, then remove them."""
-    paths = [folder / SHARDS / f"{number:06d}.parquet" for number in range(shards)]
-    (folder / DATA).parent.mkdir(exist_ok=True)
-    rows = {row.id: row for path in paths for row in read_file(path)}
-    write_rows(folder / DATA, [rows[name] for name in ids])
-    # A killed run may have left temporary files beside the shards.
-    shutil.rmtree(folder / SHARDS)
-
-
 def _check_questions(questions: Sequence[Question]) -> None:
     if not questions:
         raise DrLLMError("a search needs at least one question, but none was given; check the data and --limit.")
-    name, times = Counter(question.id for question in questions).most_common(1)[0]
+    seen: dict[str, int] = {}
+    for question in questions:
+        seen[question.id] = seen.get(question.id, 0) + 1
+    name, times = max(seen.items(), key=lambda item: item[1])
     if times > 1:
         raise DrLLMError(f"question ids must be unique, but {name!r} occurs {times} times; rename the others.")
 
 
-def _check_same_search(folder: Path, info: dict[str, Any]) -> None:
-    """Write down what is searched, or refuse to go on with another search than the one begun here."""
-    path = folder / INFO
-    if not path.exists():
-        write_json_atomic(path, info)
-        return
-    begun = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in info.items():
-        if begun.get(name) != value:
-            raise DrLLMError(
-                f"the search in {folder} must go on as it began, with {name} {begun.get(name)!r}, but {value!r} was "
-                f"given; repeat the first command or choose another folder."
-            )
-
-
-def _digest(questions: Sequence[Question], prompts: Sequence[Prompt]) -> str:
-    content = [
-        [question.id, *map(str, asdict(prompt).values())] for question, prompt in zip(questions, prompts, strict=True)
-    ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _progress(console: Console | None) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("questions"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=console is None or not console.is_terminal,
-    )
-
-
-def _show(progress: Progress, bar: TaskID, before: int, done: float) -> None:
-    progress.update(bar, completed=before + done)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
+def _saved_summary(folder: Path) -> SearchSummary | None:
+    try:
+        return SearchSummary.from_json(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None

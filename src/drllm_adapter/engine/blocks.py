@@ -1,0 +1,116 @@
+"""The decoder blocks of a model, called one by one with the arguments that the model's own forward loop gives them."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from ..adapter.layer import RoutedLayer, routed_layers
+from ..adapter.rows import select_rows
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What enters the first block for some rows, and what every block is called with beside its hidden states.
+
+    Attributes:
+        hidden: `[rows, tokens, width]`.
+        calls: for each block its other positional and its keyword arguments, for all rows.
+    """
+
+    hidden: Tensor
+    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+
+
+class Blocks:
+    """Runs single blocks outside the forward loop, for any architecture that calls its blocks one after another.
+
+    The model's own forward runs twice, never copied: once over blocks that only note their arguments (masks, rotary
+    embeddings, ...), and at the end over blocks that hand the finished hidden states on to the norm and the head.
+
+    Args:
+        model: a causal language model with a router adapter; its routers are not used.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.layers = routed_layers(self.model)
+        self._hidden_names = [
+            next(iter(inspect.signature(layer.base_layer.forward).parameters)) for layer in self.layers
+        ]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def prepare(self, input_ids: Tensor, mask: Tensor | None, position_ids: Tensor | None) -> Prepared:
+        """Everything of the forward pass that comes before the blocks.
+
+        Args:
+            input_ids: `[rows, tokens]`.
+            mask: `[rows, 1, tokens, tokens]` bool, which tokens see which; None for ordinary causal sequences.
+            position_ids: `[rows, tokens]`; None counts.
+        """
+        given: dict[str, Any] = {}
+        if mask is not None:
+            hidden_from = torch.zeros(mask.shape, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
+            given["attention_mask"] = hidden_from.to(self.model.device)
+        if position_ids is not None:
+            given["position_ids"] = position_ids.to(self.model.device)
+        seen: list[Tensor] = []
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def note(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+            kwargs = dict(kwargs)
+            hidden: Tensor = args[0] if args else kwargs.pop(self._hidden_names[index])
+            seen.append(hidden)
+            calls.append((args[1:], kwargs))
+            return hidden
+
+        with self._standing_in(note):
+            self.model(input_ids=input_ids.to(self.model.device), use_cache=False, logits_to_keep=1, **given)
+        return Prepared(seen[0], tuple(calls))
+
+    def run(self, block: int, hidden: Tensor, prepared: Prepared, rows: Sequence[int]) -> Tensor:
+        """One pass of a block: `hidden` `[n, tokens, width]` are the states of `rows` of what was prepared."""
+        args, kwargs = prepared.calls[block]
+        count = prepared.hidden.shape[0]
+        index = torch.tensor(rows)
+        args, kwargs = select_rows(args, index, count), select_rows(kwargs, index, count)
+        layer: Any = self.layers[block].base_layer
+        output = layer(hidden, *args, **kwargs)
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[n, vocabulary]`, the predictions after tokens whose states `[n, width]` left the last block."""
+        # One token a row: no length limit, no masks between them.
+        finished = hidden[:, None]
+        ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=self.model.device)
+        with self._standing_in(lambda index, args, kwargs: finished):
+            output: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return output[:, 0]
+
+    @contextmanager
+    def _standing_in(self, function: Callable[[int, tuple[Any, ...], dict[str, Any]], Tensor]) -> Iterator[None]:
+        """Let `function(block, args, kwargs)` give the hidden states that leave each block."""
+
+        def stand_in(index: int, layer: RoutedLayer) -> Callable[..., Any]:
+            return lambda *args, **kwargs: layer.as_output(function(index, args, kwargs))
+
+        # On the instance, where accelerate's hooks are as well when a model is spread over devices.
+        before = [layer.__dict__.get("forward") for layer in self.layers]
+        try:
+            for index, layer in enumerate(self.layers):
+                layer.__dict__["forward"] = stand_in(index, layer)
+            yield
+        finally:
+            for layer, forward in zip(self.layers, before, strict=True):
+                del layer.__dict__["forward"]
+                if forward is not None:
+                    layer.__dict__["forward"] = forward

@@ -1,0 +1,341 @@
+"""`SharingScorer`: scores of many (question, path) pairs, each pass of a block run once for all paths that share it.
+
+What a block computes of a question depends on the blocks that its tokens went through before, and on nothing else. So
+the paths of a question form a tree, in which only the passes behind the first difference run. At each block, all
+questions that wait for it run as one batch. A question's tokens make a row whose length depends on that question
+alone; that is what keeps its scores the same, to the last bit, whichever questions run beside it (see docs/search.md).
+"""
+
+import math
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..decisions import Decisions, execute_all, passes, to_path
+from ..errors import DrLLMError
+from ..scoring import PlainSession, Score, Scorer
+from ..search.bundle import Work
+from ..tasks import Prompt
+from .blocks import Blocks, Prepared
+from .packing import PackedRow, pack
+from .states import Node, States
+
+GIGABYTE = 2**30
+_GRAIN = 4
+"""Rows are padded to a multiple of so many tokens, so that rows of one length are many enough to make a batch."""
+_READ_TOGETHER = 256
+"""Positions whose predictions are computed at once: so many times the vocabulary is the largest tensor there is."""
+_TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}
+_TOLERANCE_OF_HALF = 0.5
+"""Largest difference of a log-likelihood between packed and plain scoring that is taken for rounding."""
+
+T = TypeVar("T")
+
+
+class SharingScorer:
+    """Scores prompts along paths as `Scorer` does, for searches: sharing and batching what they have in common.
+
+    Prompt and continuations run as one packed row. Whether that is right for the model (sliding windows, recurrent
+    states, attention without 4-d masks, ...) is not looked up but tried: the longest row of the first bundle, and later
+    any longer one, is scored both ways along the base model's path. From where they differ, `Scorer` does the work.
+
+    Args:
+        model: a causal language model with a router adapter, whose routers are not used.
+        tokenizer: its tokenizer.
+        memory: bytes of hidden states that are kept for the next paths; more makes the search faster, never different.
+        batch_size: most questions a batch; halved when the device's memory is too small for it.
+        notice: told, once each, what the user should know; a warning by default.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        memory: int = 2 * GIGABYTE,
+        batch_size: int = 64,
+        notice: Callable[[str], None] = warnings.warn,
+    ) -> None:
+        self.plain = Scorer(model, tokenizer)
+        self.blocks = Blocks(model)
+        self.num_blocks = len(self.blocks.layers)
+        self.memory, self.batch_size, self.notice = memory, batch_size, notice
+        self.shared = Work()
+        # Row lengths up to which packing was found right, and from which it was found wrong.
+        self._agreed: float = 0
+        self._differed: float = math.inf
+        self._told: set[str] = set()
+
+    @property
+    def work(self) -> Work:
+        """What was scored so far and what it cost."""
+        return self.shared + self.plain.work
+
+    def length(self, prompt: Prompt) -> int:
+        """Tokens of the prompt's row: what prompts should be sorted by."""
+        encoded = self.plain.encode(prompt)
+        return len(pack(encoded.prompt, encoded.continuations).tokens)
+
+    def halve_batch(self) -> None:
+        """Go on with smaller batches after the device's memory was too small; called while the error is handled."""
+        if self.batch_size == 1:
+            raise DrLLMError(
+                "one question must fit the device's memory, but not even a batch of one does; lower --memory, use a "
+                "smaller dtype or another device."
+            )
+        self._tell("memory", "the device ran out of memory; going on with smaller batches.")
+        self.batch_size //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def begin(self, prompts: Sequence[Prompt]) -> "SharingSession | PlainSession":
+        """The prompts, to be scored along paths by `session.score(places, paths)`.
+
+        Raises:
+            DrLLMError: a prompt with its answer is longer than the model's positions.
+        """
+        rows = []
+        for prompt in prompts:
+            encoded = self.plain.encode(prompt)
+            rows.append(pack(encoded.prompt, encoded.continuations))
+        longest = max(range(len(rows)), key=lambda place: len(rows[place].tokens))
+        length = len(rows[longest].tokens)
+        if self._agreed < length < self._differed:
+            if self._agrees(prompts[longest], rows[longest]):
+                self._agreed = length
+            else:
+                self._differed = length
+        return SharingSession(self, prompts, rows) if length <= self._agreed else PlainSession(self.plain, prompts)
+
+    def _agrees(self, prompt: Prompt, row: PackedRow) -> bool:
+        """Whether packed and plain scoring give the same along the base model's path."""
+        path, before, plain_before = execute_all(self.num_blocks), self.shared, self.plain.work
+        expected = self.plain.log_likelihoods([prompt], [path])[0]
+        try:
+            found = SharingSession(self, [prompt], [row]).log_likelihoods([(0, path)])[0]
+            difference = max(abs(ours - its) for ours, its in zip(found, expected, strict=True))
+            # Not finite on both sides is agreement as well.
+            fits = not difference > _TOLERANCE.get(self.blocks.dtype, _TOLERANCE_OF_HALF)
+            reason = f"log-likelihoods differ by {difference:.3g}"
+        except (DrLLMError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a model makes of masks and positions that it does not know
+            fits, reason = False, f"{type(error).__name__} in {type(self.blocks.model).__name__}"
+        finally:
+            self.shared, self.plain.work = before, plain_before
+        if not fits:
+            self._tell(
+                "packing",
+                f"prompts and answers of {len(row.tokens)} tokens cannot run as packed rows in this model ({reason}); "
+                f"their paths are scored by forward passes of their own.",
+            )
+        return fits
+
+    def _tell(self, subject: str, text: str) -> None:
+        if subject not in self._told:
+            self._told.add(subject)
+            self.notice(text)
+
+
+class SharingSession:
+    """Some prompts and the hidden states of the paths that they were scored along."""
+
+    def __init__(self, scorer: SharingScorer, prompts: Sequence[Prompt], rows: Sequence[PackedRow]) -> None:
+        self.scorer, self.prompts, self.rows = scorer, prompts, rows
+        self._states = States(scorer.memory)
+        self._scores: dict[tuple[int, Decisions], Score] = {}
+        self._batch_of: dict[int, tuple[Prepared, int]] = {}
+        by_length = defaultdict(list)
+        for place, row in enumerate(rows):
+            by_length[-len(row.tokens) // _GRAIN * -_GRAIN, row.is_chain].append(place)
+        for (length, is_chain), places in by_length.items():
+            prepared = self._prepare([rows[place] for place in places], length, is_chain)
+            self._batch_of.update((place, (prepared, index)) for index, place in enumerate(places))
+
+    def score(self, places: Sequence[int], paths: Sequence[Decisions]) -> list[Score]:
+        """One score for each pair: prompt `places[i]` along `paths[i]`. Equal pairs are scored once."""
+        pairs = list(zip(places, paths, strict=True))
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._scores]
+        free = [pair for pair in new if self.prompts[pair[0]].mode == "free"]
+        plain = self.scorer.plain
+        texts = plain.generate([self.prompts[place] for place, _ in free], [path for _, path in free])
+        text_of = dict(zip(free, texts, strict=True))
+        for pair, likelihoods in zip(new, self.log_likelihoods(new), strict=True):
+            self._scores[pair] = plain.judge(self.prompts[pair[0]], likelihoods, pair[1], text_of.get(pair, ""))
+        return [self._scores[pair] for pair in pairs]
+
+    @torch.inference_mode()
+    def log_likelihoods(self, pairs: Sequence[tuple[int, Decisions]]) -> list[list[float]]:
+        """For each pair of a prompt and a path, the log-likelihood of each of the prompt's continuations."""
+        finished = self._run_paths(pairs)
+        likelihoods: list[list[float]] = []
+        for chunk in _split(list(zip(pairs, finished, strict=True)), _READ_TOGETHER, lambda item: len(item[1])):
+            likelihoods += self._read([self.rows[place] for (place, _), _ in chunk], [hidden for _, hidden in chunk])
+        return likelihoods
+
+    def _prepare(self, rows: Sequence[PackedRow], length: int, is_chain: bool) -> Prepared:
+        # A tensor that all rows share must not look as if it had one entry for each of them.
+        count = len(rows) + (len(rows) == length)
+        padded = [rows[min(index, len(rows) - 1)] for index in range(count)]
+        input_ids = torch.tensor([[*row.tokens, *[0] * (length - len(row.tokens))] for row in padded])
+        if is_chain:
+            # Padding on the right needs no mask: nothing before it attends to it.
+            return self._blocks.prepare(input_ids, None, None)
+        mask = torch.stack([row.visible(length) for row in padded])[:, None]
+        positions = torch.tensor([[*row.positions, *[0] * (length - len(row.tokens))] for row in padded])
+        return self._blocks.prepare(input_ids, mask, positions)
+
+    @property
+    def _blocks(self) -> Blocks:
+        return self.scorer.blocks
+
+    def _run_paths(self, pairs: Sequence[tuple[int, Decisions]]) -> list[Tensor]:
+        """The hidden states behind the last block, for each pair `[reads, width]` where predictions are read.
+
+        The passes that must run are done in the order of the blocks, for all pairs at once; what enters a pass has
+        then always left the one before.
+        """
+        ends: list[Node] = []
+        levels: defaultdict[tuple[int, bool], dict[Node, None]] = defaultdict(dict)
+        children: Counter[Node] = Counter()
+        held: dict[Node, Tensor] = {}
+        for place, decisions in pairs:
+            path = tuple(to_path(decisions))
+            ends.append((place, path))
+            length, hidden = self._states.longest(place, path)
+            held[place, path[:length]] = self._first(place) if hidden is None else hidden
+            for end in range(length + 1, len(path) + 1):
+                node = (place, path[:end])
+                level = levels[path[end - 1], path[end - 1 : end] == path[end - 2 : end - 1]]
+                if node not in level:
+                    level[node] = None
+                    children[place, path[: end - 1]] += 1
+        for node in ends:
+            children[node] += 1
+        for block, again in sorted(levels):
+            nodes = list(levels[block, again])
+            entering = []
+            for place, path in nodes:
+                before = (place, path[:-1])
+                entering.append(held[before])
+                children[before] -= 1
+                if not children[before]:
+                    del held[before]
+            for node, hidden in zip(nodes, self._pass(block, [place for place, _ in nodes], entering), strict=True):
+                held[node] = hidden
+                self._states.keep(node, hidden)
+        self._count(pairs, [place for nodes in levels.values() for place, _ in nodes])
+        return [held[place, path][list(self.rows[place].reads)] for place, path in ends]
+
+    def _first(self, place: int) -> Tensor:
+        prepared, index = self._batch_of[place]
+        return prepared.hidden[index]
+
+    def _pass(self, block: int, places: Sequence[int], entering: Sequence[Tensor]) -> list[Tensor]:
+        """One pass of a block over the hidden states of some questions, batched by the length of their rows."""
+        leaving: list[Tensor | None] = [None] * len(places)
+        batches: defaultdict[int, list[int]] = defaultdict(list)
+        for item, place in enumerate(places):
+            batches[id(self._batch_of[place][0])].append(item)
+        for items in batches.values():
+            done = 0
+            while done < len(items):
+                part = items[done : done + self.scorer.batch_size]
+                prepared = self._batch_of[places[part[0]]][0]
+                rows = [self._batch_of[places[item]][1] for item in part]
+                try:
+                    device = entering[part[0]].device
+                    hidden = torch.stack([entering[item].to(device) for item in part])
+                    output = self._blocks.run(block, hidden, prepared, rows)
+                except torch.OutOfMemoryError:
+                    self.scorer.halve_batch()
+                    continue
+                for index, item in enumerate(part):
+                    # A copy, so that giving up one question's states frees memory while others of its batch are kept.
+                    leaving[item] = output[index].clone()
+                done += len(part)
+        return [hidden for hidden in leaving if hidden is not None]
+
+    def _read(self, rows: Sequence[PackedRow], hidden: Sequence[Tensor]) -> list[list[float]]:
+        """Log-likelihoods of the continuations, from the states `[reads, width]` that predict their tokens."""
+        device = hidden[0].device
+        states = torch.cat([item.to(device) for item in hidden])
+        # A few more than needed: some kernels sum differently over the odd rows at the end.
+        padding = -len(states) % 8
+        logits = self._blocks.logits(torch.cat([states, states[:1].expand(padding, -1)]))
+        predicted = logits.log_softmax(dim=-1, dtype=torch.float32)
+        starts = [sum(len(row.reads) for row in rows[:index]) for index in range(len(rows))]
+        wanted = [
+            (start + read, token)
+            for start, row in zip(starts, rows, strict=True)
+            for continuation in row.targets
+            for read, token in continuation
+        ]
+        index = torch.tensor(wanted, device=predicted.device)
+        values = iter(predicted[index[:, 0], index[:, 1]].tolist())
+        return [[math.fsum(next(values) for _ in continuation) for continuation in row.targets] for row in rows]
+
+    def _count(self, pairs: Sequence[tuple[int, Decisions]], ran: Sequence[int]) -> None:
+        self.scorer.shared += Work(
+            paths=len(pairs),
+            passes=sum(passes(decisions) for _, decisions in pairs),
+            passes_run=len(ran),
+            tokens=sum(len(self.rows[place].tokens) for place in ran),
+            slots=sum(self._first(place).shape[0] for place in ran),
+        )
+
+
+def score_paths(
+    scorer: SharingScorer,
+    prompts: Sequence[Prompt],
+    paths: Sequence[Sequence[Decisions]],
+    *,
+    bundle: int = 32,
+    show: Callable[[int], None] = lambda done: None,
+) -> list[list[Score]]:
+    """Score many given paths of many prompts, whatever they share run once: static baselines, relabelling, figures.
+
+        scorer = SharingScorer(route_base(model), tokenizer)
+        scores = score_paths(scorer, prompts, [candidates] * len(prompts))  # scores[i][j]: prompt i along candidates[j]
+
+    Args:
+        paths: `paths[i]` are those of `prompts[i]`; they may be as many as memory holds the scores of.
+        bundle: prompts that run side by side.
+        show: told how many prompts are done.
+
+    Returns:
+        `scores[i][j]` is that of `prompts[i]` along `paths[i][j]`.
+    """
+    scores: dict[int, list[Score]] = {}
+    order = sorted(range(len(prompts)), key=lambda place: scorer.length(prompts[place]))
+    for start in range(0, len(order), bundle):
+        places = order[start : start + bundle]
+        session = scorer.begin([prompts[place] for place in places])
+        # Sorted, paths that begin alike follow one another; in rounds, so that few states are held at a time.
+        queues = [sorted(set(paths[place])) for place in places]
+        found: dict[tuple[int, Decisions], Score] = {}
+        for number in range(max(map(len, queues), default=0)):
+            pairs = [(index, queue[number]) for index, queue in enumerate(queues) if number < len(queue)]
+            found.update(zip(pairs, session.score(*zip(*pairs, strict=True)), strict=True))
+        for index, place in enumerate(places):
+            scores[place] = [found[index, path] for path in paths[place]]
+        show(start + len(places))
+    return [scores[place] for place in range(len(prompts))]
+
+
+def _split(items: Sequence[T], size: int, weight: Callable[[T], int]) -> Iterator[list[T]]:
+    """Consecutive parts of about `size` in sum of weights, at least one item each."""
+    part: list[T] = []
+    filled = 0
+    for item in items:
+        if part and filled + weight(item) > size:
+            yield part
+            part, filled = [], 0
+        part.append(item)
+        filled += weight(item)
+    if part:
+        yield part

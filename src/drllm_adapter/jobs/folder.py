@@ -1,0 +1,107 @@
+"""The output folder of a job: what it is for, who may write to it, and what was begun in it."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import DrLLMError, OtherProcessError
+from ..files import check_claim, claim_folder, folder_kind, write_json_atomic
+from .locks import Locks
+from .processes import Processes
+
+LOCK = ".lock"
+
+
+@contextmanager
+def open_folder(
+    path: str | os.PathLike[str], kind: str, begun_as: Path, info: dict[str, Any], *, resume: bool, processes: Processes
+) -> Iterator[Locks]:
+    """Claim the folder for this job inside the `with` block; the locks of its pieces.
+
+    The main process claims it and the others join. When the main one leaves the block the job is over, and then only do
+    the others leave it.
+
+    Args:
+        kind: what the folder's marker says it holds.
+        begun_as: file in the folder, relative to it, that says what was begun.
+        info: what this run is about; `resume` needs it to be what was begun.
+        resume: go on in a folder that an earlier run left.
+
+    Raises:
+        DrLLMError: another run writes to the folder; it holds something else, or something of this kind without
+            `resume`; what was begun in it differs from `info`; it cannot be written.
+    """
+    folder = Path(path)
+
+    def claim() -> Locks:
+        if folder_kind(folder) != kind:
+            claim_folder(folder, kind, resume=resume)
+        locks = Locks(folder / LOCK)
+        try:
+            locks.take_run()
+        except DrLLMError:
+            locks.close()
+            raise
+        try:
+            check_claim(folder, kind, resume=resume or not (folder / begun_as).exists())
+            if not (folder / begun_as).exists():
+                write_json_atomic(folder / begun_as, info)
+            check_same(folder, begun_as, info)
+        except DrLLMError:
+            locks.remove()
+            raise
+        return locks
+
+    mine: list[Locks] = []
+    processes.from_main(lambda: mine.append(claim()))
+    locks = mine[0] if processes.is_main else Locks(folder / LOCK)
+    try:
+        check_same(folder, begun_as, info)
+        # Only now, with every process's hand on the lock file, may the main one begin: it removes the file at the end.
+        processes.meet()
+        yield locks
+        if not processes.is_main:
+            locks.wait_for_run()
+            if (folder / LOCK).exists():
+                raise OtherProcessError("the main process must end last, but it stopped early; go on with --resume.")
+    except BaseException:
+        # Other processes may still finish their pieces; the file keeps a later run from taking these up as well.
+        if processes.count > 1:
+            locks.close()
+        else:
+            locks.remove()
+        raise
+    if processes.is_main:
+        locks.remove()
+    else:
+        locks.close()
+
+
+def check_same(folder: Path, begun_as: Path, info: dict[str, Any]) -> None:
+    """Refuse to go on with something else than what was begun.
+
+    Raises:
+        DrLLMError: names the first difference.
+    """
+    path = folder / begun_as
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        begun = None
+    if not isinstance(begun, dict):
+        raise DrLLMError(f"{path} must say what was begun in {folder}, but it is damaged; begin in another folder.")
+    for name, value in json.loads(json.dumps(info)).items():
+        if begun.get(name) == value:
+            continue
+        if name == "questions_digest":
+            raise DrLLMError(
+                f"the questions must be those that the run in {folder} began with, but they have changed since then "
+                f"(an edited data file, or other options); bring them back or choose another folder."
+            )
+        raise DrLLMError(
+            f"the run in {folder} must go on as it began, with {name} {begun.get(name)!r}, but {value!r} was given; "
+            f"repeat the first command or choose another folder."
+        )

@@ -1,0 +1,177 @@
+"""What a search found, counted: tallies of rows that add up over shards, processes and resumed runs."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from ..decisions import CLASS_NAMES, passes
+from .bundle import Work
+from .rows import Row
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts of some rows.
+
+    Attributes:
+        questions, kept: searched, and those of them that have a label.
+        base_right: right along the base model's own path.
+        label_right: of the kept, right along the label.
+        fixed, broken: wrong in the base and right along the label, and the other way round.
+        passes: block passes of the labels.
+        skips, executes, repeats: decisions of the labels.
+        paths: scored.
+        not_finite: of these, paths along which the model gave no finite numbers.
+    """
+
+    questions: int = 0
+    kept: int = 0
+    base_right: int = 0
+    label_right: int = 0
+    fixed: int = 0
+    broken: int = 0
+    passes: int = 0
+    skips: int = 0
+    executes: int = 0
+    repeats: int = 0
+    paths: int = 0
+    not_finite: int = 0
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "Tally":
+        """The counts of these rows."""
+        total = cls()
+        for row in rows:
+            label = row.decisions
+            right = label is not None and next(path.correct for path in row.paths if path.decisions == label)
+            decisions = label or ()
+            total += cls(
+                questions=1,
+                kept=int(label is not None),
+                base_right=int(row.base_correct),
+                label_right=int(right),
+                fixed=int(right and not row.base_correct),
+                broken=int(label is not None and row.base_correct and not right),
+                passes=passes(decisions),
+                skips=decisions.count(0),
+                executes=decisions.count(1),
+                repeats=decisions.count(2),
+                paths=len(row.paths),
+                not_finite=sum(math.isnan(path.probability) for path in row.paths),
+            )
+        return total
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def share_fixed(self) -> float | None:
+        """Of the questions that the base got wrong, those whose label is right; None without any."""
+        wrong = self.questions - self.base_right
+        return self.fixed / wrong if wrong else None
+
+    @property
+    def share_broken(self) -> float | None:
+        """Of the questions that the base got right, those whose label is wrong; None without any."""
+        return self.broken / self.base_right if self.base_right else None
+
+
+@dataclass(frozen=True)
+class SearchSummary:
+    """What a search found, over all rows of the set.
+
+    Attributes:
+        questions: searched.
+        kept: that have a label.
+        base_accuracy: share right along the base model's own path.
+        label_accuracy: share of the kept questions that are right along their label.
+        fixed: share of the questions the base got wrong whose label is right; None when it got none wrong.
+        broken: share of the questions the base got right whose label is wrong; None when it got none right.
+        mean_passes: block passes of the labels; `num_blocks` of the base.
+        decisions: label decisions by class name.
+        paths: scored in all.
+        paths_not_finite: of these, paths along which the model gave no finite numbers; they count as wrong.
+        passes_avoided: share of the paths' block passes that did not run, because another path shared them; None when
+            the scorer does not say.
+        padding: share of the slots in batches that held no token; None when the scorer does not say.
+        seconds: of this run; a resumed run counts its own part.
+        paths_per_second: of this run, all its processes together; None when it scored nothing.
+    """
+
+    questions: int
+    kept: int
+    base_accuracy: float
+    label_accuracy: float
+    fixed: float | None
+    broken: float | None
+    mean_passes: float
+    num_blocks: int
+    decisions: dict[str, int]
+    paths: int
+    paths_not_finite: int
+    passes_avoided: float | None
+    padding: float | None
+    seconds: float
+    paths_per_second: float | None
+
+    @classmethod
+    def of(
+        cls, tally: Tally, num_blocks: int, work: Work | None = None, *, seconds: float = 0.0, scored: int = 0
+    ) -> "SearchSummary":
+        """The summary of rows counted in `tally`; this run scored `scored` paths in `seconds`."""
+        work = work or Work()
+        counts = (tally.skips, tally.executes, tally.repeats)
+        return cls(
+            questions=tally.questions,
+            kept=tally.kept,
+            base_accuracy=tally.base_right / tally.questions,
+            label_accuracy=tally.label_right / max(1, tally.kept),
+            fixed=tally.share_fixed,
+            broken=tally.share_broken,
+            mean_passes=tally.passes / max(1, tally.kept),
+            num_blocks=num_blocks,
+            decisions=dict(zip(CLASS_NAMES, counts, strict=True)),
+            paths=tally.paths,
+            paths_not_finite=tally.not_finite,
+            passes_avoided=work.avoided if work.passes else None,
+            padding=work.padding if work.slots else None,
+            seconds=seconds,
+            paths_per_second=scored / seconds if scored else None,
+        )
+
+    @classmethod
+    def from_json(cls, value: Any) -> "SearchSummary | None":
+        """What `dataclasses.asdict` made of one; None for anything else."""
+        try:
+            return cls(**value)
+        except TypeError:
+            return None
+
+    def table(self) -> Table:
+        """The summary for people."""
+        total = sum(self.decisions.values())
+        table = Table("searched", "value", title="Search", title_justify="left")
+        table.add_row("questions kept", f"{self.kept:,} of {self.questions:,}")
+        table.add_row("base accuracy", _percent(self.base_accuracy))
+        table.add_row("accuracy along the labels", _percent(self.label_accuracy))
+        table.add_row("wrong questions fixed", _percent(self.fixed))
+        table.add_row("right questions broken", _percent(self.broken))
+        table.add_row("mean passes", f"{self.mean_passes:.2f} (base: {self.num_blocks})")
+        for name in CLASS_NAMES:
+            table.add_row(f"decisions: {name}", _percent(self.decisions[name] / total if total else None))
+        speed = "" if self.paths_per_second is None else f" ({self.paths_per_second:.1f} a second)"
+        table.add_row("paths scored", f"{self.paths:,}{speed}")
+        if self.paths_not_finite:
+            table.add_row("paths without finite numbers", f"{self.paths_not_finite:,}, counted as wrong")
+        if self.passes_avoided is not None:
+            table.add_row("block passes avoided", _percent(self.passes_avoided))
+        if self.padding is not None:
+            table.add_row("padding", _percent(self.padding))
+        return table
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
