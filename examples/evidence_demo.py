@@ -26,6 +26,7 @@ from drllm_adapter.workflow import Labels, evaluate_adapter, search_paths, train
 # The first is the default, which is compared with all baselines.
 WAYS = {
     "weighted": Labels("weighted", 0.4),
+    "effects": Labels("effects", 0.4),
     "price": Labels("price", 0.4),
     "shortest (paper)": Labels("shortest", 0.4),
 }

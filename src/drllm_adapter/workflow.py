@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from peft import get_peft_model
 from rich.console import Console
@@ -21,6 +22,7 @@ from . import __version__
 from .adapter.config import DrLLMConfig
 from .adapter.steering import set_depth_control, set_layer_budget
 from .decisions import Decisions, execute_all
+from .effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
 from .engine import GIGABYTE, SharingScorer
 from .errors import DrLLMError
 from .evaluation import Effort, Report, compare, compare_with_baselines, plot_layers, plot_tradeoff, sweep_controls
@@ -32,7 +34,15 @@ from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_labels, read_rows, read_search_info, run_search
 from .search.rows import INFO
 from .tasks import Prompt, Question, build_prompts, sources_of
-from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
+from .training import (
+    EffectRegression,
+    TrainingConfig,
+    TrainingResult,
+    collect_features,
+    load_weights_into,
+    plot_curves,
+    train_routers,
+)
 
 if TYPE_CHECKING:
     from .evaluation.lm_eval import HarnessReport
@@ -47,7 +57,8 @@ class Labels:
     """What is learnt from the paths that were tried.
 
     Attributes:
-        rule: "weighted" (several paths a question), or "price" or "shortest" (the paper's), one; see `search.labels`.
+        rule: "weighted" (several paths a question), or "price" or "shortest" (the paper's), one, see `search.labels`;
+            or "effects", a regression over all of them, see `training.objectives`.
         price: of L block passes, in probability of the right answer.
     """
 
@@ -165,19 +176,30 @@ def train_adapter(
         )
     model.name_or_path = _full_name(name)  # what PEFT writes into the adapter as its base
     routed = get_peft_model(model, adapter).eval()
+    # What routers read along: the paths to imitate, or for effects the best static path at this price.
+    forced, average = np.array(decisions, dtype=np.int8), None
+    if labels.rule == "effects":
+        average = regress_effects(row.paths for row in rows)
+        forced[:] = static_at(average, MARGIN_OF_PROBABILITY * labels.price)
     with nullcontext(features) if features is not None else tempfile.TemporaryDirectory() as store_folder:
         assert store_folder is not None
         store = collect_features(
             routed,
             tokenizer,
             [row.prompt for row in rows],
-            np.array(decisions, dtype=np.int8),
+            forced,
             Path(store_folder) / "features",
             ids=[row.id for row in rows],
             add_special_tokens=[not row.templated for row in rows],
             console=console,
         )
-        result = train_routers(store, config, example_weights=weights, device=device, console=console)
+        effects = None
+        if average is not None:
+            price = MARGIN_OF_PROBABILITY * labels.price
+            regression = EffectRegression.of([row.paths for row in rows], store.layers, price)
+            effects = (regression, torch.from_numpy(average[list(store.layers)]))
+            store = replace(store, labels=np.array(decisions, dtype=np.int8))
+        result = train_routers(store, config, example_weights=weights, effects=effects, device=device, console=console)
     facts = {
         "version": __version__,
         "libraries": {name: version(name) for name in ("torch", "transformers", "peft")},

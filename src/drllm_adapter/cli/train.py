@@ -17,8 +17,9 @@ def train(
         typer.Option(
             "--supervision",
             "--labels",
-            help="What is learnt of the paths tried: weighted (the best ones, by what they are worth), price (the best "
-            "one) or shortest (the paper's: the shortest right one); that of the search by default.",
+            help="What is learnt of the paths tried: weighted (the best ones, by what they are worth), effects (a "
+            "regression over all of them), price (the best one) or shortest (the paper's: the shortest right one); "
+            "that of the search by default.",
         ),
     ] = None,
     price: Annotated[float | None, typer.Option(help="Price of L block passes; that of the search by default.")] = None,

@@ -20,10 +20,10 @@ from torch import Tensor
 from ..adapter.layer import routed_layers
 from ..adapter.steering import force_decisions
 from ..decisions import EXECUTE, SKIP, Decisions, execute_all, passes
+from ..effects import Effects, PathLike, best_by_effects, predicted, regress_effects
 from ..tasks import Prompt
 from .compare import ScoreLike
 from .contenders import Contender, Outcomes, best_mixture, comparison
-from .effects import Effects, PathLike, best_by_effects, predicted, regress_effects
 
 Score = Callable[[Sequence[Prompt], Sequence[Decisions]], Sequence[ScoreLike]]
 _BUCKETS = 4

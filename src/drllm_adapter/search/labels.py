@@ -38,10 +38,12 @@ def price(paths: Sequence[ScoredPath], price: float = 0.4) -> Decisions | None:
 
 LABEL_RULES: dict[str, Callable[[Sequence[ScoredPath], float], Decisions | None]] = {
     "weighted": price,
+    "effects": price,
     "price": price,
     "shortest": shortest,
 }
-"""The one path that stands for a question; "weighted" adds others to it, see `choose_labels`."""
+"""The one path that stands for a question. "weighted" adds others to it, see `choose_labels`; "effects" learns from all
+paths and uses this one for its metrics only."""
 
 
 def choose_label(paths: Sequence[ScoredPath], rule: str, price: float) -> Decisions | None:

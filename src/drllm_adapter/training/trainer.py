@@ -8,7 +8,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ from ..errors import DrLLMError
 from .batches import Batch, BatchReader, Rows
 from .config import TrainingConfig
 from .features import FeatureStore
-from .loss import effective_number_weights, focal_loss, weighted_cross_entropy
+from .loss import effective_number_weights
 from .metrics import decision_metrics, static_decisions
+from .objectives import EffectRegression, Imitation, Objective, WeightedImitation
 from .report import data_line, result_line, training_line
 from .routers import Weights, fresh_weights, stacked_logits
 
@@ -62,6 +63,7 @@ def train_routers(
     config: TrainingConfig | None = None,
     *,
     example_weights: NDArray[np.float32] | None = None,
+    effects: tuple[EffectRegression, Tensor] | None = None,
     device: str | torch.device | None = None,
     memory: int = DEFAULT_MEMORY,
     console: Console | None = None,
@@ -76,6 +78,8 @@ def train_routers(
         config: how to train; None is `TrainingConfig()`.
         example_weights: float32 [N], how much each of the store's N examples counts, when a question has several paths
             (rows with the same id); the loss is then a weighted cross-entropy. None is the focal loss.
+        effects: regress effects in place of imitating the store's labels, which then only serve for the metrics; with
+            the average effects [R, 3] to start from.
         device: where to train; None is the first GPU, or the CPU without one.
         memory: features of at most this many bytes are held on the device; larger ones are read from disk as they are
             needed. Beside them, training takes about 20 bytes a router weight and two batches of
@@ -104,8 +108,18 @@ def train_routers(
             f"example_weights must be one number of at least 0 for each of {len(store)} examples, not all 0, but "
             f"{list(counts.shape)} values were given; pass one weight for each row of the store."
         )
-    relative = None if example_weights is None else torch.from_numpy(counts / counts[train_rows].mean()).to(place)
-    run = _Run(store, config, BatchReader(store, place, memory), class_weights.to(place), relative)
+    generator = torch.Generator().manual_seed(config.seed)
+    start = fresh_weights(len(store.layers), store.means.shape[-1], config.hidden, generator)
+    objective: Objective
+    if effects is not None:
+        regression, average = effects
+        objective = replace(regression, paths=regression.paths.to(place), margins=regression.margins.to(place))
+        start = objective.start(start, average)
+    elif example_weights is not None:
+        objective = WeightedImitation(torch.from_numpy(counts / counts[train_rows].mean()).to(place))
+    else:
+        objective = Imitation(class_weights.to(place), config.gamma)
+    run = _Run(store, config, BatchReader(store, place, memory), objective, start, generator)
     history, best_epoch, weights = run.train(train_rows, validation_rows, console)
 
     labels = store.routed_labels[validation_rows]
@@ -166,15 +180,14 @@ class _Run:
         store: FeatureStore,
         config: TrainingConfig,
         reader: BatchReader,
-        class_weights: Tensor,
-        example_weights: Tensor | None,
+        objective: Objective,
+        start: Weights,
+        generator: torch.Generator,
     ) -> None:
-        self.store, self.config, self.reader = store, config, reader
-        self.class_weights, self.example_weights = class_weights, example_weights
+        self.store, self.config, self.reader, self.objective = store, config, reader, objective
         self.other_blocks = store.labels.shape[1] - len(store.layers)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        fresh = fresh_weights(len(store.layers), store.means.shape[-1], config.hidden, self.generator)
-        self.weights = {name: weight.to(class_weights.device).requires_grad_() for name, weight in fresh.items()}
+        self.generator = generator
+        self.weights = {name: weight.to(reader.device).requires_grad_() for name, weight in start.items()}
 
     def train(
         self, train_rows: Rows, validation_rows: Rows, console: Console
@@ -236,10 +249,7 @@ class _Run:
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The batch's loss and logits [B, R, 3]."""
         logits = stacked_logits(self.weights, batch.means, batch.windows)
-        if self.example_weights is not None:
-            rows = torch.from_numpy(batch.rows).to(logits.device)
-            return weighted_cross_entropy(logits, batch.labels, self.example_weights[rows]), logits
-        return focal_loss(logits, batch.labels, self.class_weights, self.config.gamma), logits
+        return self.objective(logits, batch), logits
 
     def _finite(self, loss: Tensor, batch: Batch) -> float:
         """The loss as a float; a `DrLLMError` that says whose fault it is when it is not finite."""

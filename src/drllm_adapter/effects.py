@@ -7,10 +7,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..decisions import CLASS_NAMES, EXECUTE, REPEAT, Decisions
+from .decisions import CLASS_NAMES, EXECUTE, REPEAT, Decisions
 
 Effects = NDArray[np.float64]
 """float64 [L, 3]: what skipping, executing (always 0) and repeating a block adds to the margin of the right answer."""
+
+MARGIN_OF_PROBABILITY = 4.0
+"""What a little probability is worth in log-odds where both answers are equally likely: 1 / (p (1 - p)) at p = 1/2."""
 
 _CLIP = 4.0
 # As much as this many observations without any effect: keeps what was hardly tried near zero.
@@ -109,3 +112,10 @@ def best_by_effects(effects: Effects, passes: int) -> Decisions:
 def predicted(effects: Effects, decisions: Decisions) -> float:
     """The sum of the effects along a path: how far it is from the base model's margin."""
     return float(effects[np.arange(len(decisions)), list(decisions)].sum())
+
+
+def static_at(effects: Effects, price: float) -> Decisions:
+    """The path of highest predicted margin minus `price` for L block passes; a tie executes."""
+    order = [EXECUTE, 0, REPEAT]
+    worth = effects - price * np.arange(len(CLASS_NAMES)) / len(effects)
+    return tuple(order[choice] for choice in worth[:, order].argmax(axis=1).tolist())
