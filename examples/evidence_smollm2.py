@@ -1,16 +1,16 @@
 """Evidence on SmolLM2-135M-Instruct: routers on a mixture of unlike tasks against every baseline.
 
-Six tasks by likelihood alone: ARC-Easy, ARC-Challenge, MMLU (STEM) and LogiQA by the likelihood of each choice, GSM8K and
-MATH by the likelihood of the final answer against those of other questions (`--mode contrast`). Paths are tried on
+Six tasks by likelihood alone: ARC-Easy, ARC-Challenge, MMLU (STEM) and LogiQA by the likelihood of each choice, GSM8K
+and MATH by the likelihood of the final answer against those of other questions (`--mode contrast`). Paths are tried on
 training questions, routers trained by each way of supervision on the same paths, and evaluated on held-out questions.
 Writes `evidence.json`, `evidence.md` (the tables of docs/evidence.md), the supervision set and the adapters.
 
     python examples/evidence_smollm2.py --data DATA --output evidence-smollm2
 
-DATA holds arc_easy_train.jsonl, arc_easy_test_a.jsonl, arc_challenge_train.jsonl, mmlu_stem_test.jsonl, logiqa_en.jsonl,
-gsm8k_train.jsonl and math_levels.jsonl, a question a line as for `drllm search --task jsonl`. ARC-Easy is tested on its
-own test file; of the others, which have one file here, the half whose questions hash to an even number is searched and
-the other half tested.
+DATA holds arc_easy_train.jsonl, arc_easy_test_a.jsonl, arc_challenge_train.jsonl, mmlu_stem_test.jsonl,
+logiqa_en.jsonl, gsm8k_train.jsonl and math_levels.jsonl, a question a line as for `drllm search --task jsonl`. ARC-Easy
+is tested on its own test file; of the others, which have one file here, the half whose questions hash to an even number
+is searched and the other half tested.
 """
 
 import argparse
@@ -117,10 +117,16 @@ def even(row: dict[str, Any]) -> bool:
 def run(
     folder: Path, way: str, seed: int, to_test: list[Question], options: argparse.Namespace, console: Console
 ) -> dict[str, Any]:
-    """Train by one way with one seed, and evaluate; everything is compared with once, for the first way and seed."""
+    """Train by one way with one seed, and evaluate; what is there already is read.
+
+    Baselines and controls are compared with the first way and seed alone.
+    """
     console.rule(f"{way}, seed {seed}")
     first = way == options.ways[0] and seed == options.seeds[0]
     adapter = folder / f"adapter-{way}-{seed}"
+    done = adapter / "evaluation" / "report.json"
+    if done.exists():
+        return {"way": way, "seed": seed, "report": json.loads(done.read_text(encoding="utf-8"))}
     train_adapter(
         folder / "paths", adapter, labels=Labels(WAYS[way].rule, options.price), config=TrainingConfig(seed=seed),
         adapter=DrLLMConfig(router_width=options.router_width), features=folder / f"features-{way}",

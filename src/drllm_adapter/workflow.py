@@ -23,7 +23,7 @@ from .adapter.config import DrLLMConfig
 from .adapter.steering import set_depth_control, set_layer_budget
 from .decisions import Decisions, execute_all
 from .effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
-from .engine import GIGABYTE, SharingScorer
+from .engine import GIGABYTE, SharingScorer, score_paths
 from .errors import DrLLMError
 from .evaluation import Effort, Report, compare, compare_with_baselines, plot_layers, plot_tradeoff, sweep_controls
 from .files import check_claim, claim_folder, write_json_atomic
@@ -283,6 +283,7 @@ def evaluate_adapter(
         report = replace(report, sweep=points)
     if training_rows is not None:
         set_layer_budget(model, None)
+        sharing = SharingScorer(model, tokenizer, notice=_teller(console))
         table = compare_with_baselines(
             model,
             tokenizer,
@@ -290,7 +291,7 @@ def evaluate_adapter(
             prompts,
             [question.task for question in questions],
             training_rows,
-            lambda asked, paths: score_all(scorer, asked, paths, "baselines", console),
+            lambda asked, paths: score_paths(sharing, asked, paths),
             effort,
         )
         set_layer_budget(model, budget)

@@ -25,7 +25,9 @@ from ..tasks import Prompt
 from .compare import ScoreLike
 from .contenders import Contender, Outcomes, best_mixture, comparison
 
-Score = Callable[[Sequence[Prompt], Sequence[Decisions]], Sequence[ScoreLike]]
+Score = Callable[[Sequence[Prompt], Sequence[Sequence[Decisions]]], Sequence[Sequence[ScoreLike]]]
+"""Outcomes `[i][j]` of prompt i along path j of its own list, as `engine.score_paths` gives them."""
+
 _BUCKETS = 4
 
 
@@ -110,13 +112,22 @@ class PathOutcomes:
         self.prompts, self._score = list(prompts), score
         self._known: dict[Decisions, Sequence[ScoreLike]] = {}
 
+    def prepare(self, paths: Sequence[Decisions]) -> None:
+        """Score these paths now, in one go: what they share runs once."""
+        new = [path for path in dict.fromkeys(paths) if path not in self._known]
+        if new:
+            scores = self._score(self.prompts, [new] * len(self.prompts))
+            self._known |= {path: [of_prompt[place] for of_prompt in scores] for place, path in enumerate(new)}
+
     def along(self, path: Decisions) -> Sequence[ScoreLike]:
-        if path not in self._known:
-            self._known[path] = self.each([path] * len(self.prompts))
+        """The outcome of every question along one path."""
+        self.prepare([path])
         return self._known[path]
 
-    def each(self, paths: Sequence[Decisions]) -> Sequence[ScoreLike]:
-        return self._score(self.prompts, paths)
+    def each(self, paths: Sequence[Sequence[Decisions]]) -> list[Outcomes]:
+        """One array of outcomes for each list of paths, in which every question has its own."""
+        scores = self._score(self.prompts, list(zip(*paths, strict=True)))
+        return [np.array([float(of_prompt[place].correct) for of_prompt in scores]) for place in range(len(paths))]
 
     def contender(self, name: str, path: Decisions, what: str = "") -> Contender:
         return Contender(name, _right(self.along(path)), passes(path), what)
@@ -139,7 +150,7 @@ def compare_with_baselines(
         routed: outcomes of the router, one a prompt.
         prompts, tasks: of the evaluation.
         supervision: training questions and the paths tried on them.
-        score: outcomes of prompts along given paths.
+        score: outcomes of prompts along paths, the base's.
 
     Raises:
         DrLLMError: the supervision set has free answers, which cannot be scored again.
@@ -149,47 +160,38 @@ def compare_with_baselines(
     own = Contender("routed", _right(routed), float(np.mean([passes(item.decisions) for item in routed])))
     numbers = sorted({min(max(number, 1), blocks) for number in (math.floor(own.passes), math.ceil(own.passes))})
     tested = PathOutcomes(prompts, score)
-    base = tested.contender("base", execute_all(blocks), "every block once")
-
-    def at_equal_passes(name: str, what: str, path_of: Callable[[int], Decisions]) -> Contender:
-        points = [base, *(tested.contender(name, path_of(number), what) for number in numbers)]
-        return replace(best_mixture(points, own.passes), name=name, what=what)
-
     effects = regress_effects(row.paths for row in supervision)
-    chosen = list(supervision[: effort.greedy_questions])
-    greedy = greedy_paths(
-        PathOutcomes([row.to_prompt() for row in chosen], score), effects, numbers[0], effort.greedy_candidates
-    )
+    chosen = [row.to_prompt() for row in supervision[: effort.greedy_questions]]
+    greedy = greedy_paths(PathOutcomes(chosen, score), effects, numbers[0], effort.greedy_candidates)
     similarity = state_similarity(model, tokenizer, [row.to_prompt() for row in supervision[: effort.state_prompts]])
-    table = [
-        base,
-        _random(tested, numbers, base, own.passes, effort.seed),
-        at_equal_passes("static, greedy", "the cheapest block left out, one by one", greedy.__getitem__),
-        at_equal_passes(
-            "static, regression",
+    order = block_influence_order(similarity)
+    static: dict[str, tuple[str, Callable[[int], Decisions]]] = {
+        "static, greedy": ("the cheapest block on training questions left out, one by one", greedy.__getitem__),
+        "static, regression": (
             "best sum of effects on the margin over all paths tried on training questions",
             lambda number: best_by_effects(effects, number),
         ),
-        at_equal_passes(
-            "ShortGPT",
+        "ShortGPT": (
             "blocks whose output is most similar to their input left out (block influence)",
-            lambda number: without(block_influence_order(similarity)[: blocks - number], blocks),
+            lambda number: without(order[: blocks - number], blocks),
         ),
-        at_equal_passes(
-            "contiguous run",
+        "contiguous run": (
             "the run of blocks whose output is most similar to its input left out, later blocks kept (LLM-Streamline's "
             "choice, without its replacement network)",
             lambda number: without(most_similar_run(similarity, blocks - number), blocks),
         ),
-        at_equal_passes(
-            "evenly spaced", "blocks left out at even distances", lambda number: evenly_spaced(blocks, number)
-        ),
-        at_equal_passes(
-            "early exit",
+        "evenly spaced": ("blocks left out at even distances", lambda number: evenly_spaced(blocks, number)),
+        "early exit": (
             "the last blocks left out, final norm and head on what is reached (LayerSkip's exit, without its training)",
             lambda number: (EXECUTE,) * number + (SKIP,) * (blocks - number),
         ),
-    ]  # fmt: skip
+    }
+    tested.prepare([execute_all(blocks), *(path_of(number) for _, path_of in static.values() for number in numbers)])
+    base = tested.contender("base", execute_all(blocks), "every block once")
+    table = [base, _random(tested, numbers, base, own.passes, effort.seed)]
+    for name, (what, path_of) in static.items():
+        points = [base, *(tested.contender(name, path_of(number), what) for number in numbers)]
+        table.append(replace(best_mixture(points, own.passes), name=name, what=what))
     lengths = [len(row.prompt) for row in supervision]
     edges = np.quantile(lengths, np.linspace(0, 1, _BUCKETS + 1)[1:-1])
     by_task = ("task router", "the best static path of each task, from its name alone",
@@ -294,6 +296,7 @@ def greedy_paths(
     for number in range(blocks - 1, least - 1, -1):
         left = sorted((block for block in range(blocks) if path[block]), key=lambda block: -effects[block, SKIP])
         tried = [without([block, *_skipped(path)], blocks) for block in left[:candidates]]
+        training.prepare(tried)
         path = max(tried, key=lambda option: np.mean([item.probability for item in training.along(option)]))
         found[number] = path
     return found
@@ -305,12 +308,15 @@ def _skipped(path: Decisions) -> list[int]:
 
 def _random(tested: PathOutcomes, numbers: Sequence[int], base: Contender, mean_passes: float, seed: int) -> Contender:
     generator = random.Random(seed)
-    blocks, points = int(base.passes), [base]
+    blocks, drawn = int(base.passes), []
     for number in numbers:
         paths = [without(generator.sample(range(blocks), blocks - number), blocks) for _ in tested.prompts]
-        points.append(Contender("random", _right(tested.each(paths)), number))
-    # A mixture with the base would not be random paths: only the two numbers around the mean.
-    points = points[1:] if len(numbers) > 1 or mean_passes == numbers[0] else points
+        drawn.append(paths)
+    outcomes = zip(tested.each(drawn), numbers, strict=True)
+    # Not mixed with the base unless the mean is beyond the numbers: that would not be random paths.
+    points = [Contender("random", right, number) for right, number in outcomes]
+    if len(numbers) == 1 and mean_passes != numbers[0]:
+        points.append(base)
     return replace(best_mixture(points, mean_passes), name="random", what="other blocks left out for every question")
 
 
@@ -358,9 +364,8 @@ def _grouped(
     ends = [max(below, key=means.__getitem__)] if below else []
     ends += [min(above, key=means.__getitem__)] if above else []
     points = list(ungrouped)
-    for place in ends:
-        scores = tested.each([assignments[place][group] for group in test_groups])
-        points.append(Contender(name, _right(scores), means[place]))
+    outcomes = tested.each([[assignments[place][group] for group in test_groups] for place in ends])
+    points += [Contender(name, right, means[place]) for right, place in zip(outcomes, ends, strict=True)]
     return replace(best_mixture(points, mean_passes), name=name, what=what)
 
 
@@ -388,9 +393,7 @@ def oracles(supervision: Sequence[Supervised], score: Score, effort: Effort) -> 
     }
     prompts = [row.to_prompt() for row in rows]
     drawn = [replace(prompt, answer=generator.randrange(len(prompt.continuations))) for prompt in prompts]
-    pairs = [(prompt, path.decisions) for prompt, row in zip(drawn, rows, strict=True) for path in row.paths]
-    scores = iter(score([prompt for prompt, _ in pairs], [path for _, path in pairs]))
-    found["chance"] = _oracle([[next(scores) for _ in row.paths] for row in rows])
+    found["chance"] = _oracle(score(drawn, [[path.decisions for path in row.paths] for row in rows]))
     return found
 
 
