@@ -150,7 +150,7 @@ def test_generate_shows_the_path(made: Path, tmp_path: Path, run: Run, monkeypat
 def test_info_says_what_it_fits_and_how_it_was_trained(made: Path, tmp_path: Path, run: Run) -> None:
     out = run("info", made / "adapter", "--json", tmp_path / "info.json")
     facts = json.loads((tmp_path / "info.json").read_text())
-    for said in ("llama, 8 blocks of width 96", "60 questions", "price labels at price 0.4", "30 simulations"):
+    for said in ("llama, 8 blocks of width 96", "60 questions", "weighted labels at price 0.4", "30 simulations"):
         assert said in out
     weights = load_file(made / "adapter" / "adapter_model.safetensors")
     assert f"{sum(value.numel() for value in weights.values()):,}" in facts["weights"]

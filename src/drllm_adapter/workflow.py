@@ -46,10 +46,12 @@ from .training import (
 
 if TYPE_CHECKING:
     from .evaluation.lm_eval import HarnessReport
+    from .evaluation.probe import ProbeReport
 
 ADAPTER = "adapter"
 SUPERVISION = "supervision set"
 EVALUATION = "evaluation"
+PROBE = "probe"
 
 
 @dataclass(frozen=True)
@@ -314,8 +316,7 @@ def evaluate_adapter(
         plot_layers(report, folder / "layers.png")
         if report.baselines is not None or report.sweep is not None:
             plot_tradeoff(report, folder / "tradeoff.png")
-        if folder.resolve().parent == Path(adapter).resolve():
-            write_card(adapter)
+        _show_on_card(adapter, folder)
     return report
 
 
@@ -384,6 +385,76 @@ def evaluate_with_lm_eval(
             "version": __version__,
         }
         write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
+        _show_on_card(adapter, folder)
+    return report
+
+
+def _show_on_card(adapter: str, evaluation: Path) -> None:
+    """Renew the adapter's card when the evaluation lies inside the adapter's folder."""
+    if evaluation.resolve().parent == Path(adapter).resolve():
+        write_card(adapter)
+
+
+def probe_model(
+    base: str,
+    questions: Sequence[Question],
+    output: str | os.PathLike[str],
+    *,
+    mode: str,
+    paths: int = 24,
+    edits: int = 6,
+    single_edits: int = 16,
+    price: float = 0.4,
+    batch_size: int = 16,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str | None = None,
+    console: Console | None = None,
+) -> "ProbeReport":
+    """Can routers help this model on these questions? `report.json` and `probe.png` lie in `output` afterwards.
+
+    Args:
+        base: folder or Hub name of the frozen model.
+        questions: their tasks, or their sources when all are of one task, are what differences are looked for between.
+        paths, edits, single_edits: see `evaluation.probe.measure`; `price` see `evaluation.probe.analyse`.
+
+    Raises:
+        DrLLMError: see `load_base`, `build_prompt`, `evaluation.probe.measure`.
+    """
+    from rich.progress import Progress
+
+    from .evaluation.figures import plot_probe
+    from .evaluation.probe import analyse, measure
+
+    check_claim(output, PROBE)
+    names = [question.task for question in questions]
+    if len(set(names)) == 1:
+        names = [question.source.name if question.source is not None else question.task for question in questions]
+    model, tokenizer = load_base(base, dtype=dtype, device=device)
+    scorer = Scorer(route_base(model), tokenizer, batch_size=batch_size)
+    prompts = _prompts(questions, mode, tokenizer, None)
+    hidden = console is None or not console.is_terminal
+    with Progress(console=console, transient=True, disable=hidden) as progress:
+        bar = progress.add_task("probe", total=1.0)
+        measured = measure(
+            scorer, prompts, names, paths=paths, edits=edits, single_edits=single_edits, seed=seed,
+            show=lambda done: progress.update(bar, completed=done),
+        )  # fmt: skip
+    report = analyse(measured, price=price, seed=seed)
+    folder = claim_folder(output, PROBE)
+    settings = {
+        "base": _full_name(base),
+        "base_fingerprint": fingerprint(model),
+        "sources": sources_of(questions),
+        "mode": mode,
+        "edits": edits,
+        "single_edits": single_edits,
+        "seed": seed,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "version": __version__,
+    }
+    write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
+    plot_probe(report, folder / "probe.png")
     return report
 
 

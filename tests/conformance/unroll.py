@@ -11,9 +11,9 @@ COUNT_NAMES = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decode
 
 
 def layer_list(model: nn.Module, num_blocks: int) -> tuple[nn.Module, str]:
-    """The module that owns the decoder's list of blocks, and its attribute."""
+    """The module that owns the decoder's list of blocks, and its attribute; a vision tower may have such a list too."""
     lists = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == num_blocks]
-    name = min(lists, key=lambda name: name.count("."))
+    name = min(lists, key=lambda name: ("visual" in name or "vision" in name, name.count(".")))
     return model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
 
 

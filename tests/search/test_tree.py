@@ -203,7 +203,7 @@ def test_label_rules(paths: list[ScoredPath], price: float, order: "object") -> 
 
 
 def test_unknown_rules_and_prices_are_refused() -> None:
-    assert set(LABEL_RULES) == {"price", "shortest"}
+    assert set(LABEL_RULES) == {"weighted", "effects", "price", "shortest"}
     with pytest.raises(DrLLMError, match="price, shortest"):
         choose_label([], "lucky", 0.1)
     with pytest.raises(DrLLMError, match="price"):

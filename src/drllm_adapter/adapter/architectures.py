@@ -1,4 +1,4 @@
-"""What cannot be derived from a model: which architectures are proven, which are refused and why, what blocks return.
+"""What cannot be derived from a model: which architectures are proven, which are refused and why, odd arguments.
 
 The lists follow from `pytest -m conformance`, which tries every causal-LM architecture of transformers and writes
 docs/architectures.md.
@@ -8,14 +8,14 @@ EXACT = frozenset(
     """
     afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid beam biogpt bitnet bloom codegen cohere cohere2
     cohere2_moe ctrl cwm deepseek_v2 deepseek_v3 deepseek_v32 diffllama doge dots1 dots3_note_text ernie4_5
-    ernie4_5_moe exaone4 exaone_moe falcon falcon_h1 falcon_mamba flex_olmo flint gemma gemma2 gemma3_text glm
-    glm4 glm4_moe glm4_moe_lite gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj granite
-    granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared helium hunyuan_v1_dense
-    hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe kimi_linear kolibri1 laguna lfm2
-    lfm2_moe lfm3 llama llama4_text mamba mamba2 mellum mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text
-    ministral ministral3 mistral mixtral modernbert-decoder mpt nanochat nemotron nemotron_h olmo olmo2 olmo3
-    olmo_hybrid olmoe opt persimmon phi phi3 phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_5_moe_text
-    qwen3_5_text qwen3_moe qwen3_next seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm youtu
+    ernie4_5_moe exaone4 exaone_moe falcon falcon_h1 falcon_mamba flex_olmo flint gemma gemma2 gemma3_text glm glm4
+    glm4_moe glm4_moe_lite gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa
+    granitemoe granitemoe_swa granitemoehybrid granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3
+    hyperclovax internlm3 iquestcoder jais2 jetmoe kimi_linear kolibri1 laguna lfm2 lfm2_moe lfm3 llama llama4_text
+    mamba mamba2 mellum mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral
+    modernbert-decoder mpt nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe opt persimmon phi phi3
+    phi4_multimodal phimoe qwen2 qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3 qwen3_5_moe_text qwen3_5_text
+    qwen3_moe qwen3_next seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm youtu
     """.split()  # noqa: SIM905 - a list of strings would be a hundred lines
 )
 """`model_type` of the text decoders for which the tests prove routed execution equal to the unrolled model."""
@@ -63,6 +63,7 @@ REFUSED = {
     "pegasus": "the decoder of an encoder-decoder, whose cache has a second half",
     "plbart": "the decoder of an encoder-decoder, whose cache has a second half",
     "prophetnet": "the decoder of an encoder-decoder, whose cache has a second half",
+    "qwen3_vl_text": "its forward loop adds features of the image behind certain places of the stack",
     "recurrent_gemma": _DIFFERS,
     "reformer": "reversible blocks over hashed buckets",
     "rembert": "an encoder that can be told to decode",
@@ -83,15 +84,8 @@ REFUSED = {
 }
 """Reasons, for those that are known not to work."""
 
-TUPLE_OUTPUTS: dict[str, int] = {
-    "bamba": 2,
-    "bloom": 2,
-    "codegen": 2,
-    "falcon": 2,
-    "falcon_h1": 1,
-    "gpt_neo": 2,
-    "gpt_neox_japanese": 2,
-    "gptj": 2,
-    "mpt": 2,
-}
-"""How many values a block returns where it is not the hidden states alone: what a skipped block must stand in for."""
+HEADS_IN_ROWS = frozenset({"alibi"})
+"""Arguments of blocks that fold the heads into the batch, `[batch x heads, 1, key]`: BLOOM and Falcon."""
+
+SHARED_BY_ROWS = frozenset({"position_bias"})
+"""Arguments of blocks that all rows share though there may be as many entries as rows, `[heads, 1, key]`: MPT."""

@@ -8,19 +8,26 @@ routes stay together, and the caller's own cache object stays the one that is fi
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionCacheLayerMixin
+from transformers import Cache, cache_utils
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from ..decisions import EXECUTE
 from ..errors import DrLLMError
 from .rows import RowDecisions
+
+# For blocks that keep nothing; transformers has had it since 5.23.
+DummyLayer: Any = getattr(cache_utils, "DummyLayer", type("DummyLayer", (), {}))
 
 
 class RoutedEntry:
@@ -34,13 +41,14 @@ class RoutedEntry:
     def __init__(self, layer: Any, batch_size: int) -> None:
         # The mixins' own __init__ would set attributes that are answered by the passes here.
         filled = _is_filled(layer)
-        self._blank = layer if not filled else _emptied(layer)
+        self._blank = _emptied(layer) if filled or _is_allocated(layer) else layer
         self.decisions: RowDecisions | None = None
         self.passes: list[Any] = []
         # Keeps the length of a block that every row skips: a layer of the same class with one number per token, so
         # that lengths, mask sizes and cropping follow that class's own rules (sliding windows included).
         self._ledger: Any = None
         self._running: Any = None
+        self._offloaded = False
         if filled:
             # A cache that the base model filled is one in which every block executed.
             self.decisions = RowDecisions((EXECUTE,) * batch_size)
@@ -63,6 +71,10 @@ class RoutedEntry:
     def begin_pass(self, number: int) -> None:
         """Make pass `number` the one that the block's attention reads and writes, until `end_pass`."""
         self._running = self.passes[number]
+        # An offloaded cache fetches the next block's entry ahead of time, but not that of a block after a skipped one,
+        # and what it puts away after the first pass of a block is both passes.
+        if self._offloaded:
+            self._running.prefetch()
 
     def end_pass(self) -> None:
         self._running = None
@@ -113,7 +125,8 @@ class RoutedEntry:
 
     @property
     def is_croppable(self) -> bool:
-        return self._blank.is_croppable
+        # States can be put back or not depending on what they hold, so the passes are asked.
+        return all(layer.is_croppable for layer in self.passes or [self._blank])
 
     @property
     def batch_size(self) -> int:
@@ -128,6 +141,7 @@ class RoutedEntry:
         return self.passes + ([self._ledger] if self._ledger is not None else [])
 
     def offload(self) -> None:
+        self._offloaded = True
         for layer in self.passes:
             layer.offload()
 
@@ -220,7 +234,11 @@ class RoutedHybridLayer(RoutedStateLayer, RoutedCacheLayer):  # type: ignore[ove
     """For blocks that have both."""
 
 
-class RoutedDummyLayer(RoutedEntry, DummyLayer):  # type: ignore[override]
+class RoutedFullHybridLayer(RoutedHybridLayer, LinearAttentionAndFullAttentionLayer):  # type: ignore[override, misc]
+    """Those whose attention is full: transformers tells them from the rest by this class, to size masks."""
+
+
+class RoutedDummyLayer(RoutedEntry, DummyLayer):
     """For blocks that keep nothing, such as a block that is only an MLP: the route alone."""
 
 
@@ -229,6 +247,8 @@ def _entry_class(layer: Any) -> type[RoutedEntry]:
         return RoutedDummyLayer
     if not isinstance(layer, LinearAttentionCacheLayerMixin):
         return RoutedCacheLayer
+    if isinstance(layer, LinearAttentionAndFullAttentionLayer):
+        return RoutedFullHybridLayer
     return RoutedHybridLayer if isinstance(layer, CacheLayerMixin) else RoutedStateLayer
 
 
@@ -292,7 +312,18 @@ def has_tokens(cache: Cache) -> bool:
 def _is_filled(layer: Any) -> bool:
     if isinstance(layer, CacheLayerMixin):
         return bool(layer.is_initialized and int(layer.get_seq_length()) > 0)
-    return isinstance(layer, LinearAttentionCacheLayerMixin) and any(layer.has_previous_state.values())
+    return isinstance(layer, LinearAttentionCacheLayerMixin) and any(_flags(layer.has_previous_state))
+
+
+def _is_allocated(layer: Any) -> bool:
+    """Whether the layer has memory for a certain number of rows, filled or not."""
+    names = ("is_initialized", "is_conv_states_initialized", "is_recurrent_states_initialized")
+    return any(any(_flags(vars(layer).get(name, False))) for name in names)
+
+
+def _flags(value: Any) -> Collection[bool]:
+    """A layer may have several states, each with its flag; it had one flag before transformers 5.14."""
+    return value.values() if isinstance(value, dict) else [value]
 
 
 def _length(layer: Any) -> int:
@@ -300,7 +331,17 @@ def _length(layer: Any) -> int:
 
 
 def _emptied(layer: Any) -> Any:
-    blank = copy.deepcopy(layer)
+    """A layer like this one, without tokens and without memory for any number of rows."""
+    blank = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if name.endswith("initialized") or name == "has_previous_state":
+            setattr(blank, name, dict.fromkeys(value, False) if isinstance(value, dict) else False)
+        elif name.endswith("_states"):
+            setattr(blank, name, dict.fromkeys(value) if isinstance(value, dict) else None)
+        elif name in ("keys", "values", "indexer_keys"):
+            setattr(blank, name, None)
+        elif isinstance(value, Tensor):
+            setattr(blank, name, value.clone())
     blank.reset()
     return blank
 
@@ -312,8 +353,12 @@ def _ledger_of(blank: Any, length: int) -> Any:
 
 
 def _note_tokens(ledger: Any, tokens: int) -> None:
+    nothing = torch.zeros(1, 1, tokens, 1)
     if isinstance(ledger, CacheLayerMixin):
-        nothing = torch.zeros(1, 1, tokens, 1)
         ledger.update(nothing, nothing)
     if isinstance(ledger, LinearAttentionCacheLayerMixin):
-        ledger.has_previous_state = dict.fromkeys(ledger.has_previous_state, True)
+        if isinstance(ledger.conv_states, dict):
+            for state in ledger.conv_states:
+                ledger.update_conv_state(nothing[..., 0], state_idx=state)
+        else:
+            ledger.update_conv_state(nothing[..., 0])

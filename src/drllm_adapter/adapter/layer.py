@@ -90,6 +90,8 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             self._return_cache(find_cache(args, kwargs))
             return self.base_layer(*args, **kwargs)
         hidden = args[0] if args else kwargs[self._hidden_argument]
+        if self.route.hidden_states is not None:
+            self.route.hidden_states.append(hidden)
         cache = find_cache(args, kwargs)
         entry = None if cache is None else routed_entry(cache, self.index, hidden.shape[0])
 
@@ -135,16 +137,20 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:
-        for number, rows in enumerate(decisions.rows_of_pass):
-            chosen = rows.to(hidden.device)
+        self.route.check_rows_may_differ()
+        batch_size = len(decisions)
+        for number, rows in enumerate(decisions.rows_of_pass(hidden.device)):
+            if len(rows) == batch_size:
+                hidden = _hidden_of(self._run_pass(number, hidden, entry, args, kwargs))
+                continue
             output = self._run_pass(
                 number,
-                hidden.index_select(0, chosen),
+                hidden.index_select(0, rows),
                 entry,
-                select_rows(args, rows, len(decisions)),
-                select_rows(kwargs, rows, len(decisions)),
+                select_rows(args, rows, batch_size),
+                select_rows(kwargs, rows, batch_size),
             )
-            hidden = hidden.index_copy(0, chosen, _hidden_of(output))
+            hidden = hidden.index_copy(0, rows, _hidden_of(output))
         return hidden
 
     def _run_all_outcomes(

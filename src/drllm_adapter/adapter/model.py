@@ -11,7 +11,6 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from ..errors import DrLLMError
-from .architectures import TUPLE_OUTPUTS
 from .config import DrLLMConfig, check_layer_budget
 from .hooks import attach, detach
 from .integrity import checksum
@@ -98,8 +97,7 @@ class DrLLMModel(BaseTuner):
         check_name(self.model, adapter_name)
         layer = target
         if not isinstance(layer, RoutedLayer):
-            num_outputs = TUPLE_OUTPUTS.get(self._stack.model_type)
-            layer = RoutedLayer(target, int(target_name), self._route, num_outputs)
+            layer = RoutedLayer(target, int(target_name), self._route, self._stack.num_outputs)
         if layer is not target:
             self._route.layers.append(layer)
             setattr(parent, target_name, layer)

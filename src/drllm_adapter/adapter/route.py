@@ -30,7 +30,8 @@ class Route:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.layers: list[RoutedLayer] = []
-        self.forced: Tensor | None = None
+        # Those for all rows, or a list of those of each row; no tensor, so that they can be compiled in.
+        self.forced: tuple[int, ...] | list[list[int]] | None = None
         self.observer: RouterInputs | None = None
         self.at_prompt = False
         # The router adapter in charge of the current forward call; None runs the base model.
@@ -41,9 +42,14 @@ class Route:
         self.unverified: dict[str, str] = {}
         # Set from outside the decoder stack for the next call of it: see hooks.py.
         self.labels: Tensor | None = None
+        self.candidate_tokens = 0
         self.generation_mask: Tensor | None = None
         self.in_generate = False
         self.continues_without_cache = False
+        # What enters each block, `[batch, tokens, width]`, when the caller asked for hidden states.
+        self.hidden_states: list[Tensor] | None = None
+        # The option by which the caller asked for outputs that only the rows that run a block have.
+        self.output_of_each_pass: str | None = None
         self._decisions: list[RowDecisions | None] = [None] * num_blocks
         self._prompt: Tensor | None = None
         self._windows: dict[tuple[int, torch.device], Windows] = {}
@@ -69,16 +75,17 @@ class Route:
     def _forced_for_batch(self, batch_size: int, in_generate: bool) -> list[list[int]] | None:
         if self.forced is None:
             return None
-        forced = self.forced if self.forced.ndim == 2 else self.forced.expand(batch_size, -1)
-        if in_generate and batch_size % forced.shape[0] == 0:
+        if isinstance(self.forced, tuple):
+            return [list(self.forced)] * batch_size
+        rows = self.forced
+        if in_generate and batch_size % len(rows) == 0:
             # generate repeats every prompt for beams and returned sequences, in this order.
-            forced = forced.repeat_interleave(batch_size // forced.shape[0], dim=0)
-        if forced.shape[0] != batch_size:
+            rows = [row for row in rows for _ in range(batch_size // len(rows))]
+        if len(rows) != batch_size:
             raise DrLLMError(
-                f"forced decisions must be given once for all rows or once per row, but {forced.shape[0]} rows were "
+                f"forced decisions must be given once for all rows or once per row, but {len(rows)} rows were "
                 f"given for a batch of {batch_size}; pass [blocks] or [{batch_size}, blocks] values."
             )
-        rows: list[list[int]] = forced.tolist()
         return rows
 
     # What is decided
@@ -136,6 +143,14 @@ class Route:
             raise DrLLMError(
                 f"forced decisions must agree with the route that the cache was filled along, but block {block} has "
                 f"{list(decisions.decisions)} in the cache and {list(forced)} was forced; begin with a new cache."
+            )
+
+    def check_rows_may_differ(self) -> None:
+        """Refuse outputs that are recorded for each pass of a block where only some rows make that pass."""
+        if self.output_of_each_pass is not None:
+            raise DrLLMError(
+                f"{self.output_of_each_pass} needs a batch whose rows take the same path, because what it returns has "
+                f"all rows, but these rows take different ones; run them one at a time or force one path."
             )
 
     def _windows_on(self, device: torch.device, num_windows: int) -> Windows:

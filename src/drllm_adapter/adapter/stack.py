@@ -1,6 +1,10 @@
-"""Find the decoder blocks inside a transformers model, and how its forward loop calls them."""
+"""Find the decoder blocks inside a transformers model, and what its forward loop expects of them."""
 
+import ast
+import inspect
+import textwrap
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -19,11 +23,17 @@ class Stack:
     model_type: str
     hidden_size: int
 
+    @cached_property
+    def num_outputs(self) -> int | None:
+        """How many values a block returns; None when it is the hidden states alone."""
+        return num_outputs(self.blocks[0])
+
 
 def find_stack(model: nn.Module) -> Stack:
     """The decoder stack of `model`.
 
-    It is the outermost list of as many modules as the (text) configuration has blocks.
+    It is the outermost list of as many modules as the (text) configuration has blocks, inside what the model calls its
+    decoder: a vision tower may have as many blocks.
 
     Raises:
         DrLLMError: the architecture is not one that is proven to run exactly, or no stack is found.
@@ -49,10 +59,11 @@ def locate_stack(model: nn.Module) -> Stack:
     config: Any = model.config
     text = config.get_text_config(decoder=True)
     num_blocks = text.num_hidden_layers
+    decoder = set(_decoder(model).modules())
     lists = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_blocks
+        if isinstance(module, nn.ModuleList) and len(module) == num_blocks and module in decoder
     ]
     if not lists:
         raise DrLLMError(
@@ -63,3 +74,34 @@ def locate_stack(model: nn.Module) -> Stack:
     name, blocks = min(lists, key=lambda item: item[0].count("."))
     owner = model.get_submodule(name.rpartition(".")[0])
     return Stack(owner, blocks, name, text.model_type, text.hidden_size)
+
+
+def _decoder(model: Any) -> nn.Module:
+    """What the model says is its decoder; the whole model when it says nothing."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return decoder if isinstance(decoder, nn.Module) else model
+
+
+def num_outputs(block: nn.Module) -> int | None:
+    """How many values `block` returns in a tuple; None when it returns the hidden states alone.
+
+    A block that is skipped before any block has run must stand in for what it would have returned, so this is read
+    from the source of its `forward`: what its `return` statements say.
+    """
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(type(block).forward)))
+    statements = list(ast.walk(ast.parse(source)))
+    tuples = {
+        target.id: statement.value
+        for statement in statements
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Tuple)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+    for statement in statements:
+        if isinstance(statement, ast.Return):
+            value = statement.value
+            if isinstance(value, ast.Name):
+                value = tuples.get(value.id)
+            if isinstance(value, ast.Tuple):
+                return len(value.elts)
+    return None

@@ -24,7 +24,7 @@ def force_decisions(model: nn.Module, decisions: Tensor | Sequence[int] | Sequen
         DrLLMError: wrong length, value or dtype; more passes than the layer budget; a cache filled along another route.
     """
     route = routed_layers(model)[0].route
-    previous, route.forced = route.forced, _as_tensor(decisions, route.num_blocks)
+    previous, route.forced = route.forced, _checked(decisions, route.num_blocks)
     try:
         yield
     finally:
@@ -63,7 +63,10 @@ def _active_config(model: nn.Module) -> DrLLMConfig:
     return config
 
 
-def _as_tensor(decisions: Tensor | Sequence[int] | Sequence[Sequence[int]], num_blocks: int) -> Tensor:
+def _checked(
+    decisions: Tensor | Sequence[int] | Sequence[Sequence[int]], num_blocks: int
+) -> tuple[int, ...] | list[list[int]]:
+    """Those for all rows as a tuple, those of each row as a list."""
     try:
         tensor = torch.as_tensor(decisions)
     except (TypeError, ValueError) as error:
@@ -79,6 +82,5 @@ def _as_tensor(decisions: Tensor | Sequence[int] | Sequence[Sequence[int]], num_
         raise DrLLMError(
             f"decisions must be [blocks] or [batch, blocks], but their shape is {list(tensor.shape)}; reshape them."
         )
-    for row in tensor.reshape(-1, tensor.shape[-1]).tolist():
-        check(row, num_blocks)
-    return tensor.to("cpu", torch.int8)
+    rows = [list(check(row, num_blocks)) for row in tensor.reshape(-1, tensor.shape[-1]).tolist()]
+    return tuple(rows[0]) if tensor.ndim == 1 else rows

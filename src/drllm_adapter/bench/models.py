@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ..adapter.stack import find_stack
+from ..adapter.hooks import detach
+from ..adapter.layer import routed_layers
+from ..adapter.stack import find_stack, locate_stack
 from ..decisions import Decisions, execute_all, to_path
 from ..demo import BASE
 from ..errors import DrLLMError
@@ -50,6 +52,16 @@ def share(module: nn.Module) -> Any:
     twin._modules = {name: None if child is None else share(child) for name, child in module._modules.items()}
     for name in ("_parameters", "_buffers", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks"):
         setattr(twin, name, copy.copy(getattr(module, name)))
+    return twin
+
+
+def without_routers(model: Any) -> Any:
+    """The base model inside one with a router adapter, as a twin with the same parameters; `model` stays as it is."""
+    twin = share(model.get_base_model())
+    blocks = locate_stack(twin).blocks
+    for layer in routed_layers(twin):
+        blocks[layer.index] = layer.base_layer
+    detach(twin)
     return twin
 
 

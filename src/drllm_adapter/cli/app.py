@@ -15,6 +15,7 @@ from .generate import generate
 from .info import info
 from .lm_eval import lm_eval
 from .options import is_main_process
+from .probe import probe
 from .search import search
 from .train import train
 
@@ -25,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Routers that make a frozen language model skip, execute or repeat its own blocks (Dr.LLM, arXiv 2510.12773).",
 )
+app.command()(probe)
 app.command()(search)
 app.command()(train)
 app.command("eval")(evaluate)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Data, Device, Dtype, Mode, Task, console, questions, say
+from ..errors import DrLLMError
+from .options import Base, Data, Device, Dtype, Mode, Task, console, numbers, questions, say
 
 if TYPE_CHECKING:
     from ..bench.timing import Comparison
@@ -72,6 +73,48 @@ def search(
     prompts = [build_prompt(question, mode, tokenizer) for question in questions(task, data, None, 16, 0, 0)]
     result = bench_search(model, tokenizer, prompts, paths=paths, repetitions=repetitions, console=console)
     _finish([result], output, model, base or "demo", repetitions=repetitions, mode=mode)
+
+
+@bench.command()
+def adapter(
+    adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
+    output: Output = Path("bench_adapter.json"),
+    base: Base = None,
+    task: Task = "arc",
+    data: Data = None,
+    mode: Mode = "cloze",
+    limit: Annotated[int, typer.Option(min=1, help="Prompts, the first of the questions.")] = 16,
+    batch_sizes: Annotated[str, typer.Option(help="Prompts side by side, several with commas.")] = "1,16",
+    repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 5,
+    decode_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded after each prompt.")] = 16,
+    threads: Threads = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Prefill and decoding of a trained adapter against its base on real prompts, beside the ratio of passes.
+
+    Example: drllm bench adapter adapter --task arc --data test.jsonl
+    """
+    from ..bench.adapter import bench_adapter, table
+    from ..bench.timing import environment
+    from ..files import write_json_atomic
+    from ..loading import load_routed
+    from ..tasks import build_prompts
+
+    sizes = numbers(batch_sizes, "--batch-sizes") or []
+    if min(sizes) < 1:
+        raise DrLLMError(f"--batch-sizes must be numbers from 1, but {batch_sizes!r} was given; correct it.")
+    asked = questions(task, data, None, limit, 0, 0)
+    _use_threads(threads)
+    model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+    results = bench_adapter(
+        model, tokenizer, build_prompts(asked, mode, tokenizer), batch_sizes=sizes, decode_tokens=decode_tokens,
+        repetitions=repetitions, console=console,
+    )  # fmt: skip
+    console.print(table(results))
+    settings = {"adapter": adapter, "task": task, "mode": mode, "repetitions": repetitions}
+    write_json_atomic(output, {**settings, **environment(model), "results": [item.to_json() for item in results]})
+    say(f"Saved in {output}.")
 
 
 def _use_threads(threads: int | None) -> None:

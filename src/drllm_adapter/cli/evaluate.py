@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import DrLLMError
+from .config import Config
 from .options import (
     Base,
     Data,
@@ -60,6 +61,7 @@ def evaluate(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,
+    config_file: Config = None,
 ) -> None:
     """Compare the base with the routed model on the same questions: accuracy, passes, decisions by block.
 

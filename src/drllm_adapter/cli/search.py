@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .config import Config
 from .options import (
     Data,
     Device,
@@ -71,6 +72,7 @@ def search(
     log: Log = LogFormat.bar,
     dtype: Dtype = "auto",
     device: Device = None,
+    config_file: Config = None,
 ) -> None:
     """Search better layer paths for every question of a file (MCTS) and save what was tried.
 

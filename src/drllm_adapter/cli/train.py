@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .config import Config
 from .options import Base, Device, Dtype, Seed, console, numbers, say
 
 
@@ -43,6 +44,7 @@ def train(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,
+    config_file: Config = None,
 ) -> None:
     """Train routers on a supervision set (focal loss, base frozen, paths forced) and save them as a PEFT adapter.
 

@@ -14,6 +14,8 @@ from .compare import Report, Share
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from .probe import ProbeReport
+
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#BBBBBB"
 CLASS_COLOURS = (ORANGE, GREY, GREEN)
@@ -173,3 +175,58 @@ def _accuracy(axes: "Axes", report: Report) -> None:
     axes.set_xlabel("level" if report.levels else "questions")
     axes.set_xticks(range(len(groups)), [name for name, *_ in groups])
     axes.legend(frameon=False, fontsize=8)
+
+
+def plot_probe(report: "ProbeReport", path: str | os.PathLike[str]) -> None:
+    """Draw the effect of every single edit, the shares of the variance, and accuracy against passes as a PNG.
+
+    Raises:
+        DrLLMError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    effects, shares, curves = figure.subplots(1, 3, width_ratios=(1.6, 0.7, 1.2))
+    for decision, colour, offset in ((0, ORANGE, -0.15), (2, GREEN, 0.15)):
+        chosen = [effect for effect in report.effects if effect.decision == decision]
+        values = [100 * effect.probability[0] for effect in chosen]
+        half = [100 * (effect.probability[2] - effect.probability[0]) for effect in chosen]
+        effects.errorbar([effect.block + offset for effect in chosen], values, yerr=half, fmt="o", markersize=3,
+                         linewidth=1, color=colour, label=CLASS_NAMES[decision])  # fmt: skip
+    effects.axhline(0, color="black", linewidth=0.8)
+    effects.set(title="One block skipped or repeated", xlabel="block", ylabel="change of p(right answer), points")
+    effects.xaxis.set_major_locator(MaxNLocator(integer=True))
+    effects.legend(frameon=False, fontsize=8)
+    _variance_shares(shares, report)
+    colours = {"best static path": ORANGE, "best path of each task": GREEN, "predicted from the prompt": BLUE}
+    for name, points in report.curves.items():
+        reached = sorted({(spent, accuracy) for accuracy, spent in points})
+        curves.plot(*zip(*reached, strict=True), marker=".", color=colours.get(name, GREY), label=name)
+    base = report.policies[0]
+    curves.plot([base.mean_passes], [base.accuracy], "*", markersize=11, color="black", label="base")
+    curves.set(title="Accuracy at different prices of a pass", xlabel="mean passes", ylabel="share right")
+    curves.legend(frameon=False, fontsize=8)
+    for axes in (effects, shares, curves):
+        axes.spines[["top", "right"]].set_visible(False)
+    FigureCanvasAgg(figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _variance_shares(axes: "Axes", report: "ProbeReport") -> None:
+    """Above each other the shares of the variance; hatched what of the differences the prompt predicts."""
+    parts = [("all questions alike", report.static[0], GREY)]
+    if report.task is not None:
+        parts.append(("between tasks", report.task[0], ORANGE))
+    parts.append(("between questions", report.question[0], BLUE))
+    below = 0.0
+    for name, share, colour in parts:
+        axes.bar([0], [max(0.0, share)], bottom=below, width=0.5, color=colour, label=name)
+        below += max(0.0, share)
+    different = 1 - max(0.0, report.static[0])
+    axes.bar([0.6], [max(0.0, report.by_prompt[0]) * different], bottom=1 - different, width=0.5, color="white",
+             edgecolor=BLUE, hatch="///", label="predicted from the prompt")  # fmt: skip
+    axes.set(title="Variance that paths make", xlim=(-0.4, 1.0), ylim=(0, 1.02), xticks=[])
+    axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.02))

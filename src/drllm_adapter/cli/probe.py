@@ -1,0 +1,60 @@
+"""`drllm probe`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Data, Device, Dtype, Mode, Seed, Split, Task, console, questions, say
+
+
+def probe(
+    model: Annotated[str, typer.Argument(help="The base model: a folder or a name on the Hub.")],
+    output: Annotated[Path, typer.Option(help="Folder for report.json and probe.png.")],
+    task: Task = "jsonl",
+    data: Data = None,
+    mode: Mode = "contrast",
+    split: Split = None,
+    limit: Annotated[int, typer.Option(min=1, help="Questions of each data file or dataset.")] = 150,
+    paths: Annotated[int, typer.Option(min=2, help="Random paths that every question is scored along.")] = 24,
+    edits: Annotated[int, typer.Option(min=1, help="Most blocks that a random path edits.")] = 6,
+    single_edits: Annotated[
+        int, typer.Option(min=1, help="Single edits that a question is scored along, of the two of each block.")
+    ] = 16,
+    price: Annotated[float, typer.Option(min=0, help="Of L block passes, in probability of the right answer.")] = 0.4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 16,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Measure whether routers can help a model on some questions, before a long search is paid for.
+
+    Says which blocks are nearly free, how much the best path differs between tasks and between questions, how much of
+    that the prompt tells, and what paths chosen by the prompt would gain over the best static path.
+
+    Example: drllm probe HuggingFaceTB/SmolLM2-135M-Instruct --data arc.jsonl,gsm8k.jsonl --output probe
+    """
+    from ..workflow import probe_model
+
+    # The limit is for each source: what tasks have in common cannot be seen from the first one alone.
+    names = [None] if data is None else [data] if Path(data).exists() else data.split(",")
+    asked = [question for name in names for question in questions(task, name, split, limit, 0, seed)]
+    report = probe_model(
+        model,
+        asked,
+        output,
+        mode=mode,
+        paths=paths,
+        edits=edits,
+        single_edits=single_edits,
+        price=price,
+        batch_size=batch_size,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        console=console,
+    )
+    for table in report.tables():
+        console.print(table)
+    say(f"Verdict: {report.verdict}")
+    say(f"Saved in {output}: report.json, probe.png.")
