@@ -338,3 +338,34 @@ def test_the_benchmarks_write_ratios(
     assert [item["name"] for item in bench["results"]] == names
     assert all(item["ratio"] > 0 for item in bench["results"])
     assert (stop.value.code == 0) == all(item["met"] for item in bench["results"])
+
+
+def test_baselines_and_sweep_in_one_command(made: Path, tmp_path: Path, run: Run, refuse: Run) -> None:
+    evaluate = ["eval", made / "adapter", "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze"]
+    out = run(*evaluate, "--baselines", "--supervision", made / "paths", "--sweep", "--output", tmp_path / "ev")
+    report = json.loads((tmp_path / "ev" / "report.json").read_text())
+    rows = {row["name"]: row for row in report["baselines"]["baselines"]}
+    assert {"base", "random", "static, greedy", "early exit", "task router", "length router"} <= set(rows)
+    assert all(name in out for name in rows)
+    assert report["baselines"]["routed"]["accuracy"] == report["routed"]["value"]
+    assert rows["base"]["accuracy"] == report["base"]["value"]
+    controls = {point["control"] for point in report["sweep"]}
+    assert controls == {"as trained", "depth control", "layer budget", "price"}
+    assert (tmp_path / "ev" / "tradeoff.png").stat().st_size > 10_000
+    assert "go together" in refuse(*evaluate, "--baselines")
+    assert "go together" in refuse(*evaluate, "--supervision", made / "paths")
+    # Baselines that are chosen on the questions they are tested on would be favoured.
+    search = ["eval", made / "adapter", "--task", "jsonl", "--data", made / "train.jsonl", "--mode", "cloze"]
+    assert "not tested" in refuse(*search, "--baselines", "--supervision", made / "paths")
+
+
+def test_every_way_of_supervision_trains(made: Path, tmp_path: Path, run: Run) -> None:
+    evaluate = ["--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze", "--limit", 10]
+    for way in ("weighted", "effects", "price", "shortest"):
+        run("train", made / "paths", "--output", tmp_path / way, "--supervision", way, "--epochs", 2)
+        facts = json.loads((tmp_path / way / "training.json").read_text())
+        assert facts["supervision"]["labels"]["rule"] == way
+        assert facts["metrics"]["train_examples"] >= facts["metrics"]["train_questions"]
+        run("eval", tmp_path / way, *evaluate)
+    several = json.loads((tmp_path / "weighted" / "training.json").read_text())["metrics"]
+    assert several["train_examples"] > 2 * several["train_questions"]
