@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the routers' training")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="supervision to train by")
     parser.add_argument("--price", type=float, default=0.4, help="of L block passes, in probability")
+    parser.add_argument("--sweep", action="store_true", help="also run every control over its range: 14 settings more")
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
 
@@ -119,7 +120,7 @@ def run(
 ) -> dict[str, Any]:
     """Train by one way with one seed, and evaluate; what is there already is read.
 
-    Baselines and controls are compared with the first way and seed alone.
+    Baselines (and with --sweep controls) are run for the first way and seed alone.
     """
     console.rule(f"{way}, seed {seed}")
     first = way == options.ways[0] and seed == options.seeds[0]
@@ -136,7 +137,7 @@ def run(
         str(adapter), to_test, adapter / "evaluation", mode="contrast", base=options.base, dtype=options.dtype,
         supervision=folder / "paths" if first else None,
         effort=Effort(greedy_questions=60, greedy_candidates=3, state_prompts=24, oracle_questions=24),
-        sweep=first, console=console,
+        sweep=first and options.sweep, console=console,
     )  # fmt: skip
     console.print(report.table())
     if report.baselines is not None:
