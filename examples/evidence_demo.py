@@ -78,7 +78,9 @@ def run_seed(folder: Path, seed: int, options: argparse.Namespace, console: Cons
     for way, labels in WAYS.items():
         console.rule(f"seed {seed}: {way}")
         adapter = folder / f"adapter-{labels.rule}"
-        train_adapter(paths, adapter, labels=labels, config=TrainingConfig(seed=seed), console=console)
+        train_adapter(
+            paths, adapter, rule=labels.rule, price=labels.price, config=TrainingConfig(seed=seed), console=console
+        )
         default = way == next(iter(WAYS))
         report: Report = evaluate_adapter(
             str(adapter),

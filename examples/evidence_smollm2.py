@@ -42,7 +42,7 @@ FILES = {
 }
 LONGEST = 700  # characters of a question; longer ones cost several times as much as the others
 # The first is compared with all baselines.
-WAYS = {"effects": Labels("effects", 0.4), "weighted": Labels("weighted", 0.4), "shortest": Labels("shortest")}
+WAYS = ("effects", "weighted", "shortest")
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--paths", type=int, default=20, help="random paths tried on each question")
     parser.add_argument("--router-width", type=int, default=32)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the routers' training")
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="supervision to train by")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="supervision to train by")
     parser.add_argument("--price", type=float, default=0.4, help="of L block passes, in probability")
     parser.add_argument("--sweep", action="store_true", help="also run every control over its range: 14 settings more")
     parser.add_argument("--dtype", default="auto")
@@ -129,7 +129,7 @@ def run(
     if done.exists():
         return {"way": way, "seed": seed, "report": json.loads(done.read_text(encoding="utf-8"))}
     train_adapter(
-        folder / "paths", adapter, labels=Labels(WAYS[way].rule, options.price), config=TrainingConfig(seed=seed),
+        folder / "paths", adapter, rule=way, price=options.price, config=TrainingConfig(seed=seed),
         adapter=DrLLMConfig(router_width=options.router_width), features=folder / f"features-{way}",
         base=options.base, dtype=options.dtype, console=console,
     )  # fmt: skip

@@ -323,7 +323,6 @@ def test_a_full_disk(made: Path, tmp_path: Path, refuse: Run, monkeypatch: pytes
     [
         (["routing", "--decode-tokens", "2", "--prompt-tokens", "32"],
          ["forced decode", "all execute", "forced decode", "all execute", "routers"]),
-        (["search", "--paths", "4"], ["search"]),
     ],
 )  # fmt: skip
 def test_the_benchmarks_write_ratios(
@@ -362,10 +361,29 @@ def test_baselines_and_sweep_in_one_command(made: Path, tmp_path: Path, run: Run
 def test_every_way_of_supervision_trains(made: Path, tmp_path: Path, run: Run) -> None:
     evaluate = ["--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze", "--limit", 10]
     for way in ("weighted", "effects", "price", "shortest"):
-        run("train", made / "paths", "--output", tmp_path / way, "--supervision", way, "--epochs", 2)
+        run("train", made / "paths", "--output", tmp_path / way, "--labels", way, "--epochs", 2)
         facts = json.loads((tmp_path / way / "training.json").read_text())
         assert facts["supervision"]["labels"]["rule"] == way
         assert facts["metrics"]["train_examples"] >= facts["metrics"]["train_questions"]
         run("eval", tmp_path / way, *evaluate)
     several = json.loads((tmp_path / "weighted" / "training.json").read_text())["metrics"]
     assert several["train_examples"] > 2 * several["train_questions"]
+
+
+def test_the_search_benchmark_counts_what_both_ways_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "bench.json"
+    options = ["--limit", "6", "--bundle", "4", "--simulations", "8", "--sample", "5", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["drllm", "bench", "search", *options])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    bench = json.loads(output.read_text())
+    assert (stop.value.code == 0) == all(item["met"] for item in bench["results"])
+    assert list(bench["ratio"]) == ["cloze", "letter"]
+    for item in bench["results"]:
+        assert item["questions"] == 6
+        assert 6 <= item["paths"] <= 6 * 9
+        assert 4 <= item["sampled"] <= 6
+        assert item["ratio"] == pytest.approx(item["paths_per_second"] / item["published_paths_per_second"])
+        assert 0 < item["share_in_blocks"] + item["share_in_head"] < 1
+        assert 0 < item["avoided"] < 1
+        assert item["met"] == (item["ratio"] >= item["goal"] and item["share_in_blocks"] >= 0.9)

@@ -19,9 +19,11 @@ from peft import get_peft_model
 from rich.console import Console
 
 from . import __version__
+from .adapter.base import fingerprint
 from .adapter.config import DrLLMConfig
 from .adapter.steering import set_depth_control, set_layer_budget
 from .decisions import Decisions, execute_all
+from .download import fetch_supervision, split_revision
 from .effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
 from .engine import GIGABYTE, SharingScorer, score_paths
 from .errors import DrLLMError
@@ -29,7 +31,7 @@ from .evaluation import Effort, Report, compare, compare_with_baselines, plot_la
 from .files import check_claim, claim_folder, write_json_atomic
 from .hub import write_card
 from .jobs import Processes
-from .loading import fingerprint, load_base, load_routed, route_base
+from .loading import load_base, load_routed, refuse_folder_as_base, route_base
 from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_labels, read_rows, read_search_info, run_search
 from .search.rows import INFO
@@ -140,7 +142,8 @@ def train_adapter(
     output: str | os.PathLike[str],
     *,
     base: str | None = None,
-    labels: Labels | None = None,
+    rule: str | None = None,
+    price: float | None = None,
     config: TrainingConfig | None = None,
     adapter: DrLLMConfig | None = None,
     features: str | os.PathLike[str] | None = None,
@@ -151,9 +154,10 @@ def train_adapter(
     """Train routers on a supervision set; the adapter, its training report and its curves lie in `output` afterwards.
 
     Args:
-        supervision: folder that `search_paths` wrote.
+        supervision: folder that `search_paths` wrote, Parquet with such rows, or the name of a dataset on the Hub, see
+            `download.HubName`.
         base: None is the model that the set was searched with.
-        labels: which paths to learn; None is the rule that the set was searched with.
+        rule, price: which paths to learn, see `Labels`; None is the rule and the price that each row was searched with.
         adapter: windows, router width and routed blocks; None is the paper's.
         features: folder that keeps what the routers read for the next training on the same labels; None keeps nothing.
 
@@ -165,22 +169,27 @@ def train_adapter(
     adapter = adapter or DrLLMConfig()
     if config.hidden != adapter.router_width:
         config = replace(config, hidden=adapter.router_width)
-    info = read_search_info(supervision)
-    labels = labels or Labels(info["rule"], info["price"])
-    rows, decisions, weights = _examples(read_rows(supervision), labels, supervision)
+    folder = fetch_supervision(supervision)
+    info = read_search_info(folder)
+    labels = None
+    if rule is not None or price is not None or info["rule"] is not None:
+        labels = Labels(rule or info["rule"] or "price", (info["price"] or 0.0) if price is None else price)
+    rows, decisions, weights = _examples(read_rows(folder), labels, supervision)
     name = base or info["base_model"]
+    if base is None and folder != Path(supervision):
+        refuse_folder_as_base(str(supervision), name)
     model, tokenizer = load_base(name, dtype=dtype, device=device)
-    if fingerprint(model) != info["base_fingerprint"]:
+    if info["base_fingerprint"] not in (None, fingerprint(model)):
         raise DrLLMError(
             f"the supervision set {supervision} was made with {info['base_model']} (weights "
             f"{info['base_fingerprint']}), but the base {name} has weights {fingerprint(model)}; train with the base "
             f"that was searched, or search again."
         )
-    model.name_or_path = _full_name(name)  # what PEFT writes into the adapter as its base
+    model.name_or_path, adapter.revision = split_revision(_full_name(name))  # PEFT writes it into the adapter
     routed = get_peft_model(model, adapter).eval()
     # What routers read along: the paths to imitate, or for effects the best static path at this price.
     forced, average = np.array(decisions, dtype=np.int8), None
-    if labels.rule == "effects":
+    if labels is not None and labels.rule == "effects":
         average = regress_effects(row.paths for row in rows)
         forced[:] = static_at(average, MARGIN_OF_PROBABILITY * labels.price)
     with nullcontext(features) if features is not None else tempfile.TemporaryDirectory() as store_folder:
@@ -196,9 +205,9 @@ def train_adapter(
             console=console,
         )
         effects = None
-        if average is not None:
-            price = MARGIN_OF_PROBABILITY * labels.price
-            regression = EffectRegression.of([row.paths for row in rows], store.layers, price)
+        if average is not None and labels is not None:
+            per_model = MARGIN_OF_PROBABILITY * labels.price
+            regression = EffectRegression.of([row.paths for row in rows], store.layers, per_model)
             effects = (regression, torch.from_numpy(average[list(store.layers)]))
             store = replace(store, labels=np.array(decisions, dtype=np.int8))
         result = train_routers(store, config, example_weights=weights, effects=effects, device=device, console=console)
@@ -210,7 +219,7 @@ def train_adapter(
             "tasks": sorted({row.task for row in rows}),
             "mode": rows[0].mode,
             "sources": info.get("sources", []),
-            "labels": asdict(labels),
+            "labels": {"rule": info["rule"], "price": info["price"]} if labels is None else asdict(labels),
             "search": info["search"],
             "base_model": info["base_model"],
             "base_revision": info["base_revision"],
@@ -322,7 +331,7 @@ def evaluate_adapter(
 
 def _training_rows(supervision: str | os.PathLike[str], tested: Sequence[Question]) -> list[Row]:
     """The rows of a supervision set; a `DrLLMError` when one of its questions is to be tested."""
-    rows = read_rows(supervision)
+    rows = read_rows(fetch_supervision(supervision))
     shared = {row.id for row in rows} & {question.id for question in tested}
     texts = {question.question for question in tested}
     leaked = [row.id for row in rows if row.id in shared and any(text in row.prompt for text in texts)]
@@ -524,14 +533,21 @@ def _prompts(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_t
 
 
 def _examples(
-    rows: Sequence[Row], labels: Labels, supervision: str | os.PathLike[str]
+    rows: Sequence[Row], labels: Labels | None, supervision: str | os.PathLike[str]
 ) -> tuple[list[Row], list[Decisions], NDArray[np.float32] | None]:
-    """What to imitate: a question and a path each, and how much each counts; None where there is one a question."""
-    chosen = [(row, *label) for row in rows for label in choose_labels(row.paths, labels.rule, labels.price)]
+    """What to imitate: a question and a path each, and how much each counts; None where all count alike.
+
+    Without a rule it is what the rows were labelled with.
+    """
+    if labels is None:
+        chosen = [(row, row.decisions, 1.0) for row in rows if row.decisions is not None]
+    else:
+        chosen = [(row, *label) for row in rows for label in choose_labels(row.paths, labels.rule, labels.price)]
     if not chosen:
         raise DrLLMError(
-            f"the supervision set {supervision} must hold at least one question with a {labels.rule} label, but none "
-            f"of its {len(rows)} has one; search more questions or choose another rule."
+            f"the supervision set {supervision} must hold at least one question with a "
+            f"{labels.rule + ' ' if labels else ''}label, but none of its {len(rows)} has one; search more questions "
+            f"or choose another rule."
         )
     weights = np.array([weight for *_, weight in chosen], dtype=np.float32)
     one_each = (weights == 1).all()
