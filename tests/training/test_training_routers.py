@@ -395,11 +395,13 @@ def test_weights_say_how_much_an_example_counts() -> None:
     store.labels[0::2], store.labels[1::2] = 0, 1
     store = dataclasses.replace(store, ids=tuple(f"q{row // 2}" for row in range(400)))
     weights = np.tile(np.array([0.3, 0.1], dtype=np.float32), 200)
-    result = train_routers(store, TrainingConfig(epochs=30, hidden=4, patience=None), example_weights=weights)
+    result = train_routers(
+        store, TrainingConfig(epochs=40, learning_rate=5e-3, hidden=4, patience=None), example_weights=weights
+    )
     batch = next(BatchReader(store, CPU, memory=0).batches([np.arange(1)]))
     probabilities = stacked_logits(result.weights, batch.means, batch.windows).softmax(-1)
     assert probabilities[0, :, 0].tolist() == pytest.approx([0.75, 0.75], abs=0.06)
-    assert probabilities[0, :, 2].max() < 0.02
+    assert probabilities[0, :, 2].max() < 0.05
     assert result.metrics["train_questions"] + result.metrics["validation_questions"] == 200
     assert result.metrics["label_mean_passes"] == pytest.approx(0.5)
     assert "along 400 paths" in result.lines[0]
