@@ -103,10 +103,14 @@ def plot_tradeoff(report: Report, path: str | os.PathLike[str]) -> None:
     # Those at equal passes would hide each other: spread by a little, in the order of the table.
     rows = [row for row in (report.baselines.rows if report.baselines else []) if row["name"] != "base"]
     for place, row in enumerate(rows):
-        offset = 0.012 * report.num_blocks * (place - (len(rows) - 1) / 2)
+        offset = 0.008 * report.num_blocks * (place - (len(rows) - 1) / 2)
         colour, marker = _BASELINE_COLOURS[place % len(_BASELINE_COLOURS)], "DPXhp<>dH8"[place % 10]
         _point(axes, row["passes"] + offset, row["accuracy"], row["interval"], marker, colour, row["name"], 6)
-    axes.set(title="Accuracy against block passes, 95 % intervals", xlabel="mean block passes", ylabel="share right")
+    axes.set(
+        title="Accuracy against block passes, 95 % intervals",
+        xlabel="mean block passes" + (" (baselines at the routers' mean, drawn side by side)" if rows else ""),
+        ylabel="share right",
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#EEEEEE")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
