@@ -31,11 +31,12 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
         device: None is the first GPU, or the CPU without one.
 
     Raises:
-        DrLLMError: nothing loadable is there, or the architecture is not one that routes exactly.
+        DrLLMError: nothing loadable is there, the architecture is not one that routes exactly, or there is no such
+            device.
     """
     if dtype not in DTYPES:
         raise DrLLMError(f"dtype must be one of {', '.join(DTYPES)}, but {dtype!r} was given; choose one of them.")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         with _without_progress_bar():
@@ -131,6 +132,20 @@ def fingerprint(model: nn.Module) -> str:
             spread = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
             digest.update(spread.to("cpu", torch.bfloat16).float().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name, tried out before a model is loaded for it."""
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name or place)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise DrLLMError(
+            f"the device must be one that this torch can use, such as {place}, but {name!r} is not "
+            f"({_first_sentence(error)}); correct --device."
+        ) from error
+    return device
 
 
 @torch.inference_mode()
