@@ -94,7 +94,7 @@ def test_results_are_those_of_the_report(made: Path) -> None:
     assert passes.metric_value == pytest.approx(report["mean_passes"], abs=1e-4)
     row = next(line for line in card.text.splitlines() if line.startswith("| khop"))
     for share in ("base", "routed"):
-        assert f"| {100 * report[share]['right'] / 40:.1f} [" in row
+        assert f"| {report[share]['right'] / 40:.3f} [" in row
     assert f"| {report['mean_passes']:.2f} of 8 |" in row
     figure = re.search(r"!\[[^]]*\]\(([^)]+)\)", card.text)
     assert figure is not None
@@ -105,7 +105,7 @@ def test_an_evaluation_inside_the_adapter_is_on_its_card_at_once(made: Path) -> 
     evaluate_adapter(str(made / "routers"), load_questions("khop", limit=20, seed=2), made / "routers" / "evaluation",
                      mode="cloze", layer_budget=5)  # fmt: skip
     card = ModelCard.load(made / "routers" / "README.md")
-    assert "| khop (cloze, float32, layer budget 5) | 20 |" in card.text
+    assert "| khop (cloze, float32, layer budget 5) | accuracy | 20 |" in card.text
     assert "Nothing has been measured" not in card.text
 
 
@@ -149,22 +149,44 @@ def test_no_folder_of_this_machine_is_on_a_card(made: Path) -> None:
         assert str(made) not in text
 
 
-@pytest.mark.parametrize("base", ["embedded", "folder", "relative"])
-def test_the_code_on_the_card_runs(base: str, made: Path) -> None:
-    """As a reader would: copied into a file, run where the adapter lies."""
-    if base != "embedded":
-        shutil.copytree(BASE, made / "acme" / "tiny")
-        on_the_hub(made, str(made / "acme" / "tiny") if base == "folder" else "acme/tiny")
-    text = write_card(made / "routers").read_text()
-    code = re.search(r"```python\n(.*?)```", text, re.S)
-    assert code is not None
-    cwd = made / "acme" if base == "folder" else made
-    if base == "folder":
-        (made / "routers").rename(cwd / "routers")
-    program = code[1] + "\nprint(type(model).__name__, sum('router' in name for name, _ in model.named_parameters()))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=cwd, check=True, capture_output=True, text=True)
-    assert done.stdout.split() == ["PeftModelForCausalLM", "32"]
-    assert ("AutoPeftModelForCausalLM" in code[1]) == (base == "relative")
+def test_results_of_the_harness(made: Path) -> None:
+    folder = made / "routers" / "harness"
+    folder.mkdir()
+    (folder / "drllm.json").write_text('{"kind": "evaluation"}')
+    checksum = json.loads((made / "routers" / "adapter_config.json").read_text())["checksum"]
+    result = {"task": "piqa", "metric": "acc", "base": 0.5, "routed": 0.625, "count": 8, "interval": [-0.1, 0.3]}
+    report = {"adapter_checksum": checksum, "dtype": "float32", "depth_control": -0.5, "layer_budget": None,
+              "harness": "0.4.13", "num_blocks": 8, "mean_passes": 6.5, "results": [result]}  # fmt: skip
+    (folder / "report.json").write_text(json.dumps(report))
+    card = ModelCard.load(write_card(made / "routers"))
+    row = "acc | 8 | 0.500 | 0.625 | +0.125 [-0.100, +0.300] | 6.50 of 8 |"
+    assert f"| piqa (lm-evaluation-harness 0.4.13) (float32) | {row}" in card.text
+    accuracy, passes = card.data.eval_results
+    assert (accuracy.dataset_type, accuracy.metric_value, passes.metric_value) == ("piqa", 0.625, 6.5)
+
+
+def test_the_code_on_the_card_runs(made: Path) -> None:
+    """As a reader would: run where the adapter lies, for the embedded base, one in a folder and one on the Hub."""
+    shutil.copytree(BASE, made / "acme" / "tiny")
+    codes = []
+    # Without a Hub, a relative path is what reads like a name on it.
+    for base in (None, str(made / "acme" / "tiny"), "acme/tiny"):
+        if base is not None:
+            on_the_hub(made, base)
+        code = re.search(r"```python\n(.*?)```", write_card(made / "routers").read_text(), re.S)
+        assert code is not None
+        codes.append(code[1])
+        shutil.copytree(made / "routers", made / str(len(codes)) / "routers")
+        shutil.copytree(BASE, made / str(len(codes)) / "tiny")
+        shutil.copytree(BASE, made / str(len(codes)) / "acme" / "tiny")
+    program = "\n".join(
+        f"import os\nos.chdir({str(made / str(place))!r})\n{code}\nprint(type(model).__name__, "
+        "sum('router' in name for name, _ in model.named_parameters()))"
+        for place, code in enumerate(codes, 1)
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["PeftModelForCausalLM 32"] * 3
+    assert ["AutoPeftModelForCausalLM" in code for code in codes] == [False, False, True]
 
 
 def test_edits_survive(made: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import DrLLMError
+from .config import Config
 from .options import (
     Base,
     Data,
@@ -25,7 +26,7 @@ from .options import (
 
 
 def evaluate(
-    adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
+    adapter: Annotated[str, typer.Argument(help="The adapter: a folder, or owner/name[@branch] on the Hub.")],
     output: Annotated[
         Path | None,
         typer.Option(help="Folder for report.json and layers.png; inside the adapter's folder they go on its card."),
@@ -51,6 +52,7 @@ def evaluate(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,
+    config_file: Config = None,
 ) -> None:
     """Compare the base with the routed model on the same questions: accuracy, passes, decisions by block.
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .config import Config
 from .options import (
     Data,
     Device,
@@ -27,7 +28,7 @@ from .options import (
 
 
 def search(
-    base: Annotated[str, typer.Argument(help="The frozen model: a folder or a name on the Hub.")],
+    base: Annotated[str, typer.Argument(help="The frozen model: a folder or a name on the Hub (owner/name@revision).")],
     output: Annotated[Path, typer.Option(help="Folder for the supervision set.")],
     task: Task = "arc",
     data: Data = None,
@@ -67,6 +68,7 @@ def search(
     log: Log = LogFormat.bar,
     dtype: Dtype = "auto",
     device: Device = None,
+    config_file: Config = None,
 ) -> None:
     """Search better layer paths for every question of a file (MCTS) and save what was tried.
 

@@ -11,7 +11,8 @@ from ..files import MARKER, write_text_atomic
 from ..loading import load_adapter_config
 from ..search.rows import INFO
 from . import sections
-from .adapter_card import FIGURE, MEASURED_BY, REPORT, adapter_card, read_report
+from .adapter_card import MEASURED_BY, adapter_card
+from .reports import FIGURE, REPORT, read_evaluation
 from .supervision_card import supervision_card
 from .wording import TAGS, is_hub_name
 
@@ -74,7 +75,7 @@ def add_evaluation(adapter: str | os.PathLike[str], evaluation: str | os.PathLik
             name.
     """
     adapter, evaluation = Path(adapter), Path(evaluation)
-    read_report(evaluation, load_adapter_config(str(adapter)))
+    read_evaluation(evaluation, load_adapter_config(str(adapter)))
     target = adapter / evaluation.resolve().name
     if target.exists() and target.resolve() != evaluation.resolve():
         if (target / REPORT).is_file() and (target / REPORT).read_bytes() == (evaluation / REPORT).read_bytes():

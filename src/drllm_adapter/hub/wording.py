@@ -20,12 +20,6 @@ def source_names(sources: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def share(measured: Mapping[str, Any]) -> str:
-    """A share in percent with its interval, as in a report."""
-    low, high = measured["interval"]
-    return f"{100 * measured['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
 def constants(values: Mapping[str, Any]) -> str:
     """Names and values in a line."""
     return ", ".join(f"{name} {value}" for name, value in values.items())

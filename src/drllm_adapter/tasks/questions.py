@@ -135,6 +135,8 @@ def _rows(
             dataset, _, config = name.partition(":")
             source = Source(dataset, config or None, split or "train", hub=True)
             rows = _hub_rows(dataset, source.config, split or "train")
+        if task == "dart":
+            rows = _without_repeats(rows)
         yield from ((where, fields, source) for where, fields in rows)
 
 
@@ -183,6 +185,16 @@ def _hub_rows(name: str, config: str | None, split: str) -> Iterator[tuple[str, 
             f"({reason[0] if reason else type(error).__name__}); correct the name or give a local file."
         ) from error
     yield from ((f"{name}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _without_repeats(rows: Iterator[tuple[str, Mapping[str, Any]]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every query once: the pool of DART has many sampled responses to each."""
+    seen: set[Any] = set()
+    for where, fields in rows:
+        query = fields.get("query")
+        if not isinstance(query, str) or query not in seen:
+            seen.add(query)
+            yield where, fields
 
 
 def _question(task: str, fields: Mapping[str, Any], where: str, default_id: str, source: Source) -> Question:

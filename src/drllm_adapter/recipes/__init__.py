@@ -1,0 +1,1 @@
+"""Recipes: YAML files with a section of options for each command, read with `--config`."""
