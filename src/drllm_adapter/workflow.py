@@ -125,6 +125,8 @@ def search_paths(
     scorer = SharingScorer(
         route_base(model), tokenizer, memory=int(memory * GIGABYTE), batch_size=bundle, notice=_teller(console)
     )
+    for prompt in prompts:
+        scorer.plain.encode(prompt)  # what does not fit the model is refused before anything is written
     summary = run_search(
         questions,
         prompts,
@@ -450,7 +452,7 @@ def probe_model(
     edits: int = 6,
     single_edits: int = 16,
     price: float = 0.4,
-    batch_size: int = 16,
+    batch_size: int = 64,
     seed: int = 0,
     dtype: str = "auto",
     device: str | None = None,
@@ -476,7 +478,7 @@ def probe_model(
     if len(set(names)) == 1:
         names = [question.source.name if question.source is not None else question.task for question in questions]
     model, tokenizer = load_base(base, dtype=dtype, device=device)
-    scorer = Scorer(route_base(model), tokenizer, batch_size=batch_size)
+    scorer = SharingScorer(route_base(model), tokenizer, batch_size=batch_size, notice=_teller(console))
     prompts = _prompts(questions, mode, tokenizer, None)
     hidden = console is None or not console.is_terminal
     with Progress(console=console, transient=True, disable=hidden) as progress:

@@ -94,4 +94,5 @@ def train(
         device=device,
         console=console,
     )
-    say(f"Saved in {output}. Next: drllm eval {output} --data QUESTIONS --output evaluation")
+    mode = (adapter.training or {})["supervision"]["mode"]
+    say(f"Saved in {output}. Next: drllm eval {output} --mode {mode} --data QUESTIONS --output evaluation")
