@@ -35,11 +35,13 @@ def load_base(
         max_memory: with "auto", the bytes to use of each GPU, by number, and of the "cpu"; None is what there is.
 
     Raises:
-        DrLLMError: nothing loadable is there, or the architecture is not one that routes exactly.
+        DrLLMError: nothing loadable is there, the architecture is not one that routes exactly, or there is no such
+            device.
     """
     if dtype not in DTYPES:
         raise DrLLMError(f"dtype must be one of {', '.join(DTYPES)}, but {dtype!r} was given; choose one of them.")
-    spread: dict[str, Any] = {} if device != "auto" else {"device_map": "auto", "max_memory": max_memory}
+    place = None if device == "auto" else _device(device)
+    spread: dict[str, Any] = {} if place else {"device_map": "auto", "max_memory": max_memory}
     where, revision = split_revision(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
@@ -55,9 +57,8 @@ def load_base(
         ) from error
     find_stack(model)
     model.eval()
-    if spread:
+    if place is None:
         return model, tokenizer
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = model.to(place)
     if dtype == "auto" and place.type == "cpu" and model.dtype != torch.float32:
         model = _in_faster_dtype(model)
@@ -125,6 +126,20 @@ def refuse_folder_as_base(source: str, base: str) -> None:
             f"{source!r} from the Hub must name a base model on the Hub, but it names the folder {base!r} "
             f"of the machine it was made on; say with --base where your copy of that model is."
         )
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name, tried out before a model is loaded for it."""
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name or place)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise DrLLMError(
+            f"the device must be one that this torch can use, such as {place}, but {name!r} is not "
+            f"({_first_sentence(error)}); correct --device."
+        ) from error
+    return device
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from peft import get_peft_model
 from rich.console import Console
@@ -24,21 +25,33 @@ from . import __version__
 from .adapter.base import fingerprint
 from .adapter.config import DrLLMConfig
 from .adapter.steering import set_depth_control, set_layer_budget
+from .decisions import Decisions
 from .download import fetch_supervision, split_revision
-from .engine import GIGABYTE, SharingScorer
+from .effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
+from .engine import GIGABYTE, SharingScorer, score_paths
 from .errors import DrLLMError
-from .evaluation import SCORES, Report, compare, plot_layers, score_both
+from .evaluation import (
+    SCORES,
+    Effort,
+    Report,
+    compare,
+    compare_with_baselines,
+    plot_layers,
+    plot_tradeoff,
+    score_both,
+    sweep_controls,
+)
 from .files import check_claim, claim_folder, write_json_atomic
 from .hub import write_card
 from .jobs import Processes, open_folder
 from .loading import load_base, load_routed, refuse_folder_as_base, route_base
-from .scoring import Scorer
+from .scoring import Score, Scorer
 from .search import (
     Row,
     SearchConfig,
     SearchEstimate,
     SearchSummary,
-    choose_label,
+    choose_labels,
     estimate_search,
     read_rows,
     read_search_info,
@@ -47,6 +60,7 @@ from .search import (
 from .search.rows import INFO
 from .tasks import Prompt, Question, build_prompts, digest_of, sources_of
 from .training import (
+    EffectRegression,
     TrainingConfig,
     TrainingResult,
     check_labels,
@@ -70,14 +84,15 @@ PROBE = "probe"
 
 @dataclass(frozen=True)
 class Labels:
-    """Which of the tried paths becomes the label.
+    """What is learnt from the paths that were tried.
 
     Attributes:
-        rule: "price" or "shortest", see `search.labels`.
+        rule: "weighted" (several paths a question), or "price" or "shortest" (the paper's), one, see `search.labels`;
+            or "effects", a regression over all of them, see `training.objectives`.
         price: of L block passes, in probability of the right answer.
     """
 
-    rule: str = "price"
+    rule: str = "weighted"
     price: float = 0.4
 
 
@@ -125,6 +140,8 @@ def search_paths(
     scorer = SharingScorer(
         route_base(model), tokenizer, memory=int(memory * GIGABYTE), batch_size=bundle, notice=_teller(console)
     )
+    for prompt in prompts:
+        scorer.plain.encode(prompt)  # what does not fit the model is refused before anything is written
     summary = run_search(
         questions,
         prompts,
@@ -218,9 +235,9 @@ def train_adapter(
     source = fetch_supervision(supervision)
     info = read_search_info(source)
     labels = None
-    if rule is not None or price is not None:
+    if rule is not None or price is not None or info["rule"] is not None:
         labels = Labels(rule or info["rule"] or "price", (info["price"] or 0.0) if price is None else price)
-    rows, decisions = _labelled(read_rows(source), labels, supervision)
+    rows, decisions, weights = _examples(read_rows(source), labels, supervision)
     name = base or info["base_model"]
     if base is None and source != Path(supervision):
         refuse_folder_as_base(str(supervision), name)
@@ -240,11 +257,17 @@ def train_adapter(
         )
     model.name_or_path, adapter.revision = split_revision(_full_name(name))  # PEFT writes it into the adapter
     routed = get_peft_model(model, adapter).eval()
+    # What routers read along: the paths to imitate, or for effects the best static path at this price.
     paths = np.array(decisions, dtype=np.int8)
+    forced, average = paths.copy(), None
+    if labels is not None and labels.rule == "effects":
+        average = regress_effects(row.paths for row in rows)
+        forced[:] = static_at(average, MARGIN_OF_PROBABILITY * labels.price)
     ids = [row.id for row in rows]
     check_labels(ids, paths[:, adapter.routed_blocks(paths.shape[1])], config)
     begun = {
-        "supervision": _supervision_digest(rows, paths),
+        "supervision": _supervision_digest(rows, [paths, forced, weights]),
+        "labels": None if labels is None else asdict(labels),
         "base_fingerprint": found,
         "training": asdict(config),
         "windows": adapter.num_windows,
@@ -261,7 +284,7 @@ def train_adapter(
                 routed,
                 tokenizer,
                 [row.prompt for row in rows],
-                paths,
+                forced,
                 store_folder,
                 ids=ids,
                 add_special_tokens=[not row.templated for row in rows],
@@ -275,9 +298,24 @@ def train_adapter(
             raise
         if not processes.is_main:
             return None
+        effects = None
+        if average is not None and labels is not None:
+            per_model = MARGIN_OF_PROBABILITY * labels.price
+            regression = EffectRegression.of([row.paths for row in rows], store.layers, per_model)
+            effects = (regression, torch.from_numpy(average[list(store.layers)]))
+            store = replace(store, labels=paths)
         checkpoint = folder / "checkpoint.safetensors"
         place = None if device == "auto" else device
-        result = train_routers(store, config, device=place, checkpoint=checkpoint, console=console, log=log)
+        result = train_routers(
+            store,
+            config,
+            example_weights=weights,
+            effects=effects,
+            device=place,
+            checkpoint=checkpoint,
+            console=console,
+            log=log,
+        )
         _write_adapter(folder, routed, adapter, config, rows, info, labels, result)
         # The report was written last: from here on the training is finished.
         for unfinished in (folder / BEGUN, checkpoint):
@@ -303,7 +341,7 @@ def _write_adapter(
         "version": __version__,
         "libraries": {name: version(name) for name in ("torch", "transformers", "peft")},
         "supervision": {
-            "questions": len(rows),
+            "questions": len({row.id for row in rows}),
             "tasks": sorted({row.task for row in rows}),
             "mode": rows[0].mode,
             "sources": info.get("sources", []),
@@ -335,6 +373,9 @@ def evaluate_adapter(
     batch_size: int = 16,
     depth_control: float | None = None,
     layer_budget: int | None = None,
+    supervision: str | os.PathLike[str] | None = None,
+    effort: Effort | None = None,
+    sweep: bool = False,
     dtype: str = "auto",
     device: str | None = None,
     max_new_tokens: int | None = None,
@@ -350,11 +391,15 @@ def evaluate_adapter(
         adapter: folder or Hub name.
         output: None writes nothing; a folder inside the adapter's own puts the results on its card.
         depth_control, layer_budget: None is what the adapter was saved with.
+        supervision: a supervision set of the same base, on whose questions baselines are chosen; None compares with
+            none.
+        effort: how much is spent on choosing them.
+        sweep: also run every control over its range; with this or baselines, `output` gets `tradeoff.png` as well.
         resume: go on with what an interrupted evaluation left in `output`.
         log: progress goes here as JSON lines, in place of a bar.
 
     Raises:
-        DrLLMError: see `load_routed`, `build_prompt`, `Scorer.score`, `open_folder`.
+        DrLLMError: see `load_routed`, `build_prompt`, `Scorer.score`, `compare_with_baselines`, `open_folder`.
         Interrupted: on SIGINT or SIGTERM, after the batch in flight.
     """
     processes = Processes.current()
@@ -372,11 +417,13 @@ def evaluate_adapter(
         device,
         processes,
     )
+    training_rows = None if supervision is None else _training_rows(supervision, questions)
     if depth_control is not None:
         set_depth_control(model, depth_control)
     if layer_budget is not None:
         set_layer_budget(model, layer_budget)
     config: Any = model.peft_config["default"]
+    budget = config.layer_budget
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
     settings = {
         "adapter": _full_name(adapter),
@@ -399,19 +446,53 @@ def evaluate_adapter(
             folder, EVALUATION, BEGUN, begun, resume=resume, processes=processes, finished_as=EVALUATION_REPORT
         ) as locks:
             in_base, routed = score_both(
-                scorer, prompts, folder, locks, processes, layer_budget=config.layer_budget, console=console, log=log
+                scorer, prompts, folder, locks, processes, layer_budget=budget, console=console, log=log
             )
             report = compare(in_base, routed, [question.level for question in questions])
             processes.meet()  # everybody has read the scores
             if processes.is_main:
+                if sweep:
+                    points = sweep_controls(model, routed, lambda: score_all(scorer, prompts, None, "sweep", console))
+                    report = replace(report, sweep=points)
+                if training_rows is not None:
+                    set_layer_budget(model, None)
+                    sharing = SharingScorer(model, tokenizer, notice=_teller(console))
+                    table = compare_with_baselines(
+                        model,
+                        tokenizer,
+                        routed,
+                        prompts,
+                        [question.task for question in questions],
+                        training_rows,
+                        lambda asked, paths: score_paths(sharing, asked, paths),
+                        effort,
+                    )
+                    set_layer_budget(model, budget)
+                    report = replace(report, baselines=table)
                 if output is not None:
                     plot_layers(report, folder / "layers.png")
+                    if report.baselines is not None or report.sweep is not None:
+                        plot_tradeoff(report, folder / "tradeoff.png")
                     write_json_atomic(folder / EVALUATION_REPORT, {**settings, **report.to_json()})
                 (folder / BEGUN).unlink()
                 shutil.rmtree(folder / SCORES)
     if output is not None and processes.is_main:
         _show_on_card(adapter, folder)
     return report
+
+
+def _training_rows(supervision: str | os.PathLike[str], tested: Sequence[Question]) -> list[Row]:
+    """The rows of a supervision set; a `DrLLMError` when one of its questions is to be tested."""
+    rows = read_rows(fetch_supervision(supervision))
+    shared = {row.id for row in rows} & {question.id for question in tested}
+    texts = {question.question for question in tested}
+    leaked = [row.id for row in rows if row.id in shared and any(text in row.prompt for text in texts)]
+    if leaked:
+        raise DrLLMError(
+            f"baselines are chosen on questions that are not tested, but {leaked[0]!r} is in {supervision} and among "
+            f"the tested; leave it out with --skip or evaluate on other data."
+        )
+    return rows
 
 
 def evaluate_with_lm_eval(
@@ -485,7 +566,7 @@ def probe_model(
     edits: int = 6,
     single_edits: int = 16,
     price: float = 0.4,
-    batch_size: int = 16,
+    batch_size: int = 64,
     seed: int = 0,
     dtype: str = "auto",
     device: str | None = None,
@@ -511,7 +592,7 @@ def probe_model(
     if len(set(names)) == 1:
         names = [question.source.name if question.source is not None else question.task for question in questions]
     model, tokenizer = load_base(base, dtype=dtype, device=device)
-    scorer = Scorer(route_base(model), tokenizer, batch_size=batch_size)
+    scorer = SharingScorer(route_base(model), tokenizer, batch_size=batch_size, notice=_teller(console))
     prompts = _prompts(questions, mode, tokenizer, None)
     hidden = console is None or not console.is_terminal
     with Progress(console=console, transient=True, disable=hidden) as progress:
@@ -536,6 +617,27 @@ def probe_model(
     write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
     plot_probe(report, folder / "probe.png")
     return report
+
+
+def score_all(
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    decisions: Sequence[tuple[int, ...]] | None,
+    what: str,
+    console: Console | None,
+) -> list[Score]:
+    """Scores of all prompts, similar lengths together, with a progress bar."""
+    from rich.progress import track
+
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].text))
+    size = scorer.batch_size
+    scores: dict[int, Score] = {}
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    hidden = console is None or not console.is_terminal
+    for places in track(batches, what, console=console, transient=True, disable=hidden):
+        chosen = None if decisions is None else [decisions[place] for place in places]
+        scores.update(zip(places, scorer.score([prompts[place] for place in places], chosen), strict=True))
+    return [scores[place] for place in range(len(prompts))]
 
 
 def _load(
@@ -563,9 +665,11 @@ def _load(
     return loaded[0] if processes.is_main else load(chosen)
 
 
-def _supervision_digest(rows: Sequence[Row], labels: NDArray[np.int8]) -> str:
+def _supervision_digest(rows: Sequence[Row], learnt: Sequence[NDArray[Any] | None]) -> str:
     """A hash of what is learnt."""
-    digest = hashlib.sha256(labels.tobytes())
+    digest = hashlib.sha256()
+    for values in learnt:
+        digest.update(b"-" if values is None else values.tobytes())
     for row in rows:
         digest.update(json.dumps([row.id, row.prompt, row.templated]).encode())
     return digest.hexdigest()
@@ -590,23 +694,26 @@ def _prompts(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_t
     return [replace(prompt, max_new_tokens=max_new_tokens) for prompt in prompts]
 
 
-def _labelled(
+def _examples(
     rows: Sequence[Row], labels: Labels | None, supervision: str | os.PathLike[str]
-) -> tuple[list[Row], list[tuple[int, ...]]]:
-    """Rows that have a label under the rule, and their labels; without a rule those that they were searched with."""
-    chosen = [
-        (row, decisions)
-        for row in rows
-        if (decisions := row.decisions if labels is None else choose_label(row.paths, labels.rule, labels.price))
-        is not None
-    ]
+) -> tuple[list[Row], list[Decisions], NDArray[np.float32] | None]:
+    """What to imitate: a question and a path each, and how much each counts; None where all count alike.
+
+    Without a rule it is what the rows were labelled with.
+    """
+    if labels is None:
+        chosen = [(row, row.decisions, 1.0) for row in rows if row.decisions is not None]
+    else:
+        chosen = [(row, *label) for row in rows for label in choose_labels(row.paths, labels.rule, labels.price)]
     if not chosen:
         raise DrLLMError(
             f"the supervision set {supervision} must hold at least one question with a "
             f"{labels.rule + ' ' if labels else ''}label, but none of its {len(rows)} has one; search more questions "
             f"or choose another rule."
         )
-    return [row for row, _ in chosen], [decisions for _, decisions in chosen]
+    weights = np.array([weight for *_, weight in chosen], dtype=np.float32)
+    one_each = (weights == 1).all()
+    return [row for row, *_ in chosen], [decisions for _, decisions, _ in chosen], None if one_each else weights
 
 
 def _teller(console: Console | None) -> Callable[[str], None]:
