@@ -274,6 +274,17 @@ def test_edits_on_the_hub_survive(made: Path) -> None:
     assert "Written there." in write_card(made / "routers", on_hub=there).read_text()
 
 
+def test_a_licence_chosen_here_goes_to_the_hub(made: Path) -> None:
+    path = made / "routers" / "README.md"
+    pushed = write_card(made / "routers", license="apache-2.0").read_text()
+    words = sections.seal(pushed.replace("## Limits", "Pushed words.\n\n## Limits"))
+    write_card(made / "routers", license="mit")
+    card = ModelCard.load(write_card(made / "routers", on_hub=words))
+    assert card.data.license == "mit"
+    assert "Pushed words." in card.text
+    assert not sections.is_edited(path.read_text())
+
+
 def test_the_name_on_the_hub_is_in_the_code(made: Path) -> None:
     assert '"me/routers")' in write_card(made / "routers", repo_id="me/routers").read_text()
     assert 'load_dataset("me/paths"' in write_card(made / "paths", repo_id="me/paths").read_text()
