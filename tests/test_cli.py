@@ -323,7 +323,6 @@ def test_a_full_disk(made: Path, tmp_path: Path, refuse: Run, monkeypatch: pytes
     [
         (["routing", "--decode-tokens", "2", "--prompt-tokens", "32"],
          ["forced decode", "all execute", "forced decode", "all execute", "routers"]),
-        (["search", "--paths", "4"], ["search"]),
     ],
 )  # fmt: skip
 def test_the_benchmarks_write_ratios(
@@ -338,3 +337,22 @@ def test_the_benchmarks_write_ratios(
     assert [item["name"] for item in bench["results"]] == names
     assert all(item["ratio"] > 0 for item in bench["results"])
     assert (stop.value.code == 0) == all(item["met"] for item in bench["results"])
+
+
+def test_the_search_benchmark_counts_what_both_ways_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "bench.json"
+    options = ["--limit", "6", "--bundle", "4", "--simulations", "8", "--sample", "5", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["drllm", "bench", "search", *options])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    bench = json.loads(output.read_text())
+    assert (stop.value.code == 0) == all(item["met"] for item in bench["results"])
+    assert list(bench["ratio"]) == ["cloze", "letter"]
+    for item in bench["results"]:
+        assert item["questions"] == 6
+        assert 6 <= item["paths"] <= 6 * 9
+        assert 4 <= item["sampled"] <= 6
+        assert item["ratio"] == pytest.approx(item["paths_per_second"] / item["published_paths_per_second"])
+        assert 0 < item["share_in_blocks"] + item["share_in_head"] < 1
+        assert 0 < item["avoided"] < 1
+        assert item["met"] == (item["ratio"] >= item["goal"] and item["share_in_blocks"] >= 0.9)

@@ -1,23 +1,23 @@
 """Loading a base model or an adapter by name for the commands: refusals in one sentence, and the choice of a dtype."""
 
-import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from .adapter.config import DrLLMConfig
-from .adapter.layer import RoutedLayer
+from .adapter.integrity import check_adapter_folder, read_adapter_config
 from .adapter.stack import find_stack
+from .download import fetch_adapter, split_revision
 from .errors import DrLLMError
+from .hub_errors import without_tokens
 
-_SAMPLES = 64
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -25,7 +25,7 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
     """A causal language model in evaluation mode, and its tokenizer.
 
     Args:
-        name: a folder or a name on the Hub.
+        name: a folder or a name on the Hub, `owner/name` or `owner/name@revision`.
         dtype: "auto" is the checkpoint's own on a GPU; on the CPU, where half precision may be emulated, a float32
             checkpoint stays so and another runs in float32 or its own, whichever is faster here.
         device: None is the first GPU, or the CPU without one.
@@ -36,16 +36,18 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
     if dtype not in DTYPES:
         raise DrLLMError(f"dtype must be one of {', '.join(DTYPES)}, but {dtype!r} was given; choose one of them.")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where, revision = split_revision(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
         with _without_progress_bar():
-            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+            model: Any = AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype=dtype)
     except DrLLMError:
         raise
     except Exception as error:  # whatever a library makes of a missing, damaged or foreign folder
         raise DrLLMError(
             f"the base model {name!r} must be a folder or a Hub name with a causal language model and its tokenizer, "
-            f"but loading it failed ({_first_sentence(error)}); correct the name or download the model again."
+            f"but loading it failed ({without_tokens(_first_sentence(error))}); correct the name or download the model "
+            f"again."
         ) from error
     find_stack(model)
     model = model.to(place).eval()
@@ -65,22 +67,7 @@ def load_adapter_config(adapter: str) -> DrLLMConfig:
     Raises:
         DrLLMError: there is none, or it is of another PEFT method.
     """
-    from peft import PeftConfig
-
-    try:
-        config = PeftConfig.from_pretrained(adapter)
-    except DrLLMError:
-        raise
-    except Exception as error:
-        raise DrLLMError(
-            f"the adapter {adapter!r} must be a folder or a Hub name with an adapter_config.json, but reading it "
-            f"failed ({_first_sentence(error)}); correct the name or save the adapter again."
-        ) from error
-    if not isinstance(config, DrLLMConfig):
-        raise DrLLMError(
-            f"the adapter {adapter!r} must be a DRLLM adapter, but it is of type {config.peft_type}; load it with PEFT."
-        )
-    return config
+    return read_adapter_config(fetch_adapter(adapter, weights=False), adapter)
 
 
 def load_routed(
@@ -89,48 +76,47 @@ def load_routed(
     """A base model with its trained adapter, and the tokenizer.
 
     Args:
-        adapter: a folder or a name on the Hub.
+        adapter: a folder or a name on the Hub, see `download.HubName`.
         base: the base model; None is the one that the adapter names.
         dtype, device: as for `load_base`.
 
     Raises:
         DrLLMError: the adapter or the base cannot be loaded, or they do not fit each other.
     """
-    config = load_adapter_config(adapter)
+    folder = fetch_adapter(adapter)
+    config = check_adapter_folder(folder, adapter)
     name = base or config.base_model_name_or_path
     if not name:
         raise DrLLMError(f"the adapter {adapter!r} does not say which base model it fits; name it with --base.")
+    if base is None and not Path(adapter).exists():
+        refuse_folder_as_base(adapter, name)
+    if base is None and config.revision and "@" not in name:
+        name = f"{name}@{config.revision}"
     model, tokenizer = load_base(name, dtype=dtype, device=device)
     try:
-        routed = PeftModel.from_pretrained(model, adapter)
+        routed = PeftModel.from_pretrained(model, str(folder))
     except DrLLMError:
         raise
     except Exception as error:
         raise DrLLMError(
-            f"the weights of adapter {adapter!r} must be a readable adapter_model.safetensors, but loading them failed "
-            f"({_first_sentence(error)}); download or save the adapter again."
+            f"the adapter {adapter!r} must fit the base {name!r}, but loading it failed ({_first_sentence(error)}); "
+            f"download or save the adapter again."
         ) from error
     return routed.eval(), tokenizer
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A hash that tells a base from its own fine-tuning: of each weight, name, shape and some values spread over it.
+def refuse_folder_as_base(source: str, base: str) -> None:
+    """What came from the Hub may name a base on the Hub, but no folder here: that is not for its author to choose.
 
-    Not all values, so that it takes milliseconds for models of any size. The dtype counts only through the rounding of
-    the values; they are compared as bfloat16, so the float32 and the bfloat16 copy of a checkpoint agree.
+    Raises:
+        DrLLMError: `base` is a path.
     """
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        parts = name.split(".")
-        if any(part in RoutedLayer.adapter_layer_names for part in parts):
-            continue
-        plain = ".".join(part for part in parts if part != "base_layer").removeprefix("base_model.model.")
-        digest.update(f"{plain} {tuple(weight.shape)}".encode())
-        if weight.device.type != "meta":
-            flat = weight.detach().flatten()
-            spread = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
-            digest.update(spread.to("cpu", torch.bfloat16).float().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    place = Path(base).expanduser()
+    if place.is_absolute() or ".." in place.parts or place.exists():
+        raise DrLLMError(
+            f"{source!r} from the Hub must name a base model on the Hub, but it names the folder {base!r} "
+            f"of the machine it was made on; say with --base where your copy of that model is."
+        )
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from .adapter.cache import cache_keyword
 from .adapter.layer import routed_layers
@@ -20,9 +20,16 @@ from .adapter.steering import force_decisions, last_decisions
 from .decisions import Decisions, passes
 from .errors import DrLLMError
 from .search.bundle import Work
-from .tasks import Prompt, grade
+from .tasks import Prompt, grade, settled
 
 _DIGITS = 7
+_KEEP_THE_LIKELIEST = frozenset(
+    """
+    _from_model_config bos_token_id cache_implementation do_sample eos_token_id max_length max_new_tokens min_p
+    output_attentions output_hidden_states pad_token_id temperature top_k top_p transformers_version typical_p use_cache
+    """.split()  # noqa: SIM905
+)
+"""Settings of generation that leave greedy decoding what it is."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class Scorer:
         # would then copy these once for every row.
         self._last = torch.tensor([-1], device=model.device)
         self._cache = cache_keyword(model)
+        ends = model.generation_config.eos_token_id
+        self._end_tokens: list[int | None] = ends if isinstance(ends, list) else [ends]
         self._encoded: dict[Prompt, Encoded] = {}
         self.work = Work()
 
@@ -179,23 +188,53 @@ class Scorer:
         return grouped
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Prompt], decisions: Sequence[Decisions]) -> list[str]:
-        """Greedy answers to free questions, each along its path."""
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        decisions: Sequence[Decisions],
+        begun: Sequence[Sequence[int]] | None = None,
+    ) -> list[str]:
+        """Greedy answers to free questions, each along its path.
+
+        Args:
+            begun: the first tokens of each answer where they are known. When given, an answer also ends as soon as its
+                verdict is certain.
+        """
         if not prompts:
             return []
-        inputs = self._pad_left([self.encode(prompt).prompt for prompt in prompts])
+        known = [[]] * len(prompts) if begun is None else begun
+        inputs = self._pad_left(
+            [[*self.encode(prompt).prompt, *tokens] for prompt, tokens in zip(prompts, known, strict=True)]
+        )
         del inputs["position_ids"]
+        ends = _Ends(self, prompts, known, early=begun is not None)
         with _forced(self.model, decisions):
             output = self.model.generate(
                 **inputs,
                 do_sample=False,
-                max_new_tokens=max(prompt.max_new_tokens for prompt in prompts),
+                max_new_tokens=max(
+                    prompt.max_new_tokens - len(tokens) for prompt, tokens in zip(prompts, known, strict=True)
+                ),
                 pad_token_id=self._padding,
+                stopping_criteria=StoppingCriteriaList([ends]),
             )
-        generated = output[:, inputs["input_ids"].shape[1] :]
-        # The longest limit of the batch was generated; each row is read up to its own.
-        kept = [row[: prompt.max_new_tokens] for row, prompt in zip(generated, prompts, strict=True)]
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in kept]
+        generated = output[:, inputs["input_ids"].shape[1] :].tolist()
+        return [self.text([*known[row], *tokens[: ends.lengths[row]]]) for row, tokens in enumerate(generated)]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What generated tokens say."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def ends(self, prompt: Prompt, tokens: Sequence[int], *, early: bool) -> bool:
+        """Whether an answer that begins with `tokens` ends there; `early`, also where its verdict is certain."""
+        if len(tokens) >= prompt.max_new_tokens or tokens[-1] in self._end_tokens:
+            return True
+        return early and settled(prompt.grader, self.text(tokens), str(prompt.answer))
+
+    @property
+    def generates_the_likeliest(self) -> bool:
+        """Whether greedy decoding takes the likeliest token each time: no penalties, no forced or forbidden tokens."""
+        return self.model.generation_config.to_diff_dict().keys() <= _KEEP_THE_LIKELIEST
 
     def encode(self, prompt: Prompt) -> Encoded:
         """The token ids of a prompt.
@@ -225,10 +264,10 @@ class Scorer:
         self._encoded[prompt] = Encoded(tokens, continuations)
         return self._encoded[prompt]
 
-    def _pad_left(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:
+    def _pad_left(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Tokens, mask and positions `[batch, tokens]`, padded on the left so that every prompt ends the same place."""
         width = max(len(row) for row in rows)
-        input_ids = torch.tensor([[self._padding] * (width - len(row)) + row for row in rows])
+        input_ids = torch.tensor([[*[self._padding] * (width - len(row)), *row] for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         inputs = {
             "input_ids": input_ids,
@@ -236,6 +275,25 @@ class Scorer:
             "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
         }
         return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+
+
+class _Ends(StoppingCriteria):  # type: ignore[misc, unused-ignore]
+    """Notes how long each row's answer is, and tells `generate` which have ended; see `Scorer.ends`."""
+
+    def __init__(
+        self, scorer: Scorer, prompts: Sequence[Prompt], known: Sequence[Sequence[int]], *, early: bool
+    ) -> None:
+        self.scorer, self.prompts, self.known, self.early = scorer, prompts, known, early
+        self.lengths: dict[int, int] = {}
+        self.generated = 0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.generated += 1
+        for row, tokens in enumerate(input_ids[:, -self.generated :].tolist()):
+            answer = [*self.known[row], *tokens]
+            if row not in self.lengths and self.scorer.ends(self.prompts[row], answer, early=self.early):
+                self.lengths[row] = self.generated
+        return torch.tensor([row in self.lengths for row in range(len(input_ids))], device=input_ids.device)
 
 
 class PlainSession:

@@ -17,16 +17,18 @@ from peft import get_peft_model
 from rich.console import Console
 
 from . import __version__
+from .adapter.base import fingerprint
 from .adapter.config import DrLLMConfig
 from .adapter.steering import set_depth_control, set_layer_budget
 from .decisions import execute_all
+from .download import fetch_supervision, split_revision
 from .engine import GIGABYTE, SharingScorer
 from .errors import DrLLMError
 from .evaluation import Report, compare, plot_layers
 from .files import check_claim, claim_folder, write_json_atomic
 from .hub import write_card
 from .jobs import Processes
-from .loading import fingerprint, load_base, load_routed, route_base
+from .loading import load_base, load_routed, refuse_folder_as_base, route_base
 from .scoring import Score, Scorer
 from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
 from .search.rows import INFO
@@ -128,7 +130,8 @@ def train_adapter(
     output: str | os.PathLike[str],
     *,
     base: str | None = None,
-    labels: Labels | None = None,
+    rule: str | None = None,
+    price: float | None = None,
     config: TrainingConfig | None = None,
     adapter: DrLLMConfig | None = None,
     features: str | os.PathLike[str] | None = None,
@@ -139,9 +142,10 @@ def train_adapter(
     """Train routers on a supervision set; the adapter, its training report and its curves lie in `output` afterwards.
 
     Args:
-        supervision: folder that `search_paths` wrote.
+        supervision: folder that `search_paths` wrote, Parquet with such rows, or the name of a dataset on the Hub, see
+            `download.HubName`.
         base: None is the model that the set was searched with.
-        labels: which paths to learn; None is the rule that the set was searched with.
+        rule, price: which paths to learn, see `Labels`; None is the rule and the price that each row was searched with.
         adapter: windows, router width and routed blocks; None is the paper's.
         features: folder that keeps what the routers read for the next training on the same labels; None keeps nothing.
 
@@ -153,18 +157,23 @@ def train_adapter(
     adapter = adapter or DrLLMConfig()
     if config.hidden != adapter.router_width:
         config = replace(config, hidden=adapter.router_width)
-    info = read_search_info(supervision)
-    labels = labels or Labels(info["rule"], info["price"])
-    rows, decisions = _labelled(read_rows(supervision), labels, supervision)
+    folder = fetch_supervision(supervision)
+    info = read_search_info(folder)
+    labels = None
+    if rule is not None or price is not None:
+        labels = Labels(rule or info["rule"] or "price", (info["price"] or 0.0) if price is None else price)
+    rows, decisions = _labelled(read_rows(folder), labels, supervision)
     name = base or info["base_model"]
+    if base is None and folder != Path(supervision):
+        refuse_folder_as_base(str(supervision), name)
     model, tokenizer = load_base(name, dtype=dtype, device=device)
-    if fingerprint(model) != info["base_fingerprint"]:
+    if info["base_fingerprint"] not in (None, fingerprint(model)):
         raise DrLLMError(
             f"the supervision set {supervision} was made with {info['base_model']} (weights "
             f"{info['base_fingerprint']}), but the base {name} has weights {fingerprint(model)}; train with the base "
             f"that was searched, or search again."
         )
-    model.name_or_path = _full_name(name)  # what PEFT writes into the adapter as its base
+    model.name_or_path, adapter.revision = split_revision(_full_name(name))  # PEFT writes it into the adapter
     routed = get_peft_model(model, adapter).eval()
     with nullcontext(features) if features is not None else tempfile.TemporaryDirectory() as store_folder:
         assert store_folder is not None
@@ -187,7 +196,7 @@ def train_adapter(
             "tasks": sorted({row.task for row in rows}),
             "mode": rows[0].mode,
             "sources": info.get("sources", []),
-            "labels": asdict(labels),
+            "labels": {"rule": info["rule"], "price": info["price"]} if labels is None else asdict(labels),
             "search": info["search"],
             "base_model": info["base_model"],
             "base_revision": info["base_revision"],
@@ -459,18 +468,20 @@ def _prompts(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_t
 
 
 def _labelled(
-    rows: Sequence[Row], labels: Labels, supervision: str | os.PathLike[str]
+    rows: Sequence[Row], labels: Labels | None, supervision: str | os.PathLike[str]
 ) -> tuple[list[Row], list[tuple[int, ...]]]:
-    """Rows that have a label under the rule, and their labels."""
+    """Rows that have a label under the rule, and their labels; without a rule those that they were searched with."""
     chosen = [
         (row, decisions)
         for row in rows
-        if (decisions := choose_label(row.paths, labels.rule, labels.price)) is not None
+        if (decisions := row.decisions if labels is None else choose_label(row.paths, labels.rule, labels.price))
+        is not None
     ]
     if not chosen:
         raise DrLLMError(
-            f"the supervision set {supervision} must hold at least one question with a {labels.rule} label, but none "
-            f"of its {len(rows)} has one; search more questions or choose another rule."
+            f"the supervision set {supervision} must hold at least one question with a "
+            f"{labels.rule + ' ' if labels else ''}label, but none of its {len(rows)} has one; search more questions "
+            f"or choose another rule."
         )
     return [row for row, _ in chosen], [decisions for _, decisions in chosen]
 

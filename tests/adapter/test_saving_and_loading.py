@@ -231,6 +231,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "one bit": with_first(lambda value: value.add(1e-3)),
     "missing": lambda a: change_weights(a, lambda w: {k: v for k, v in w.items() if k != first(w)}),
     "renamed": lambda a: change_weights(a, lambda w: {k.replace("drllm_router", "router"): v for k, v in w.items()}),
+    "of no router": lambda a: change_weights(a, lambda w: {**w, first(w).replace(".0.", ".9."): w[first(w)].clone()}),
     "another architecture": lambda a: change_config(a, base_model_type="gpt2"),
     "another depth": lambda a: change_config(a, num_blocks=7),
     "another width": lambda a: change_config(a, hidden_size=64),
@@ -244,23 +245,9 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 def test_damaged_adapters_are_refused(damage: str, load: Callable[[Path, Path], Any], saved: Any) -> None:
     base, adapter, *_ = saved
     DAMAGES[damage](adapter)
-    # transformers itself refuses some of these before we see them, and warns of others.
-    with pytest.raises((DrLLMError, RuntimeError, ValueError)) as raised:
-        load(base, adapter).eval()(IDS)
-    if load is load_with_peft:
-        assert raised.type is DrLLMError
-        assert re.fullmatch(r"[^\n]+\.", str(raised.value))
-
-
-@pytest.mark.filterwarnings("ignore")
-@torch.no_grad()
-def test_a_weight_of_no_router_changes_nothing(saved: Any) -> None:
-    base, adapter, logits, _ = saved
-    change_weights(adapter, lambda w: {**w, first(w).replace(".0.", ".9."): w[first(w)].clone()})
-    with pytest.raises(DrLLMError, match="belongs to no router"):
-        load_with_peft(base, adapter)
-    # transformers warns of keys that it does not know and leaves them out.
-    assert torch.equal(load_into_transformers(base, adapter).eval()(IDS).logits, logits)
+    with pytest.raises(DrLLMError) as raised:
+        load(base, adapter)
+    assert re.fullmatch(r"[^\n]+\.", str(raised.value))
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])
@@ -269,7 +256,7 @@ def test_unreadable_weight_files_are_refused(content: bytes | None, saved: Any) 
     path = adapter / WEIGHTS
     path.write_bytes(path.read_bytes()[:500] if content is None else content)
     for load in (load_with_peft, load_with_auto_transformers, load_into_transformers):
-        with pytest.raises(Exception, match=r"(?i)header|safetensors|incomplete|invalid"):
+        with pytest.raises(DrLLMError, match=r"adapter_model\.safetensors must be a safetensors file"):
             load(base, adapter)
 
 

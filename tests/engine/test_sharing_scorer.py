@@ -209,3 +209,68 @@ def test_one_question_in_a_bundle_does_not_depend_on_the_others() -> None:
         together = session.score(range(len(CLOZE)), [path] * len(CLOZE))
         assert together == [single.score([0], [path])[0] for single in alone]
         search.report(together[0].probability, together[0].correct)
+
+
+FREE = [Prompt(p.text, False, (f" w{5 + n} w{n + 1}",), f"w{5 + n} w{n + 1}", "free", 5) for n, p in enumerate(CLOZE)]
+
+
+def with_right_answers(prompts: list[Prompt], path: tuple[int, ...]) -> list[Prompt]:
+    """The same questions, every other one with the reference that the model gives along the path."""
+    texts = Scorer(ROUTED, TOKENIZER, batch_size=1).generate(prompts, [path] * len(prompts))
+    return [
+        Prompt(p.text, False, (f" {text}",), text, "free", 5) if n % 2 else p
+        for n, (p, text) in enumerate(zip(prompts, texts, strict=True))
+    ]
+
+
+@settings(max_examples=15)
+@given(path=paths, seed=st.integers(0, 3))
+def test_free_answers_are_judged_as_the_plain_scorer_does(path: tuple[int, ...], seed: int) -> None:
+    prompts = with_right_answers(FREE[seed:], path)
+    found = (
+        SharingScorer(ROUTED, TOKENIZER, notice=refuse).begin(prompts).score(range(len(prompts)), [path] * len(prompts))
+    )
+    plain = [Scorer(ROUTED, TOKENIZER).score([prompt], [path])[0] for prompt in prompts]
+    assert [score.correct for score in found] == [score.correct for score in plain]
+    assert any(score.correct for score in found)
+    assert [score.probability for score in found] == pytest.approx([s.probability for s in plain], abs=2e-4)
+    for ours, theirs in zip(found, plain, strict=True):
+        assert theirs.text.startswith(ours.text)  # type: ignore[union-attr, arg-type]
+
+
+def test_nothing_is_generated_when_the_verdict_is_known() -> None:
+    """The pass that scores the reference shows the first token, which settles most wrong answers."""
+    path = (1, 1, 0, 1)
+    prompts = with_right_answers(FREE, path)
+    scorer = SharingScorer(ROUTED, TOKENIZER, notice=refuse)
+    asked: list[Prompt] = []
+    generate = scorer.plain.generate
+
+    def counted(prompts: Any, *arguments: Any) -> Any:
+        asked.extend(prompts)
+        return generate(prompts, *arguments)
+
+    scorer.plain.generate = counted  # type: ignore[method-assign]
+    scores = scorer.begin(prompts).score(range(len(prompts)), [path] * len(prompts))
+    assert sum(score.correct for score in scores) == len(prompts) // 2
+    assert not asked
+    # With room for more than the reference, the model is asked what comes after it: one token, which settles it.
+    longer = [Prompt(p.text, False, p.continuations, p.answer, "free", 9) for p in prompts[1::2]]
+    scores = scorer.begin(longer).score(range(len(longer)), [path] * len(longer))
+    assert not any(score.correct for score in scores)
+    assert set(asked) == set(longer)
+    assert all(len(score.text.split()) == 6 for score in scores)  # type: ignore[union-attr]
+    model = copy.deepcopy(ROUTED)
+    model.generation_config.repetition_penalty = 1.3
+    scorer = SharingScorer(model, TOKENIZER, notice=refuse)
+    scores = scorer.begin(prompts).score(range(len(prompts)), [path] * len(prompts))
+    assert [s.correct for s in scores] == [
+        s.correct for s in Scorer(model, TOKENIZER).score(prompts, [path] * len(prompts))
+    ]
+
+
+def test_a_free_search_is_the_same_in_any_bundle() -> None:
+    prompts = with_right_answers(FREE, (1, 2, 1, 1))
+    alone = searched(SharingScorer(ROUTED, TOKENIZER, notice=refuse), prompts, bundle=1)
+    assert any(path.correct for tried in alone for path in tried)
+    assert searched(SharingScorer(ROUTED, TOKENIZER, notice=refuse), prompts, bundle=9) == alone

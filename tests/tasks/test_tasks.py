@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from drllm_adapter import DrLLMError
-from drllm_adapter.tasks import Question, build_prompt, grade, load_questions, sources_of
+from drllm_adapter.tasks import Question, build_prompt, grade, load_questions, settled, sources_of
 
 GOOD = {"question": "What melts?", "choices": ["ice", "fire"], "answer": 0}
 
@@ -197,3 +199,33 @@ def test_several_sources_make_one_list(tmp_path: Path) -> None:
     assert both == load_questions("jsonl", first) + load_questions("jsonl", second)
     assert [source["name"] for source in sources_of(both)] == ["a.jsonl", "b.jsonl"]
     assert [question.id for question in load_questions("jsonl", f"{first},{second}", skip=1)] == ["2", "3"]
+
+
+pieces = st.lists(
+    st.sampled_from(["a", "B", "ß", "é", ".", " ", "\t", "\n", "\r\n", "7", "ab", "a.b"]), max_size=8
+).map("".join)
+
+
+@given(begun=pieces, rest=pieces, reference=pieces)
+def test_a_settled_verdict_stands_whatever_follows(begun: str, rest: str, reference: str) -> None:
+    if settled("exact", begun, reference):
+        assert grade("exact", begun + rest, reference) == grade("exact", begun, reference)
+
+
+@pytest.mark.parametrize(
+    ("begun", "reference", "known"),
+    [
+        ("", "4", False),
+        ("\n ", "4", False),
+        ("4", "4", False),
+        ("4\n", "4", True),
+        ("5", "4", True),
+        ("The", "The answer", False),
+        ("the  An", "The answer", False),
+        ("The\ufffd", "The answer", False),
+        ("It", "The answer", True),
+    ],
+)
+def test_when_an_exact_verdict_is_settled(begun: str, reference: str, known: bool) -> None:
+    assert settled("exact", begun, reference) is known
+    assert not settled("math", begun, reference)

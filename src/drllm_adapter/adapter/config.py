@@ -1,16 +1,50 @@
 """`DrLLMConfig`: what a router adapter is made of and which base model it fits."""
 
+import hashlib
+import json
 import math
-from dataclasses import dataclass, field
+import os
+import reprlib
+import warnings
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import file_exists, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftType, TaskType
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
 from ..errors import DrLLMError
+from .weight_file import PICKLE, WEIGHTS, check_weight_file, refuse_pickle
 
+CARD = "README.md"
 DEPTH_CONTROL_AS_TRAINED = -0.5
+# What says where an adapter comes from or how it was made, not what it computes.
+_NOT_SETTINGS = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "base_revision",
+    "base_weights",
+    "inference_mode",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "settings_checksum",
+    "training",
+}
+# Far above every model there is: what lies beyond would only take memory.
+_LARGEST = {"num_windows": 1 << 16, "router_width": 1 << 20, "num_blocks": 1 << 16, "hidden_size": 1 << 24}
+_KINDS: dict[str, type] = {
+    "base_model_type": str,
+    "base_model_name_or_path": str,
+    "revision": str,
+    "base_config": str,
+    "base_revision": str,
+    "base_weights": str,
+    "checksum": str,
+    "settings_checksum": str,
+    "training": dict,
+}
 
 # What users of other PEFT methods may look for, and what to do instead.
 _NOT_HERE = {
@@ -24,7 +58,7 @@ def check_depth_control(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1 <= value <= 1:
         raise DrLLMError(
             f"depth_control must be a number from -1 (skip all) through -0.5 (as trained) and 0.5 (execute all) to 1 "
-            f"(repeat all), but {value!r} was given; choose a number in that range."
+            f"(repeat all), but {reprlib.repr(value)} was given; choose a number in that range."
         )
     return float(value)
 
@@ -37,7 +71,7 @@ def check_layer_budget(value: Any, num_blocks: int | None, num_routed: int | Non
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise DrLLMError(
             f"layer_budget must be None or a whole number of block passes, at least {least} (the blocks without a "
-            f"router), but {value!r} was given; choose a larger whole number."
+            f"router), but {reprlib.repr(value)} was given; choose a larger whole number."
         )
     return value
 
@@ -56,9 +90,12 @@ class DrLLMConfig(PeftConfig):
         layer_budget: never more than this many block passes for any row; None for no bound.
         depth_penalty: when routers are trained by the language-model loss itself, this times the expected share of
             passes (expected passes / L, mean over the rows) is added to that loss; 0 adds nothing.
-        base_model_type, num_blocks, hidden_size: what the adapter fits; filled in when it is attached, and a base
-            that differs is refused from then on.
+        base_model_type, num_blocks, hidden_size, base_config: what the adapter fits, the last being a hash of the
+            base's dimensions; filled in when it is attached, and a base that differs is refused from then on.
+        base_revision, base_weights: commit of the base on the Hub and a hash of a sample of its weights; a base that
+            fits but differs in these is warned of once.
         checksum: SHA-256 of the router weights as saved; a mismatch after loading is an error (filled in on saving).
+        settings_checksum: SHA-256 of the settings above as saved, checked when they are read (filled in on saving).
         training: how the routers were trained (constants, metrics); shown by `drllm info`.
 
     Raises:
@@ -80,13 +117,17 @@ class DrLLMConfig(PeftConfig):
     base_model_type: str | None = field(default=None, metadata={"help": "`model_type` of the base it fits."})
     num_blocks: int | None = field(default=None, metadata={"help": "Number of blocks of the base it fits."})
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the base it fits."})
+    base_config: str | None = field(default=None, metadata={"help": "Hash of the dimensions of the base it fits."})
+    base_revision: str | None = field(default=None, metadata={"help": "Commit of the base it was made for."})
+    base_weights: str | None = field(default=None, metadata={"help": "Hash of a sample of that base's weights."})
     checksum: str | None = field(default=None, metadata={"help": "SHA-256 of the saved router weights."})
+    settings_checksum: str | None = field(default=None, metadata={"help": "SHA-256 of the saved settings."})
     training: dict[str, Any] | None = field(default=None, metadata={"help": "How the routers were trained."})
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "DrLLMConfig":
         for name, way in _NOT_HERE.items():
             if kwargs.get(name):
-                raise DrLLMError(f"a router adapter has no {name}, but {kwargs[name]!r} was given: {way}.")
+                raise DrLLMError(f"a router adapter has no {name}, but {reprlib.repr(kwargs[name])} was given: {way}.")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -108,31 +149,82 @@ class DrLLMConfig(PeftConfig):
         self.layer_budget = check_layer_budget(self.layer_budget, self.num_blocks, num_routed)
         penalty = self.depth_penalty
         if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or not 0 <= penalty < math.inf:
-            raise DrLLMError(f"depth_penalty must be a number of at least 0, but {penalty!r} was given; correct it.")
-        for name, kind in (("base_model_type", str), ("checksum", str), ("training", dict)):
+            raise DrLLMError(
+                f"depth_penalty must be a number of at least 0, but {reprlib.repr(penalty)} was given; correct it."
+            )
+        for name, kind in _KINDS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise DrLLMError(
-                    f"{name} must be None or a {kind.__name__}, but {value!r} was given; correct or remove it."
+                    f"{name} must be None or a {kind.__name__}, but {reprlib.repr(value)} was given; correct or "
+                    f"remove it."
                 )
+        self._check_settings()
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> "DrLLMConfig":
-        """Read a saved configuration, from a folder or the Hub.
+        """As PEFT's; looks at the header of the weight file as well, because PEFT comes by here before it loads it.
 
         Raises:
-            DrLLMError: the folder has weights as a pickle only, which can run code when it is loaded.
+            DrLLMError: the weights are not those of the routers that the configuration describes, or are a pickle.
         """
-        folder = Path(pretrained_model_name_or_path, subfolder or "")
-        if (folder / WEIGHTS_NAME).exists() and not (folder / SAFETENSORS_WEIGHTS_NAME).exists():
-            raise DrLLMError(
-                f"the weights of a router adapter must be {SAFETENSORS_WEIGHTS_NAME}, but {folder} has only a pickle, "
-                f"{WEIGHTS_NAME}; ask for the adapter in safetensors."
-            )
-        config: DrLLMConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        config: DrLLMConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        if isinstance(config, DrLLMConfig):
+            weights = _weight_file(str(pretrained_model_name_or_path), subfolder, cls._split_kwargs(kwargs)[0])
+            if weights is not None:
+                check_weight_file(weights, config.weight_shapes())
         return config
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As PEFT's; makes the card, because PEFT saves the configuration last and has written its own card by then."""
+        super().save_pretrained(save_directory, **kwargs)
+        if (Path(save_directory) / CARD).is_file() and (Path(save_directory) / WEIGHTS).is_file():
+            from ..hub import write_card  # knows everything else, and so this module
+
+            try:
+                write_card(save_directory)
+            except DrLLMError as error:
+                warnings.warn(f"the adapter was saved, but its card was not renewed: {error}", stacklevel=3)
+
+    def to_dict(self) -> dict[str, Any]:
+        values: dict[str, Any] = super().to_dict()
+        return {**values, "settings_checksum": self._settings_checksum()}
+
+    def _settings_checksum(self) -> str:
+        """SHA-256 of the settings that are not the defaults, so that a setting added later changes no older adapter."""
+        settings = {
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if item.name not in _NOT_SETTINGS and getattr(self, item.name) != item.default
+        }
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _check_settings(self) -> None:
+        expected, self.settings_checksum = self.settings_checksum, None  # what is changed from here on is meant
+        if expected is not None and expected != self._settings_checksum():
+            raise DrLLMError(
+                f"the settings of the adapter must have the checksum {expected[:12]} that its adapter_config.json "
+                f"says, but they have {self._settings_checksum()[:12]}: the file was damaged or edited; download or "
+                f"save the adapter again, or change settings with set_depth_control and the like."
+            )
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """Shape of every router weight by `"<block>.<parameter>"`; None when it is not known what the adapter fits."""
+        if self.num_blocks is None or self.hidden_size is None:
+            return None
+        width = self.router_width
+        return {
+            f"{block}.{name}": shape
+            for block in self.routed_blocks(self.num_blocks)
+            for name, shape in (
+                ("down.weight", (width, self.hidden_size)),
+                ("down.bias", (width,)),
+                ("up.weight", (3, width)),
+                ("up.bias", (3,)),
+            )
+        }
 
     def routed_blocks(self, num_blocks: int) -> list[int]:
         """Indices of the blocks that have a router in a stack of `num_blocks`."""
@@ -143,8 +235,11 @@ class DrLLMConfig(PeftConfig):
 
     def _check_positive(self, name: str) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise DrLLMError(f"{name} must be a whole number of at least 1, but {value!r} was given; correct it.")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST[name]:
+            raise DrLLMError(
+                f"{name} must be a whole number from 1 to {_LARGEST[name]:,}, but {reprlib.repr(value)} was given; "
+                f"correct it."
+            )
 
     def _check_layers_to_transform(self) -> None:
         if self.layers_to_transform is None:
@@ -160,6 +255,29 @@ class DrLLMConfig(PeftConfig):
             bound = "" if self.num_blocks is None else f" below {self.num_blocks}"
             raise DrLLMError(
                 f"layers_to_transform must be None, a block index or a list of different block indices{bound}, "
-                f"but {self.layers_to_transform!r} was given; correct the list."
+                f"but {reprlib.repr(self.layers_to_transform)} was given; correct the list."
             )
         self.layers_to_transform = sorted(layers)
+
+
+def _weight_file(place: str, subfolder: str | None, download: dict[str, Any]) -> Path | None:
+    """The weight file of an adapter, downloaded as PEFT will; None when there is none yet.
+
+    Raises:
+        DrLLMError: there is only a pickle.
+    """
+    folder = Path(place) / (subfolder or "")
+    if folder.is_dir():
+        weights, pickle = folder / WEIGHTS, folder / PICKLE
+        if not os.path.lexists(weights) and pickle.exists():
+            raise refuse_pickle(place)
+        return weights if os.path.lexists(weights) else None
+    try:
+        return Path(hf_hub_download(place, WEIGHTS, subfolder=subfolder, **download))
+    except LocalEntryNotFoundError:
+        return None  # offline, and PEFT will say so if it needs the file
+    except EntryNotFoundError:
+        name = f"{subfolder}/{PICKLE}" if subfolder else PICKLE
+        if file_exists(place, name, revision=download.get("revision"), token=download.get("token")):
+            raise refuse_pickle(place) from None
+        return None

@@ -1,13 +1,22 @@
 """Are these the router weights that were saved? Checks of loaded weights, whichever library loaded them."""
 
 import hashlib
+import os
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+from peft import PeftConfig
+from peft.utils import CONFIG_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import DrLLMError
+from .config import DrLLMConfig
 from .route import Route
+from .weight_file import PICKLE, WEIGHTS, check_weight_file, refuse_pickle
 
 
 def checksum(weights: Mapping[str, Tensor]) -> str:
@@ -17,6 +26,12 @@ def checksum(weights: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(weights[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def short_name(key: str, adapter_name: str | None = None) -> str:
+    """`"...layers.3.drllm_router.default.up.bias"` is `"3.up.bias"`; without a name as it stands in a file."""
+    block, _, parameter = key.partition(f".drllm_router.{adapter_name}." if adapter_name else ".drllm_router.")
+    return f"{block.rpartition('.')[2]}.{parameter}"
 
 
 def router_weights(route: Route, adapter_name: str) -> dict[str, Tensor]:
@@ -29,11 +44,56 @@ def router_weights(route: Route, adapter_name: str) -> dict[str, Tensor]:
     }
 
 
-def verify_once(route: Route) -> None:
-    """Check the active adapter's weights against the checksum it was saved with, the first time it is used.
+def check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, Any], expected: str | None) -> None:
+    """Refuse router weights that are missing, unknown, of another shape, not finite or not those that were saved.
 
-    transformers' own adapter loader keeps fresh routers, without an error, when a file's key names are not those it
-    expects; fresh routers are the identity, so nothing else would show it.
+    Args:
+        weights, shapes: by `"<block>.<parameter>"`: those to check, and what there must be.
+        expected: checksum as saved; None is not known.
+
+    Raises:
+        DrLLMError: with the first problem.
+    """
+    problem = None
+    if missing := sorted(shapes.keys() - weights.keys()):
+        problem = f"{len(missing)} of {len(shapes)} are missing, the first being {missing[0]}"
+    elif unknown := sorted(weights.keys() - shapes.keys()):
+        problem = f"{unknown[0]} belongs to no router"
+    else:
+        for key, value in weights.items():
+            if value.device.type == "meta":
+                problem = f"{key} was not among them"
+            elif tuple(value.shape) != tuple(shapes[key]):
+                problem = f"{key} has shape {list(value.shape)} instead of {list(shapes[key])}"
+            elif not value.is_floating_point() or not torch.isfinite(value).all():
+                problem = f"{key} holds values that are not finite numbers"
+    if problem is not None:
+        raise DrLLMError(
+            f"the weight file of the adapter must hold exactly the weights of its routers, but {problem}; download or "
+            f"save the adapter again."
+        )
+    if expected is not None and (found := checksum(weights)) != expected:
+        raise DrLLMError(
+            f"the router weights must have checksum {expected[:12]}, as adapter_config.json says, but the weight file "
+            f"has {found[:12]}; download or save the adapter again."
+        )
+
+
+def check_loaded(route: Route, adapter_name: str) -> None:
+    """Check the routers in the model right after a library has loaded them.
+
+    Raises:
+        DrLLMError: they are not complete, or not those that were saved.
+    """
+    weights = router_weights(route, adapter_name)
+    shapes = {name: value.shape for name, value in weights.items()}
+    check_weights(weights, shapes, route.unverified.pop(adapter_name, None))
+
+
+def verify_once(route: Route) -> None:
+    """Check the active adapter the first time it is used, where nothing has been loaded into it.
+
+    The configuration of a saved adapter alone, for inference, gives routers without weights.
 
     Raises:
         DrLLMError: the weights are not those that were saved.
@@ -41,14 +101,69 @@ def verify_once(route: Route) -> None:
     name = route.layers[0].active_router_adapter
     if name is None or name not in route.unverified:
         return
-    expected = route.unverified.pop(name)
     if not route.layers[0].drllm_config[name].inference_mode:
-        return  # to be trained, perhaps from new routers with these settings
-    found = checksum(router_weights(route, name))
-    if found != expected:
-        route.unverified[name] = expected
+        del route.unverified[name]  # fresh routers with the settings of another adapter, to be trained
+        return
+    expected = route.unverified[name]
+    try:
+        check_loaded(route, name)
+    except DrLLMError:
+        route.unverified[name] = expected  # the next use is refused as well
+        raise
+
+
+def read_adapter_config(folder: str | os.PathLike[str], name: str | None = None) -> DrLLMConfig:
+    """The configuration of the adapter in a folder; `name` is what messages call it.
+
+    Raises:
+        DrLLMError: there is none, or it is damaged or of another PEFT method.
+    """
+    name = name or os.fspath(folder)
+    if not (Path(folder) / CONFIG_NAME).is_file():
         raise DrLLMError(
-            f"the router weights of adapter {name!r} must have checksum {expected[:12]}, as its adapter_config.json "
-            f"says, but those in the model have {found[:12]}: the weight file is damaged or was not read completely; "
-            f"download or save the adapter again."
+            f"{name!r} must be an adapter, but it has no {CONFIG_NAME}; correct the name or save it again."
         )
+    try:
+        config = PeftConfig.from_pretrained(os.fspath(folder))
+    except DrLLMError:
+        raise
+    except Exception as error:  # PEFT lets through whatever a foreign or damaged file makes of itself
+        lines = str(error).strip().splitlines()
+        raise DrLLMError(
+            f"the adapter {name!r} must have a readable {CONFIG_NAME}, but reading it failed ({type(error).__name__}: "
+            f"{lines[0][:200].rstrip('.') if lines else 'no reason given'}); download or save the adapter again."
+        ) from error
+    if not isinstance(config, DrLLMConfig):
+        raise DrLLMError(
+            f"the adapter {name!r} must be a DRLLM adapter, but it is of type {config.peft_type}; load it with PEFT."
+        )
+    return config
+
+
+def check_adapter_folder(folder: str | os.PathLike[str], name: str | None = None) -> DrLLMConfig:
+    """The configuration of the adapter in a folder, after everything that can be checked without its base.
+
+    Raises:
+        DrLLMError: see `read_adapter_config`; or its weights are missing, damaged or not those that its configuration
+            describes.
+    """
+    folder = Path(folder)
+    config = read_adapter_config(folder, name)
+    path = folder / WEIGHTS
+    if not os.path.lexists(path):
+        if (folder / PICKLE).exists():
+            raise refuse_pickle(name or str(folder))
+        raise DrLLMError(
+            f"the adapter {name or str(folder)!r} must have its weights in {WEIGHTS}, but there is no such file; "
+            f"download or save it again."
+        )
+    shapes = config.weight_shapes()
+    check_weight_file(path, shapes)
+    try:
+        weights = {short_name(key): value for key, value in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise DrLLMError(
+            f"{path} must be a safetensors file, but reading it failed ({error}); download or save the adapter again."
+        ) from error
+    check_weights(weights, shapes or {key: value.shape for key, value in weights.items()}, config.checksum)
+    return config

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -48,14 +48,26 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: DrLLMConfig, hidden_size: int) -> None:
         """Add an adapter's router, when the adapter has one for this block."""
         if self.index in config.routed_blocks(self.route.num_blocks):
-            router = Router(hidden_size, config.router_width)
-            parameter = next(self.base_layer.parameters(), None)
-            # PEFT's low_cpu_mem_usage creates modules on the meta device and assigns the loaded weights.
-            on_meta = router.up.weight.device.type == "meta"
-            if parameter is not None and parameter.device.type != "meta" and not on_meta:
-                router.to(parameter.device)
+            # Weights that are about to be loaded take no memory before their file has been looked at.
+            to_be_loaded = config.inference_mode and config.checksum is not None
+            with torch.device("meta") if to_be_loaded else nullcontext():
+                router = Router(hidden_size, config.router_width)
+            # PEFT's low_cpu_mem_usage creates modules on the meta device as well, and assigns the loaded weights.
+            if router.up.weight.device.type != "meta":
+                router.to(self._device())
             self.drllm_router[adapter_name] = router
         self.drllm_config[adapter_name] = config
+
+    def materialize(self, adapter_name: str) -> None:
+        """Give an adapter's router memory, on the block's device, for weights that are loaded next."""
+        router: Any = self.drllm_router[adapter_name] if adapter_name in self.drllm_router else None  # noqa: SIM401
+        if router is not None and router.up.weight.device.type == "meta":
+            router.to_empty(device=self._device())
+
+    def _device(self) -> torch.device:
+        parameter = next(self.base_layer.parameters(), None)
+        known = parameter is not None and parameter.device.type != "meta"
+        return parameter.device if known and parameter is not None else torch.device("cpu")
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise DrLLMError(

@@ -1,19 +1,22 @@
 """`DrLLMModel`: the PEFT tuner that puts routed layers in place of a model's decoder blocks."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from ..errors import DrLLMError
+from . import base
+from .card_on_push import CardOnPush
+from .checked_loading import CheckedLoading
 from .config import DrLLMConfig, check_layer_budget
 from .hooks import attach, detach
-from .integrity import checksum
+from .integrity import check_weights, checksum, router_weights, short_name
 from .layer import RoutedLayer, routed_layers
 from .route import Route
 from .stack import Stack, find_stack
@@ -57,17 +60,20 @@ class DrLLMModel(BaseTuner):
             "base_model_type": stack.model_type,
             "num_blocks": len(stack.blocks),
             "hidden_size": stack.hidden_size,
+            "base_config": base.config_hash(transformers_model(self.model)),
         }
         for name, found in fits.items():
             expected = getattr(peft_config, name)
             if expected is not None and expected != found:
                 raise DrLLMError(
                     f"the adapter fits a {peft_config.base_model_type} base with {peft_config.num_blocks} blocks of "
-                    f"width {peft_config.hidden_size}, but this base is {stack.model_type} with {len(stack.blocks)} "
-                    f"blocks of width {stack.hidden_size}; load the base that the adapter was made for."
+                    f"width {peft_config.hidden_size} (configuration {peft_config.base_config}), but this base is "
+                    f"{stack.model_type} with {len(stack.blocks)} blocks of width {stack.hidden_size} (configuration "
+                    f"{fits['base_config']}); load the base that the adapter was made for."
                 )
         for name, found in fits.items():
             setattr(peft_config, name, found)
+        self._compare_base(peft_config)
         peft_config._check_layers_to_transform()
         num_routed = len(peft_config.routed_blocks(len(stack.blocks)))
         check_layer_budget(peft_config.layer_budget, len(stack.blocks), num_routed)
@@ -75,6 +81,29 @@ class DrLLMModel(BaseTuner):
             peft_config.base_model_name_or_path = transformers_model(self.model).__dict__.get("name_or_path") or None
         peft_config.target_modules = rf"{re.escape(stack.name)}\.\d+"
         return peft_config
+
+    def _compare_base(self, peft_config: DrLLMConfig) -> None:
+        """Warn, once, of a base that fits but is not the one that the routers were trained on; remember a new one's."""
+        model = transformers_model(self.model)
+        found = {
+            "base_revision": base.revision(model),
+            "base_weights": base.comparable_fingerprint(model),
+        }
+        differing = [
+            f"{name} {expected[:12]} there, {value[:12]} here"
+            for name, value in found.items()
+            if (expected := getattr(peft_config, name)) is not None and value is not None and expected != value
+        ]
+        if differing:
+            warnings.warn(
+                f"the adapter was made for another state of its base model "
+                f"{peft_config.base_model_name_or_path} ({'; '.join(differing)}): it fits, but was not measured on it.",
+                stacklevel=2,
+            )
+            return
+        for name, value in found.items():
+            if getattr(peft_config, name) is None:
+                setattr(peft_config, name, value)
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         self._stack: Stack = find_stack(model)
@@ -105,9 +134,10 @@ class DrLLMModel(BaseTuner):
         if adapter_name not in self.active_adapters and adapter_name in layer.drllm_router:
             layer.drllm_router[adapter_name].requires_grad_(False)
         layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
-        # The configuration was read from a file, so its weights are about to be: they are checked once, then.
+        # Settings that were read from a saved adapter: its weights are about to be loaded, by PEFT or by transformers.
         if peft_config.checksum is not None:
             self._route.unverified[adapter_name] = peft_config.checksum
+            CheckedLoading(transformers_model(self.model), self._route, adapter_name, peft_config).attach()
 
     # PEFT walks over the adapters of every method and over modules_to_save; those of a model below are not ours.
 
@@ -163,7 +193,8 @@ class DrLLMModel(BaseTuner):
     ) -> dict[str, Tensor]:
         weights = {key: value for key, value in state_dict.items() if f".drllm_router.{adapter_name}." in key}
         # PEFT saves the configuration right after the weights: the checksum is of what is being saved.
-        config.checksum = checksum({_short_name(key, adapter_name): value for key, value in weights.items()})
+        config.checksum = checksum({short_name(key, adapter_name): value for key, value in weights.items()})
+        CardOnPush(model).attach()
         # Named as on the bare base, so that the adapter fits it with and without another adapter below.
         wrapped = "base_model.model."
         while weights and all(key.startswith(2 * wrapped) for key in weights):
@@ -178,52 +209,16 @@ class DrLLMModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(  # type: ignore[override]
         cls, model: nn.Module, config: DrLLMConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
+        layers = routed_layers(model)
+        CheckedLoading.remove(transformers_model(model))
         marker = f".drllm_router.{adapter_name}."
-        expected = {key: value for key, value in model.state_dict().items() if marker in key}
         # By block and parameter: what comes before differs with the wrappers around the blocks.
-        places = {_short_name(key, adapter_name): key for key in expected}
-        remapped = {places.get(_short_name(key), key): value for key, value in state_dict.items()}
-        _check_weights(config, expected, remapped)
-        _check_checksum(routed_layers(model)[0].route, adapter_name, remapped)
-        return remapped
-
-
-def _short_name(key: str, adapter_name: str | None = None) -> str:
-    """`"...layers.3.drllm_router.default.up.bias"` is `"3.up.bias"`; files leave out the name of the adapter."""
-    marker = ".drllm_router." if adapter_name is None else f".drllm_router.{adapter_name}."
-    block, _, parameter = key.partition(marker)
-    return f"{block.rpartition('.')[2]}.{parameter}"
-
-
-def _check_weights(config: DrLLMConfig, expected: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
-    """Refuse router weights that are missing, unknown, of another shape or not finite."""
-    problem = None
-    if missing := sorted(expected.keys() - weights.keys()):
-        problem = f"{len(missing)} of {len(expected)} are missing, the first being {missing[0]}"
-    elif unknown := sorted(weights.keys() - expected.keys()):
-        problem = f"{unknown[0]} belongs to no router"
-    else:
-        for key, value in weights.items():
-            if value.shape != expected[key].shape:
-                problem = f"{key} has shape {list(value.shape)} instead of {list(expected[key].shape)}"
-            elif not value.is_floating_point() or not torch.isfinite(value).all():
-                problem = f"{key} holds values that are not finite numbers"
-    if problem is not None:
-        raise DrLLMError(
-            f"the weight file of the adapter must hold exactly the weights of its {config.num_blocks}-block routers, "
-            f"but {problem}; download or save the adapter again."
-        )
-
-
-def _check_checksum(route: Route, adapter_name: str, weights: dict[str, Tensor]) -> None:
-    """Refuse weights that are not those that the adapter's configuration, read just before, was saved with."""
-    checked = route.unverified.get(adapter_name)
-    if checked is None:
-        return
-    found = checksum({_short_name(key, adapter_name): value for key, value in weights.items()})
-    if found != checked:
-        raise DrLLMError(
-            f"the router weights must have checksum {checked[:12]}, as adapter_config.json says, but the weight file "
-            f"has {found[:12]}; download or save the adapter again."
-        )
-    del route.unverified[adapter_name]
+        places = {short_name(key, adapter_name): key for key, _ in model.named_parameters() if marker in key}
+        weights = {short_name(key): value for key, value in state_dict.items()}
+        route = layers[0].route
+        shapes = {name: value.shape for name, value in router_weights(route, adapter_name).items()}
+        check_weights(weights, shapes, route.unverified.get(adapter_name))
+        route.unverified.pop(adapter_name, None)
+        for layer in layers:
+            layer.materialize(adapter_name)
+        return {places[name]: value for name, value in weights.items()}

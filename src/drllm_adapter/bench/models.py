@@ -2,10 +2,12 @@
 
 import copy
 import random
+import re
+import zlib
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ..adapter.hooks import detach
@@ -44,6 +46,25 @@ def random_model(shape: str, dtype: torch.dtype, device: str) -> Any:
     config = LlamaConfig(**SHAPES[shape], tie_word_embeddings=True, max_position_embeddings=4096)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+class StandInTokenizer:
+    """For models with random weights: about as many tokens as a real tokenizer makes of English, with hashes as ids."""
+
+    chat_template = None
+    pad_token_id = eos_token_id = 0
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def __call__(self, text: str, add_special_tokens: bool = True, return_tensors: str | None = None) -> dict[str, Any]:
+        ids = [
+            1 + zlib.crc32(word.encode()) % (self.vocab_size - 1) for word in re.findall(r" ?\w{1,7}|\s|[^\w\s]", text)
+        ]
+        return {"input_ids": torch.tensor([ids]) if return_tensors == "pt" else ids}
+
+    def decode(self, ids: Tensor, skip_special_tokens: bool = True) -> str:
+        return " ".join(map(str, ids.tolist()))
 
 
 def share(module: nn.Module) -> Any:
@@ -95,7 +116,7 @@ def mixed_path(num_blocks: int, seed: int = 0) -> Decisions:
 def model_to_measure(
     base: str | None, shape: str | None, *, dtype: str = "auto", device: str | None = None
 ) -> tuple[Any, Any]:
-    """The model of a benchmark and its tokenizer, which random weights do not have (None).
+    """The model of a benchmark and its tokenizer; random weights get a `StandInTokenizer`.
 
     Args:
         base: folder or Hub name; None is the package's small model.
@@ -108,5 +129,6 @@ def model_to_measure(
         raise DrLLMError("one model can be measured at a time, but a model and --shape were given; drop one of them.")
     if shape is not None:
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return random_model(shape, torch.bfloat16 if dtype == "auto" else getattr(torch, dtype), place), None
+        model = random_model(shape, torch.bfloat16 if dtype == "auto" else getattr(torch, dtype), place)
+        return model, StandInTokenizer(model.config.vocab_size)
     return load_base(base or str(BASE), dtype=dtype, device=device)

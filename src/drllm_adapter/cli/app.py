@@ -16,6 +16,7 @@ from .info import info
 from .lm_eval import lm_eval
 from .options import is_main_process
 from .probe import probe
+from .push import push
 from .search import search
 from .train import train
 
@@ -32,6 +33,7 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(info)
+app.command()(push)
 app.command()(card)
 app.command()(demo)
 app.command(

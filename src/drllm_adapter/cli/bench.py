@@ -50,29 +50,47 @@ def routing(
 @bench.command()
 def search(
     base: Model = None,
+    shape: Shape = None,
     output: Output = Path("bench_search.json"),
     task: Task = "khop",
     data: Data = None,
-    mode: Mode = "cloze",
-    paths: Annotated[int, typer.Option(min=1, help="Paths scored.")] = 64,
-    repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 3,
+    mode: Annotated[str, typer.Option(help="Modes with commas between them: cloze, letter, free.")] = "cloze,letter",
+    limit: Annotated[int, typer.Option(min=1, help="Questions searched.")] = 64,
+    simulations: Annotated[int, typer.Option(min=1, help="Simulations a question.")] = 50,
+    bundle: Annotated[int, typer.Option(min=1, help="Questions searched side by side.")] = 64,
+    memory: Annotated[float, typer.Option(min=0, help="Gigabytes of hidden states kept.")] = 2.0,
+    sample: Annotated[int, typer.Option(min=1, help="Paths that are scored the published way as well.")] = 64,
     threads: Threads = None,
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
-    """Paths scored as the search does against one-at-a-time `generate` calls along unrolled models.
+    """A whole search against the published way: one question, one path, one `generate` call at a time.
 
     Example: drllm bench search HuggingFaceTB/SmolLM2-135M-Instruct --task arc --data questions.jsonl
     """
     from ..bench.models import model_to_measure
-    from ..bench.search import bench_search
-    from ..tasks import build_prompt
+    from ..bench.search import bench_search, speed_table, write_speeds
+    from ..bench.timing import environment
+    from ..search import SearchConfig
+    from ..tasks import build_prompts
 
     _use_threads(threads)
-    model, tokenizer = model_to_measure(base, None, dtype=dtype, device=device)
-    prompts = [build_prompt(question, mode, tokenizer) for question in questions(task, data, None, 16, 0, 0)]
-    result = bench_search(model, tokenizer, prompts, paths=paths, repetitions=repetitions, console=console)
-    _finish([result], output, model, base or "demo", repetitions=repetitions, mode=mode)
+    model, tokenizer = model_to_measure(base, shape, dtype=dtype, device=device)
+    asked = questions(task, data, None, limit, 0, 0)
+    config = SearchConfig(simulations=simulations)
+    results = []
+    for name in mode.split(","):
+        prompts = build_prompts(asked, name, tokenizer)
+        results.append(
+            bench_search(
+                model, tokenizer, prompts, config=config, bundle=bundle, memory=memory, sample=sample, console=console
+            )
+        )
+    console.print(speed_table(results))
+    write_speeds(output, results, model=shape or base or "demo", **environment(model), bundle=bundle, memory=memory)
+    say(f"Saved in {output}.")
+    if not all(item.met for item in results):
+        raise typer.Exit(1)
 
 
 @bench.command()

@@ -26,7 +26,7 @@ from .options import (
 
 
 def evaluate(
-    adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
+    adapter: Annotated[str, typer.Argument(help="The adapter: a folder, or owner/name[@branch] on the Hub.")],
     output: Annotated[
         Path | None,
         typer.Option(help="Folder for report.json and layers.png; inside the adapter's folder they go on its card."),

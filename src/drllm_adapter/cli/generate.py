@@ -11,7 +11,7 @@ from .options import Base, Device, Dtype, Json, Seed, console, write_json
 
 
 def generate(
-    adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
+    adapter: Annotated[str, typer.Argument(help="The adapter: a folder, or owner/name[@branch] on the Hub.")],
     text: Annotated[str | None, typer.Argument(help="The prompt; - or nothing reads standard input.")] = None,
     file: Annotated[Path | None, typer.Option(help="Read the prompt from this file.")] = None,
     base: Base = None,

@@ -8,7 +8,7 @@ from .options import Json, console, write_json
 
 
 def info(
-    adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
+    adapter: Annotated[str, typer.Argument(help="The adapter: a folder, or owner/name[@branch] on the Hub.")],
     json_file: Json = None,
 ) -> None:
     """Say what an adapter fits, how large it is, its constants, and how it was trained."""

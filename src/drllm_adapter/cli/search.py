@@ -28,7 +28,7 @@ from .options import (
 
 
 def search(
-    base: Annotated[str, typer.Argument(help="The frozen model: a folder or a name on the Hub.")],
+    base: Annotated[str, typer.Argument(help="The frozen model: a folder or a name on the Hub (owner/name@revision).")],
     output: Annotated[Path, typer.Option(help="Folder for the supervision set.")],
     task: Task = "arc",
     data: Data = None,

@@ -5,13 +5,23 @@ from typing import Annotated
 
 import typer
 
+from ..errors import DrLLMError
 from .config import Config
 from .options import Base, Device, Dtype, Seed, console, numbers, say
 
 
 def train(
-    supervision: Annotated[Path, typer.Argument(help="Folder that drllm search wrote.")],
     output: Annotated[Path, typer.Option(help="Folder for the adapter, its training report and its curves.")],
+    supervision: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder that drllm search wrote, a Parquet file of such rows, or a dataset on the Hub (owner/name, "
+            "owner/name@branch)."
+        ),
+    ] = None,
+    supervision_option: Annotated[
+        str | None, typer.Option("--supervision", help="The same, as an option.", show_default=False)
+    ] = None,
     base: Base = None,
     labels: Annotated[
         str | None, typer.Option(help="Label rule: price or shortest; that of the search by default.")
@@ -44,11 +54,9 @@ def train(
     Example: drllm train paths --output adapter
     """
     from ..adapter.config import DrLLMConfig
-    from ..search import read_search_info
     from ..training import TrainingConfig
-    from ..workflow import Labels, train_adapter
+    from ..workflow import train_adapter
 
-    info = read_search_info(supervision)
     config = TrainingConfig(
         epochs=epochs,
         learning_rate=learning_rate,
@@ -65,11 +73,14 @@ def train(
     adapter = DrLLMConfig(
         num_windows=num_windows, router_width=router_width, layers_to_transform=numbers(layers, "--layers")
     )
+    if (supervision is None) == (supervision_option is None):
+        raise DrLLMError("a training needs one supervision set, as the argument or with --supervision; name it.")
     train_adapter(
-        supervision,
+        supervision or supervision_option or "",
         output,
         base=base,
-        labels=Labels(labels or info["rule"], info["price"] if price is None else price),
+        rule=labels,
+        price=price,
         config=config,
         adapter=adapter,
         features=features,

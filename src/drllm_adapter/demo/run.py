@@ -64,7 +64,7 @@ def run_demo(
 
     console.rule("train")
     training = TrainingConfig(seed=seed)
-    train_adapter(folder / "paths", folder / "adapter", labels=labels, config=training, console=console)
+    train_adapter(folder / "paths", folder / "adapter", config=training, console=console)
 
     console.rule("evaluate")
     # Inside the adapter's folder, so that its card shows the results.

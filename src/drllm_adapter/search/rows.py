@@ -43,6 +43,7 @@ class Row:
         paths: every path tried, in that order; the first is the base model's.
         simulations, seed: of the search.
         base_model, base_revision: what was searched.
+        search: what else `search.json` says, as JSON, so that a row can be trained on wherever it ends up.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Row:
     seed: int
     base_model: str
     base_revision: str | None
+    search: str
 
     def to_prompt(self) -> Prompt:
         """The question as it was put to the model, so that a set can score other paths.
@@ -97,8 +99,16 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("base_model", pa.string()),
         ("base_revision", pa.string()),
+        ("search", pa.string()),
     ]
 )
+# What of `search.json` is true of every row.
+_OF_EVERY_ROW = ("search", "rule", "price", "sources", "num_blocks", "base_fingerprint", "dtype")
+
+
+def search_column(info: Mapping[str, Any]) -> str:
+    """The field `search` of a row."""
+    return json.dumps({name: info[name] for name in _OF_EVERY_ROW if name in info}, sort_keys=True)
 
 
 _NOTE = b"drllm"
@@ -143,7 +153,9 @@ def iterate_file(path: str | os.PathLike[str]) -> Iterator[Row]:
     try:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
-                yield from map(_row, file.read_row_group(group).cast(SCHEMA).to_pylist())
+                yield from map(_row, _conformed(file.read_row_group(group)).to_pylist())
+    except DrLLMError:
+        raise
     except (OSError, pa.ArrowException, ValueError) as error:
         raise DrLLMError(
             f"{path} must be a Parquet file of supervision rows, but reading it failed "
@@ -163,33 +175,33 @@ def read_rows(folder: str | os.PathLike[str]) -> list[Row]:
     return list(iterate_rows(folder))
 
 
-def iterate_rows(folder: str | os.PathLike[str]) -> Iterator[Row]:
-    """The rows of a finished supervision set, one after another.
+def iterate_rows(source: str | os.PathLike[str]) -> Iterator[Row]:
+    """The rows of a supervision set, one after another.
+
+    Args:
+        source: folder that a search wrote, or any folder of Parquet files or Parquet file with such rows, as the
+            `datasets` library leaves them after mixing, filtering, downloading.
 
     Raises:
-        DrLLMError: the folder is no supervision set, its search was not finished, or a file is damaged.
+        DrLLMError: there are no such rows, the search was not finished, or a file is damaged.
     """
-    read_search_info(folder)
-    if not (Path(folder) / DATA).exists():
-        raise DrLLMError(
-            f"the supervision set {folder} must be finished, but its search was interrupted; go on with "
-            f"drllm search --resume."
-        )
-    yield from iterate_file(Path(folder) / DATA)
+    for path in _files(source):
+        yield from iterate_file(path)
 
 
-def read_search_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def read_search_info(source: str | os.PathLike[str]) -> dict[str, Any]:
     """What was searched and how: the constants, the label rule, the base model and its fingerprint.
 
+    Args:
+        source: as for `iterate_rows`. Where a search has left its own notes they are read, else what the rows say;
+            a constant in which the rows differ is left out, or None.
+
     Raises:
-        DrLLMError: the folder is no supervision set.
+        DrLLMError: there are no such rows, or they were searched with different base models.
     """
-    path = Path(folder) / INFO
-    if folder_kind(folder) != KIND or not path.exists():
-        raise DrLLMError(
-            f"{folder} must be a supervision set made by drllm search, but it is "
-            f"{'a folder of something else' if Path(folder).is_dir() else 'no folder'}; correct the name."
-        )
+    path = Path(source) / INFO
+    if folder_kind(source) != KIND or not path.exists():
+        return _info_of_rows(source)
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -197,6 +209,82 @@ def read_search_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise DrLLMError(f"{path} must be a JSON object, but it is not; search these questions again.")
     return info
+
+
+def _files(source: str | os.PathLike[str]) -> list[Path]:
+    """The Parquet files of a set; of several splits only the training split."""
+    source = Path(source)
+    if folder_kind(source) == KIND and not (source / DATA).exists():
+        raise DrLLMError(
+            f"the supervision set {source} must be finished, but its search was interrupted; go on with "
+            f"drllm search --resume."
+        )
+    files = [source] if source.suffix == ".parquet" else sorted(source.rglob("*.parquet"))
+    training = [path for path in files if "train" in path.name]
+    if not files or not files[0].is_file():
+        raise DrLLMError(
+            f"{source} must be a supervision set, a folder that drllm search wrote or Parquet of its rows, but it "
+            f"{'is a folder of something else' if source.is_dir() else 'is not there'}; correct the name."
+        )
+    return training or files
+
+
+def _info_of_rows(source: str | os.PathLike[str]) -> dict[str, Any]:
+    seen: dict[tuple[str, str, str | None], None] = {}
+    for path in _files(source):
+        columns = _read_columns(path, ("search", "base_model", "base_revision"))
+        seen.update(dict.fromkeys(zip(*(columns[name].to_pylist() for name in columns.column_names), strict=True)))
+    if not seen:
+        raise DrLLMError(f"{source} must have rows to train on, but it has none; filter less.")
+    infos = [
+        {**json.loads(search or "{}"), "base_model": model, "base_revision": revision}
+        for search, model, revision in seen
+    ]
+    same_base = "base_fingerprint" if all(info.get("base_fingerprint") for info in infos) else "base_model"
+    different = {info[same_base]: info["base_model"] for info in infos}
+    if len(different) > 1:
+        raise DrLLMError(
+            f"the rows of {source} must be searched with one base model, but they were with {len(different)} "
+            f"({', '.join(f'{name} ({mark})' for mark, name in different.items())}); filter them to one."
+        )
+    first = infos[0]
+    info: dict[str, Any] = {
+        name: first.get(name) if all(other.get(name) == first.get(name) for other in infos) else None
+        for name in ("rule", "price", "num_blocks", "base_fingerprint", "base_revision", "dtype")
+    }
+    searches = [other.get("search", {}) for other in infos]
+    info["base_model"] = first["base_model"]
+    info["search"] = {
+        name: value
+        for name, value in searches[0].items()
+        if all(name in other and other[name] == value for other in searches)
+    }
+    sources = [source for other in infos for source in other.get("sources", [])]
+    info["sources"] = [source for place, source in enumerate(sources) if source not in sources[:place]]
+    return info
+
+
+def _read_columns(path: Path, names: Sequence[str]) -> pa.Table:
+    try:
+        return _conformed(pq.read_table(path)).select(list(names))
+    except (OSError, pa.ArrowException) as error:
+        raise DrLLMError(
+            f"{path} must be a Parquet file of supervision rows, but reading it failed ({str(error).splitlines()[0]}); "
+            f"download or search it again."
+        ) from error
+
+
+def _conformed(table: pa.Table) -> pa.Table:
+    """The columns of `SCHEMA`, whatever was added, and whatever the order and the widths of numbers have become."""
+    if "search" not in table.column_names and "paths" in table.column_names:
+        table = table.append_column("search", pa.array([""] * len(table), pa.string()))
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise DrLLMError(
+            f"a supervision row must have the fields {', '.join(SCHEMA.names)}, but {', '.join(missing)} is missing; "
+            f"keep these columns when you change a set."
+        )
+    return table.select(SCHEMA.names).cast(SCHEMA)
 
 
 def _row(item: dict[str, Any]) -> Row:

@@ -33,7 +33,18 @@ from ..jobs import (
 from ..tasks import Prompt, Question, sources_of
 from .bundle import AnySearch, PathScorer, Work, search_bundle
 from .labels import choose_label
-from .rows import DATA, INFO, KIND, Row, encode_shard, iterate_file, shard_note, shard_table, write_tables
+from .rows import (
+    DATA,
+    INFO,
+    KIND,
+    Row,
+    encode_shard,
+    iterate_file,
+    search_column,
+    shard_note,
+    shard_table,
+    write_tables,
+)
 from .summary import SearchSummary, Tally
 from .tree import SearchConfig
 
@@ -302,6 +313,7 @@ def _row(question: Question, prompt: Prompt, search: AnySearch, info: dict[str, 
         seed=info["search"]["seed"],
         base_model=info["base_model"],
         base_revision=info["base_revision"],
+        search=search_column(info),
     )
 
 

@@ -1,7 +1,7 @@
 """Questions, the prompts made of them and the grading of answers: knows no model."""
 
 from .contrast import as_choices
-from .grading import GRADERS, grade
+from .grading import GRADERS, grade, settled
 from .prompts import MODES, Prompt, build_prompt, build_prompts
 from .questions import TASKS, Question, Source, load_questions, sources_of
 
@@ -17,5 +17,6 @@ __all__ = [
     "build_prompts",
     "grade",
     "load_questions",
+    "settled",
     "sources_of",
 ]

@@ -24,6 +24,20 @@ def grade(grader: str, generated: str, reference: str) -> bool:
     raise DrLLMError(f"the grader must be one of {', '.join(GRADERS)}, but {grader!r} was given; choose one of them.")
 
 
+def settled(grader: str, begun: str, reference: str) -> bool:
+    """Whether no continuation of the text `begun` can change what `grade` says of it.
+
+    With "exact", when the first line is complete or no longer begins as the reference does; with "math" never, since
+    any later expression counts.
+    """
+    if grader != "exact":
+        return False
+    begun = begun.rstrip("\ufffd")  # the bytes of a character that is not complete
+    line = next((line for line in begun.splitlines(keepends=True) if line.strip()), "")
+    complete = line.splitlines() != [line]
+    return bool(line) and (complete or not _plain(reference).startswith(_plain(line)))
+
+
 def _plain(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     return re.sub(r"\s+", " ", lines[0]).strip().rstrip(".").casefold() if lines else ""

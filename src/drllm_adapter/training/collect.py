@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from ..adapter.base import fingerprint
 from ..adapter.layer import observe_router_inputs, routed_layers
 from ..adapter.steering import force_decisions
 from ..decisions import EXECUTE, check
 from ..errors import DrLLMError
-from ..loading import fingerprint
 from .features import FeatureStore, write_features
 
 _PROVENANCE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")

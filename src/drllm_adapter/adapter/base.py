@@ -1,0 +1,74 @@
+"""Which base model is this? What an adapter and a supervision set remember of the model they were made with."""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+_SAMPLES = 64
+# Dimensions that every version of transformers names alike, and that neither a resized vocabulary nor a longer context
+# changes.
+_DIMENSIONS = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+)
+
+
+def config_hash(model: Any) -> str:
+    """A hash of the dimensions in the base's configuration."""
+    text = model.config.get_text_config(decoder=True)
+    values = {name: getattr(text, name, None) for name in _DIMENSIONS}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def revision(model: Any) -> str | None:
+    """The commit on the Hub that the base was loaded from; None where it was not."""
+    value = getattr(model.config, "_commit_hash", None)
+    return value if isinstance(value, str) else None
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash that tells a base from its own fine-tuning: of each weight, name, shape and some values spread over it.
+
+    Not all values, so that it takes milliseconds for models of any size. The dtype counts only through the rounding of
+    the values; they are compared as bfloat16, so the float32 and the bfloat16 copy of a checkpoint agree. Weights of
+    adapters do not count.
+    """
+    adapters = _adapter_parameters(model)
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if id(weight) in adapters:
+            continue
+        plain = ".".join(part for part in name.split(".") if part != "base_layer").removeprefix("base_model.model.")
+        digest.update(f"{plain} {tuple(weight.shape)}".encode())
+        if weight.device.type != "meta":
+            flat = weight.detach().flatten()
+            spread = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
+            digest.update(spread.to("cpu", torch.bfloat16).float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def comparable_fingerprint(model: nn.Module) -> str | None:
+    """`fingerprint`, or None where it says nothing: weights elsewhere, sharded, quantised, or rounded to float16."""
+    for weight in model.parameters():
+        if weight.device.type == "meta" or not weight.numel() or weight.dtype not in (torch.float32, torch.bfloat16):
+            return None
+    return fingerprint(model)
+
+
+def _adapter_parameters(model: nn.Module) -> set[int]:
+    return {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer)
+        for name in module.adapter_layer_names
+        if isinstance(part := getattr(module, name, None), nn.Module)
+        for parameter in part.parameters()
+    }

@@ -1,0 +1,47 @@
+"""`drllm push`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json, console, say, write_json
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of an adapter or of a supervision set.")],
+    repo: Annotated[str, typer.Argument(help="Repository: owner/name, or owner/name@branch.")],
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Of a new repository; the account's default otherwise.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch; made where there is none.")] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Propose the commit as a pull request; nothing else changes.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be uploaded, files and card, and upload nothing.")
+    ] = False,
+    commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    json_file: Json = None,
+) -> None:
+    """Upload an adapter as a model, or a supervision set as a dataset, with its card, in one commit.
+
+    The account is that of `hf auth login`, or of the token in HF_TOKEN. Only what drllm wrote is uploaded, whatever
+    else lies in the folder. The card is renewed from the folder's files; what somebody wrote into it stays. When
+    anything fails, the repository holds what it held before.
+
+    Example: drllm push adapter me/routers --private
+    """
+    from ..hub.push import prepare_push
+    from ..hub.push import push as upload
+
+    with prepare_push(folder, repo, revision=revision) as plan:
+        facts = plan.to_json()
+        console.print(plan.table())
+        if dry_run:
+            print(plan.card)
+            say("Nothing was uploaded (--dry-run).")
+        else:
+            facts["commit"], facts["url"] = upload(plan, private=private, create_pr=create_pr, message=commit_message)
+            say(f"Pushed: {facts['url']}")
+    write_json(json_file, facts)

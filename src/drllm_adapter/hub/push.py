@@ -1,0 +1,196 @@
+"""Putting an adapter or a supervision set on the Hub: what would be uploaded, and the one commit that uploads it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from rich.table import Table
+
+from ..adapter.integrity import check_adapter_folder
+from ..download import HubName
+from ..errors import DrLLMError
+from ..files import folder_kind
+from ..hub_errors import explained
+from ..search.rows import KIND as SUPERVISION
+from ..search.rows import read_rows
+from .cards import CARD, write_card
+
+ADAPTER = "adapter"
+# Nothing else is uploaded, whatever else lies in the folder.
+_FILES = {
+    ADAPTER: (
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "training.json",
+        "*.png",
+        "*/report.json",
+        "*/drllm.json",
+        "*/*.png",
+        "drllm.json",
+    ),
+    SUPERVISION: ("data/*.parquet", "search.json", "summary.json", "*.png", "drllm.json"),
+}
+_LARGE = (".safetensors", ".parquet")
+
+
+@dataclass(frozen=True)
+class Push:
+    """What a push uploads, and where to.
+
+    Attributes:
+        kind: "model" or "dataset".
+        repo: `owner/name`.
+        revision: branch; None is the main one.
+        folder: copy of what is uploaded, with the card as it will be.
+        head: commit that the new one follows; None for a new repository or branch.
+    """
+
+    kind: str
+    repo: str
+    revision: str | None
+    folder: Path
+    head: str | None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file."""
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files}
+
+    @property
+    def card(self) -> str:
+        return (self.folder / CARD).read_text(encoding="utf-8")
+
+    def table(self) -> Table:
+        """The files for people."""
+        place = f"{self.repo}@{self.revision}" if self.revision else self.repo
+        state = "new" if self.head is None else f"after commit {self.head[:7]}"
+        table = Table("file", "bytes", title=f"{self.kind} {place}, {state}", title_justify="left")
+        for name, size in self.sizes.items():
+            table.add_row(name, f"{size:,}")
+        return table
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "repo": self.repo,
+            "revision": self.revision,
+            "head": self.head,
+            "files": self.sizes,
+            "card": self.card,
+        }
+
+
+@contextmanager
+def prepare_push(folder: str | os.PathLike[str], repo: str, *, revision: str | None = None) -> Iterator[Push]:
+    """Look at an adapter or a supervision set and at what the repository holds; nothing is changed anywhere.
+
+    Args:
+        folder: that `drllm train`, `drllm search` or `save_pretrained` wrote.
+        repo: `owner/name`, or `owner/name@branch`.
+        revision: branch; None is the one in `repo`, or the main one.
+
+    Raises:
+        DrLLMError: the folder holds neither, is damaged or unfinished, the Hub cannot be asked, or see `write_card`.
+    """
+    folder = Path(folder)
+    place = HubName.parse(repo)
+    if place.subfolder is not None:
+        raise DrLLMError(f"a push needs a whole repository, owner/name, but {repo!r} was given; leave out the folder.")
+    if place.revision and revision and place.revision != revision:
+        raise DrLLMError(f"a push goes to one branch, but {place.revision!r} and {revision!r} were given; drop one.")
+    revision = place.revision or revision
+    contents = _contents(folder)
+    kind = "model" if contents == ADAPTER else "dataset"
+    with explained(repo, "looked at"):
+        head, on_hub = _on_hub(place.repo, kind, revision)
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / folder.resolve().name
+        for path in [folder / CARD, *(path for pattern in _FILES[contents] for path in folder.glob(pattern))]:
+            if path.is_file():
+                target = copy / path.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if path.suffix in _LARGE:
+                    target.symlink_to(path.resolve())
+                else:
+                    shutil.copyfile(path, target)
+        write_card(copy, repo_id=place.repo, on_hub=on_hub)
+        yield Push(kind, place.repo, revision, copy, head)
+
+
+def push(
+    plan: Push, *, private: bool | None = None, create_pr: bool = False, message: str | None = None
+) -> tuple[str, str]:
+    """Upload it in one commit; the repository and the branch are made where they do not exist.
+
+    Args:
+        private: of a new repository; None is the account's own default.
+        create_pr: propose the commit as a pull request in place of changing the main branch.
+        message: of the commit.
+
+    Returns:
+        The commit, and the address of it or of the pull request.
+
+    Raises:
+        DrLLMError: the upload failed or the repository changed since `prepare_push`; it holds what it held before.
+    """
+    if create_pr and plan.revision not in (None, "main"):
+        raise DrLLMError(
+            f"a pull request goes to the main branch, but the branch {plan.revision!r} was given; drop one of them."
+        )
+    what = "Routers" if plan.kind == "model" else "Supervision set"
+    with explained(plan.repo, "uploaded"):
+        api = HfApi()
+        head = plan.head
+        if head is None:
+            api.create_repo(plan.repo, repo_type=plan.kind, private=private, exist_ok=True)
+            if plan.revision not in (None, "main"):
+                api.create_branch(plan.repo, branch=str(plan.revision), repo_type=plan.kind, exist_ok=True)
+            head = api.repo_info(plan.repo, repo_type=plan.kind, revision=plan.revision).sha
+        commit = api.create_commit(
+            plan.repo,
+            [CommitOperationAdd(name, plan.folder / name) for name in plan.sizes],
+            commit_message=message or f"{what}, by drllm-adapter",
+            repo_type=plan.kind,
+            revision=plan.revision,
+            create_pr=create_pr,
+            # Refused when somebody else was faster: their files and ours must not mix.
+            parent_commit=head,
+        )
+    return commit.oid, commit.pr_url or commit.commit_url
+
+
+def _contents(folder: Path) -> str:
+    """What a folder holds, by its marker or its files, after a check that it is whole."""
+    marked = folder_kind(folder)
+    if marked == ADAPTER or (marked is None and (folder / "adapter_config.json").is_file()):
+        check_adapter_folder(folder)
+        return ADAPTER
+    if marked == SUPERVISION:
+        read_rows(folder)
+        return SUPERVISION
+    found = f"holds: {marked}" if marked else ("holds neither" if folder.is_dir() else "does not exist")
+    raise DrLLMError(
+        f"{folder} must be an adapter or a supervision set to be pushed, but it {found}; name a folder that drllm "
+        f"train, drllm search or save_pretrained wrote."
+    )
+
+
+def _on_hub(repo: str, kind: str, revision: str | None) -> tuple[str | None, str | None]:
+    """The repository's commit and its card; None where there is none."""
+    try:
+        head = HfApi().repo_info(repo, repo_type=kind, revision=revision).sha
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return None, None
+    try:
+        path = hf_hub_download(repo, CARD, repo_type=kind, revision=head)
+    except EntryNotFoundError:
+        return head, None
+    return head, Path(path).read_text(encoding="utf-8")

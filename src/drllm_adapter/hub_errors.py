@@ -1,0 +1,127 @@
+"""What the Hub and the network answer, as one sentence that names the repository and says what to do."""
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub import get_token
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .errors import DrLLMError
+
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+
+
+def without_tokens(text: str) -> str:
+    """`text` without anything that is, or looks like, an access token."""
+    token = get_token()
+    if token:
+        text = text.replace(token, "[token]")
+    return _TOKEN.sub("[token]", text)
+
+
+@contextmanager
+def explained(repo: str, doing: str) -> Iterator[None]:
+    """Turn whatever the client libraries raise inside the `with` block into a `DrLLMError`.
+
+    Args:
+        repo: what the sentence names.
+        doing: "uploaded", "downloaded": what could not be done with it.
+
+    Raises:
+        DrLLMError: the block failed.
+    """
+    try:
+        yield
+    except DrLLMError:
+        raise
+    except Exception as error:  # HTTP clients raise classes of their own, which differ between versions
+        expected, what_to_do = _explain(error, doing)
+        sentence = f"{repo} could not be {doing}, because {expected}; {what_to_do}."
+        raise DrLLMError(without_tokens(sentence)) from None
+
+
+def _explain(error: BaseException, doing: str) -> tuple[str, str]:
+    """Why, and what to do about it."""
+    chain = list(_causes(error))
+    for cause in chain:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "the disk is full", "free some space, or set HF_HOME to a folder on another disk"
+    for cause in chain:
+        if isinstance(cause, GatedRepoError):
+            return (
+                "its owner decides who may read it and this account may not",
+                f"ask for access on its page and {_LOG_IN}",
+            )
+        if isinstance(cause, RevisionNotFoundError):
+            return "it has no such branch, tag, commit or pull request", "correct what stands behind the @"
+        if isinstance(cause, RepositoryNotFoundError):
+            return (
+                "it is neither a folder here nor a repository on the Hub that this account may see",
+                f"correct the name, or, if it is private, {_LOG_IN}",
+            )
+        if isinstance(cause, HFValidationError):
+            return "that is not a name a repository can have", "name it as owner/name"
+        if isinstance(cause, OfflineModeIsEnabled):
+            return _NOT_HERE_OFFLINE
+        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+            return _explain_status(cause.response.status_code, cause.response.headers.get("Retry-After"), doing)
+        if isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
+            return "a file that it must have is missing there", "ask its owner, or correct the name"
+    if isinstance(error, LocalEntryNotFoundError) and len(chain) == 1:
+        return _NOT_HERE_OFFLINE
+    return (
+        f"the connection failed ({_first_line(chain[-1])})",
+        "look at the network and try again" if doing == "downloaded" else _PUSH_AGAIN,
+    )
+
+
+_PUSH_AGAIN = (
+    "push again: what was uploaded is not uploaded twice, and the repository changes in one step or not at all"
+)
+_NOT_HERE_OFFLINE = (
+    "it is not complete in the cache and the Hub is not asked (HF_HUB_OFFLINE, or only local files)",
+    "load it once with the network on",
+)
+
+
+def _explain_status(status: int, retry_after: str | None, doing: str) -> tuple[str, str]:
+    again = "try again" if doing == "downloaded" else _PUSH_AGAIN
+    if status == 401:
+        return "the Hub does not know this account (HTTP 401)", _LOG_IN
+    if status == 403:
+        return "this account or its token may not do that (HTTP 403)", "use a token that may write there"
+    if status in (409, 412):
+        return f"somebody else changed it at the same time (HTTP {status})", "look at what is there now and push again"
+    if status == 404:
+        return "the Hub has nothing of that name (HTTP 404)", f"correct the name, or {_LOG_IN}"
+    if status == 429:
+        wait = f"wait {retry_after} seconds" if retry_after and retry_after.isdigit() else "wait some minutes"
+        return "the Hub asks to slow down (HTTP 429)", f"{wait}, then {again}"
+    if status in (413, 507):
+        return f"there is no room for it (HTTP {status})", "look at the storage of the account"
+    if status >= 500:
+        return f"the Hub itself failed (HTTP {status})", f"wait a little, then {again}"
+    return f"the Hub answered with HTTP {status}", again
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')[:200]}" if lines else type(error).__name__

@@ -1,0 +1,229 @@
+"""What the tests run in a process of their own, in which the client libraries found the loopback's address."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def start(environment: dict[str, str]) -> None:
+    """Run first in such a process, before any library is imported."""
+    os.environ.update(environment)
+
+
+def _prepare() -> Any:
+    import torch
+
+    import drllm_adapter
+
+    torch.set_num_threads(1)
+    return torch, drllm_adapter
+
+
+def upload_base(repo: str) -> None:
+    """The embedded base model, under a name on the Hub."""
+    from huggingface_hub import HfApi
+
+    from drllm_adapter.demo import BASE
+
+    api = HfApi()
+    api.create_repo(repo, exist_ok=True)
+    api.upload_folder(repo_id=repo, folder_path=BASE)
+
+
+def _routed(base: str, seed: int) -> Any:
+    """A routed model whose routers choose different paths for different prompts."""
+    torch, drllm = _prepare()
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), drllm.DrLLMConfig()).eval()
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "drllm_router" in name:
+            torch.nn.init.normal_(parameter, std=1.0 if "up" in name else 0.3)
+    return model
+
+
+def _answer(model: Any) -> tuple[list[float], list[list[int]]]:
+    """Logits and decisions for some prompts: what tells one adapter from another."""
+    torch, drllm = _prepare()
+    ids = torch.randint(1, model.config.vocab_size, (6, 17), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = model.eval()(ids).logits
+    return logits[:, -1].flatten().tolist(), drllm.last_decisions(model).tolist()
+
+
+def make_adapter(base: str, folder: str, seed: int) -> tuple[list[float], list[list[int]]]:
+    """An adapter saved in a folder; gives what it answers."""
+    model = _routed(base, seed)
+    model.save_pretrained(folder)
+    return _answer(model)
+
+
+def push_with_peft(base: str, repo: str, seed: int, **options: Any) -> tuple[list[float], list[list[int]]]:
+    """PEFT's own `push_to_hub`."""
+    model = _routed(base, seed)
+    model.push_to_hub(repo, **options)
+    return _answer(model)
+
+
+def drllm(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
+    """Run a command; gives its exit code and all that it printed."""
+    import contextlib
+    import io
+    import sys
+
+    from drllm_adapter.cli import main
+    from drllm_adapter.cli.options import console
+
+    before = dict(os.environ)
+    os.environ.update(environment or {})
+    printed = io.StringIO()
+    sys.argv, console.file = ["drllm", *arguments], printed
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return code, printed.getvalue()
+
+
+def upload_file(repo: str, path: str, content: bytes, **options: Any) -> str:
+    from huggingface_hub import HfApi
+
+    return HfApi().upload_file(repo_id=repo, path_in_repo=path, path_or_fileobj=content, **options).oid
+
+
+def upload_folder(repo: str, folder: str, **options: Any) -> None:
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(repo, exist_ok=True, repo_type=options.get("repo_type"))
+    HfApi().upload_folder(repo_id=repo, folder_path=folder, **options)
+
+
+def files_of(repo: str, **options: Any) -> list[str]:
+    from huggingface_hub import HfApi
+
+    return sorted(HfApi().list_repo_files(repo, **options))
+
+
+def titles_of(repo: str, **options: Any) -> list[str]:
+    from huggingface_hub import HfApi
+
+    return [commit.title for commit in HfApi().list_repo_commits(repo, **options)]
+
+
+def read(repo: str, path: str, **options: Any) -> str:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repo, path, **options)).read_text(encoding="utf-8")
+
+
+# Every way of loading an adapter by its name
+
+
+def load(how: str, repo: str, base: str, **options: Any) -> tuple[list[float], list[list[int]]]:
+    """What the adapter answers when it was loaded in one of the usual ways."""
+    _prepare()
+    from peft import AutoPeftModelForCausalLM, PeftModel
+    from transformers import AutoModelForCausalLM, pipeline
+
+    if how == "PeftModel":
+        return _answer(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), repo, **options))
+    if how == "AutoPeftModel":
+        return _answer(AutoPeftModelForCausalLM.from_pretrained(repo, **options))
+    if how == "AutoModel":
+        return _answer(AutoModelForCausalLM.from_pretrained(repo, **_for_adapter(options)))
+    if how == "load_adapter":
+        model = AutoModelForCausalLM.from_pretrained(base)
+        # Its own `local_files_only` and `revision` end in a TypeError in transformers 5.23.
+        model.load_adapter(repo, adapter_kwargs=options)
+        return _answer(model)
+    if how == "load_adapter of PEFT":
+        from peft import get_peft_model
+
+        from drllm_adapter import DrLLMConfig
+
+        peft_model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), DrLLMConfig(router_width=8))
+        peft_model.load_adapter(repo, "second", **options)
+        peft_model.set_adapter("second")
+        return _answer(peft_model)
+    if how == "pipeline":
+        generate = pipeline("text-generation", model=repo, model_kwargs=_for_adapter(options))
+        assert generate("a>b", max_new_tokens=1)[0]["generated_text"]
+        return _answer(generate.model)
+    if how == "load_routed":
+        from drllm_adapter.loading import load_routed
+
+        return _answer(load_routed(repo, dtype="float32")[0])
+    raise ValueError(how)
+
+
+def _for_adapter(options: dict[str, Any]) -> dict[str, Any]:
+    """transformers gives these to the base as well, unless they stand in `adapter_kwargs`."""
+    own = {name: value for name, value in options.items() if name in ("revision", "subfolder")}
+    return {**{name: value for name, value in options.items() if name not in own}, "adapter_kwargs": own}
+
+
+def load_rows(repo: str, **options: Any) -> Any:
+    import datasets
+
+    return datasets.load_dataset(repo, **options)
+
+
+def forget_cache() -> None:
+    from huggingface_hub import constants
+
+    shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
+
+
+def delete_repos(names: list[str]) -> None:
+    from huggingface_hub import HfApi
+
+    for name in names:
+        for kind in ("model", "dataset"):
+            HfApi().delete_repo(name, repo_type=kind, missing_ok=True)
+
+
+# Supervision sets in the hands of `datasets`
+
+
+def describe_rows(repo: str) -> tuple[list[str], int, dict[str, Any]]:
+    import datasets
+
+    loaded = datasets.load_dataset(repo)
+    features = loaded["train"].features
+    inner = features["paths"].feature["decisions"].feature.dtype
+    return list(loaded), len(loaded["train"]), {"paths": {"decisions": inner}}
+
+
+def mix(first: str, second: str, file: str, repo: str) -> int:
+    import datasets
+
+    sets = [datasets.load_dataset(name, split="train") for name in (first, second)]
+    mixed = datasets.concatenate_datasets(sets).shuffle(seed=0).filter(lambda row: row["level"] != 1)
+    mixed = mixed.add_column("mine", [1] * len(mixed))
+    mixed.to_parquet(file)
+    mixed.push_to_hub(repo, private=True)
+    return len(mixed)
+
+
+def pretend_other_base(folder: str, file: str, beside_the_true_one: bool) -> None:
+    import datasets
+
+    rows = datasets.load_dataset(folder, split="train")
+    fingerprint = json.loads(rows[0]["search"])["base_fingerprint"]
+    other = rows.map(lambda row: {"search": row["search"].replace(fingerprint, "0" * 16)})
+    (datasets.concatenate_datasets([rows, other]) if beside_the_true_one else other).to_parquet(file)
+
+
+def without_column(folder: str, file: str, column: str) -> None:
+    import datasets
+
+    datasets.load_dataset(folder, split="train").remove_columns(column).to_parquet(file)
