@@ -134,11 +134,10 @@ def _renewed(kind: type[RepoCard], old: str | None, new: RepoCard, path: Path) -
         if name != "model-index" and card.data.get(name) is None:
             card.data[name] = value
     card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or ()), *TAGS]))
-    if results or others:
-        card.data["model_name"] = card.data.get("model_name") or new.data.get("model_name")
-        card.data["eval_results"] = results + others
-    elif kind is ModelCard:
-        card.data["eval_results"] = None
+    if kind is ModelCard:
+        card.data["eval_results"] = (results + others) or None
+        name = card.data.get("model_name") or new.data.get("model_name")
+        card.data["model_name"] = name if results or others else None
     if "dataset_info" in fields:  # counts bytes and rows: never a matter of taste
         card.data["dataset_info"] = fields["dataset_info"]
     return card
