@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 from peft import get_peft_model
 from rich.console import Console
+from rich.progress import Progress
 
 from . import __version__
 from .adapter.base import fingerprint
@@ -30,7 +31,17 @@ from .hub import write_card
 from .jobs import Processes
 from .loading import load_base, load_routed, refuse_folder_as_base, route_base
 from .scoring import Score, Scorer
-from .search import Row, SearchConfig, SearchSummary, choose_label, read_rows, read_search_info, run_search
+from .search import (
+    Row,
+    SearchConfig,
+    SearchEstimate,
+    SearchSummary,
+    choose_label,
+    estimate_search,
+    read_rows,
+    read_search_info,
+    run_search,
+)
 from .search.rows import INFO
 from .tasks import Prompt, Question, build_prompts, sources_of
 from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
@@ -123,6 +134,31 @@ def search_paths(
     if processes.is_main:
         write_card(output)
     return summary
+
+
+def estimate_paths(
+    base: str,
+    questions: Sequence[Question],
+    *,
+    mode: str,
+    config: SearchConfig,
+    bundle: int = 64,
+    memory: float = 2.0,
+    dtype: str = "auto",
+    device: str | None = None,
+    max_new_tokens: int | None = None,
+    console: Console | None = None,
+) -> SearchEstimate:
+    """What `search_paths` with the same arguments will cost on this device; a few questions are searched for it."""
+    model, tokenizer = load_base(base, dtype=dtype, device=device)
+    prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
+    scorer = SharingScorer(
+        route_base(model), tokenizer, memory=int(memory * GIGABYTE), batch_size=bundle, notice=_teller(console)
+    )
+    hidden = console is None or not console.is_terminal
+    with Progress(console=console, transient=True, disable=hidden) as progress:
+        bar = progress.add_task("trying", total=1.0)
+        return estimate_search(prompts, scorer, config, lambda done: progress.update(bar, completed=done))
 
 
 def train_adapter(

@@ -7,6 +7,8 @@ from torch import nn
 
 INDEX_NAMES = ("layer_idx", "layer_index", "layer_id", "block_idx", "layer_number")
 
+KIND_NAMES = ("layer_types", "layers_block_type")
+
 COUNT_NAMES = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 
 
@@ -25,6 +27,7 @@ def unrolled(model: Any, decisions: list[int]) -> Any:
     blocks = getattr(owner, attribute)
     # The configuration is shared by the whole model and stays shared.
     kept = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    kinds = {key: _lists_of_kinds(config) for key, config in kept.items()}
     setattr(owner, attribute, nn.ModuleList([copy.deepcopy(blocks[block], dict(kept)) for block in path]))
     for position, block in enumerate(getattr(owner, attribute)):
         for module in block.modules():
@@ -37,4 +40,17 @@ def unrolled(model: Any, decisions: list[int]) -> Any:
                 setattr(config, name, [value[block] for block in path])
             elif name in COUNT_NAMES and value == len(decisions):
                 setattr(config, name, len(path))
+        _unroll_properties(config, kinds.get(id(config), {}), path)
     return model
+
+
+def _lists_of_kinds(config: Any) -> dict[str, list[Any]]:
+    """What the configuration works out about each block (Bamba and Jamba: which have attention) rather than stores."""
+    names = [name for name in KIND_NAMES if isinstance(getattr(type(config), name, None), property)]
+    return {name: list(getattr(config, name)) for name in names}
+
+
+def _unroll_properties(config: Any, kinds: dict[str, list[Any]], path: list[int]) -> None:
+    if kinds:
+        lists = {name: [values[block] for block in path] for name, values in kinds.items()}
+        config.__class__ = type(type(config).__name__, (type(config),), lists)

@@ -1,6 +1,7 @@
 """Searching better layer paths: a tree search that knows no model, label rules, and the set of what was found."""
 
 from .bundle import PathScorer, Work, search_bundle
+from .estimate import SearchEstimate, estimate_search
 from .labels import LABEL_RULES, choose_label
 from .rows import Row, iterate_rows, read_rows, read_search_info
 from .runner import run_search
@@ -14,10 +15,12 @@ __all__ = [
     "Row",
     "ScoredPath",
     "SearchConfig",
+    "SearchEstimate",
     "SearchSummary",
     "Tally",
     "Work",
     "choose_label",
+    "estimate_search",
     "iterate_rows",
     "read_rows",
     "read_search_info",
