@@ -22,7 +22,7 @@ from drllm_adapter.search import read_rows
 from drllm_adapter.search.rows import SCHEMA
 from drllm_adapter.tasks import load_questions
 from drllm_adapter.training import TrainingConfig
-from drllm_adapter.workflow import SearchConfig, evaluate_adapter, search_paths, train_adapter
+from drllm_adapter.workflow import Labels, SearchConfig, evaluate_adapter, search_paths, train_adapter
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A supervision set in `paths`, an adapter in `routers`, and an evaluation of it in `measured`."""
     folder = tmp_path_factory.mktemp("cards")
     search_paths(str(BASE), load_questions("khop", limit=30), folder / "paths", mode="cloze",
-                 config=SearchConfig(simulations=20))  # fmt: skip
+                 config=SearchConfig(simulations=20), labels=Labels("price", 0.4))  # fmt: skip
     train_adapter(folder / "paths", folder / "routers", config=TrainingConfig(epochs=2))
     evaluate_adapter(str(folder / "routers"), load_questions("khop", limit=40, seed=1), folder / "measured",
                      mode="cloze")  # fmt: skip
