@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from peft import (
     LoraConfig,
     PeftConfig,
+    convert_to_lora,
     get_peft_model,
     get_peft_model_state_dict,
     prepare_model_for_kbit_training,
@@ -277,6 +278,7 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[Any], Any]]] = {
     "a second PeftModel": (DrLLMError, "load_adapter", lambda model: get_peft_model(model, DrLLMConfig())),
     "LoRA on top": (DrLLMError, "below the routers", lambda model: get_peft_model(model, LORA)),
     "hot-swapping": (ValueError, "DRLLM", lambda model: hotswap_adapter(model, "elsewhere", "default")),
+    "conversion to LoRA": (TypeError, "LoRA conversion", lambda model: convert_to_lora(model, rank=2)),
     "unknown adapter": (ValueError, "other", lambda model: model.set_adapter("other")),
     "deleting an unknown adapter": (ValueError, "other", lambda model: model.delete_adapter("other")),
 }

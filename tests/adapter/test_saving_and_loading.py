@@ -16,6 +16,7 @@ from peft import (
     PeftConfig,
     PeftModel,
     get_peft_model,
+    inject_adapter_in_model,
     load_peft_weights,
     set_peft_model_state_dict,
 )
@@ -83,6 +84,21 @@ def load_into_a_state_dict(base: Path, adapter: Path) -> Any:
     return model
 
 
+def load_by_injection(base: Path, adapter: Path) -> Any:
+    config = PeftConfig.from_pretrained(adapter)
+    model = inject_adapter_in_model(config, AutoModelForCausalLM.from_pretrained(base), low_cpu_mem_usage=True)
+    set_peft_model_state_dict(model, load_peft_weights(str(adapter)), low_cpu_mem_usage=True)
+    return model
+
+
+def load_with_a_configuration(base: Path, adapter: Path) -> Any:
+    config = PeftConfig.from_pretrained(adapter)
+    config.layer_budget = 10
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter, config=config)
+    assert model.peft_config["default"].layer_budget == 10
+    return model
+
+
 def load_into_a_base_that_carries_another(base: Path, adapter: Path) -> Any:
     model = AutoModelForCausalLM.from_pretrained(base)
     get_peft_model(model, DrLLMConfig(router_width=8), adapter_name="first")
@@ -133,6 +149,8 @@ LOADERS = [
     load_with_every_option,
     load_to_train,
     load_into_a_state_dict,
+    load_by_injection,
+    load_with_a_configuration,
     load_into_a_base_that_carries_another,
     load_into_its_own_name,
     load_with_another_name,

@@ -56,6 +56,7 @@ class DrLLMModel(BaseTuner):
         self, peft_config: DrLLMConfig, model_config: dict[str, Any]
     ) -> DrLLMConfig:
         stack = find_stack(self.model)
+        _check_offloading(self.model)
         fits = {
             "base_model_type": stack.model_type,
             "num_blocks": len(stack.blocks),
@@ -222,3 +223,16 @@ class DrLLMModel(BaseTuner):
         for layer in layers:
             layer.materialize(adapter_name)
         return {places[name]: value for name, value in weights.items()}
+
+
+def _check_offloading(model: nn.Module) -> None:
+    """Refuse blocks on the disk that `PeftModel.from_pretrained` has just cut off from it.
+
+    It takes accelerate's hooks away and puts them back under names that it only finds for adapters of linear layers.
+    """
+    places = getattr(model, "hf_device_map", None) or {}
+    if "disk" in places.values() and not any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise DrLLMError(
+            "a base with weights on the disk must get its routers by get_peft_model, but PeftModel.from_pretrained was "
+            "called; load the base again and follow docs/peft.md, or offload after loading the adapter."
+        )

@@ -1,15 +1,18 @@
 """`drllm search`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..errors import DrLLMError
 from .config import Config
 from .options import (
     Data,
     Device,
     Dtype,
+    Json,
     Limit,
     Log,
     LogFormat,
@@ -24,12 +27,13 @@ from .options import (
     log_stream,
     questions,
     say,
+    write_json,
 )
 
 
 def search(
     base: Annotated[str, typer.Argument(help="The frozen model: a folder or a name on the Hub (owner/name@revision).")],
-    output: Annotated[Path, typer.Option(help="Folder for the supervision set.")],
+    output: Annotated[Path | None, typer.Option(help="Folder for the supervision set.")] = None,
     task: Task = "arc",
     data: Data = None,
     mode: Mode = "letter",
@@ -38,8 +42,12 @@ def search(
     skip: SkipFirst = 0,
     simulations: Annotated[int, typer.Option(help="Simulations a question.")] = 50,
     labels: Annotated[
-        str, typer.Option(help="Label rule: price (p(right answer) against passes) or shortest (the published one).")
-    ] = "price",
+        str,
+        typer.Option(
+            help="What is to be learnt: weighted (the best paths by p(right answer) against passes), price (the best "
+            "one) or shortest (the published rule: the shortest right one)."
+        ),
+    ] = "weighted",
     price: Annotated[float, typer.Option(help="Price of L block passes, in probability of the right answer.")] = 0.4,
     exploration: Annotated[float, typer.Option(help="c of the UCB.")] = 1.8,
     length_penalty: Annotated[
@@ -62,6 +70,10 @@ def search(
     memory: Annotated[
         float, typer.Option(min=0, help="Gigabytes of hidden states kept for the next paths; more is faster.")
     ] = 2.0,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only say how long it will take, by searching a few of the questions.")
+    ] = False,
+    json: Json = None,
     max_new_tokens: MaxNewTokens = None,
     seed: Seed = 0,
     resume: Resume = False,
@@ -92,6 +104,26 @@ def search(
         if value is not None:
             changes[name] = value
     config = SearchConfig.for_rule(labels, **changes)
+    if estimate:
+        from ..workflow import estimate_paths
+
+        expected = estimate_paths(
+            base,
+            questions(task, data, split, limit, skip, seed),
+            mode=mode,
+            config=config,
+            bundle=bundle,
+            memory=memory,
+            max_new_tokens=max_new_tokens,
+            dtype=dtype,
+            device=device,
+            console=console,
+        )
+        say(str(expected))
+        write_json(json, asdict(expected))
+        return
+    if output is None:
+        raise DrLLMError("a search needs a folder for what it finds, but none was given; name it with --output.")
     summary = search_paths(
         base,
         questions(task, data, split, limit, skip, seed),
@@ -109,4 +141,5 @@ def search(
         log=log_stream(log),
     )
     console.print(summary.table())
+    write_json(json, asdict(summary))
     say(f"Saved in {output}. Next: drllm train {output} --output adapter")

@@ -1,7 +1,8 @@
 """Searching better layer paths: a tree search that knows no model, label rules, and the set of what was found."""
 
 from .bundle import PathScorer, Work, search_bundle
-from .labels import LABEL_RULES, choose_label
+from .estimate import SearchEstimate, estimate_search
+from .labels import LABEL_RULES, choose_label, choose_labels
 from .rows import Row, iterate_rows, read_rows, read_search_info
 from .runner import run_search
 from .summary import SearchSummary, Tally
@@ -14,10 +15,13 @@ __all__ = [
     "Row",
     "ScoredPath",
     "SearchConfig",
+    "SearchEstimate",
     "SearchSummary",
     "Tally",
     "Work",
     "choose_label",
+    "choose_labels",
+    "estimate_search",
     "iterate_rows",
     "read_rows",
     "read_search_info",

@@ -74,6 +74,11 @@ class PathScorer(Protocol):
     def begin(self, prompts: Sequence[Prompt], /) -> Prompted: ...
 
 
+def length_of(prompt: Prompt) -> int:
+    """Characters of a prompt and its continuations: what questions are sorted by, so that a bundle's are alike."""
+    return len(prompt.text) + sum(map(len, prompt.continuations))
+
+
 def search_bundle(
     question_ids: Sequence[str],
     prompts: Sequence[Prompt],

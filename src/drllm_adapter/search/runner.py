@@ -31,7 +31,7 @@ from ..jobs import (
     work_through,
 )
 from ..tasks import Prompt, Question, sources_of
-from .bundle import AnySearch, PathScorer, Work, search_bundle
+from .bundle import AnySearch, PathScorer, Work, length_of, search_bundle
 from .labels import choose_label
 from .rows import (
     DATA,
@@ -142,7 +142,7 @@ class _Run:
         self.questions, self.prompts, self.scorer, self.config = questions, prompts, scorer, config
         self.info, self.folder = info, folder
         self.shards = Shards(folder / SHARDS, ".parquet")
-        lengths = [len(prompt.text) + sum(map(len, prompt.continuations)) for prompt in prompts]
+        lengths = [length_of(prompt) for prompt in prompts]
         self.bundles = cut_bundles(lengths, info["bundle"])
         self.weights = [sum(lengths[place] for place in places) for places in self.bundles]
         self._forget()
