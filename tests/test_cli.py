@@ -136,12 +136,12 @@ def test_generate_shows_the_path(made: Path, tmp_path: Path, run: Run, monkeypat
     saved = json.loads((tmp_path / "g.json").read_text())
     assert out.splitlines()[0] == saved["text"]
     assert f"({saved['passes']} passes, 8 blocks)" in out
-    (tmp_path / "prompt.txt").write_text(prompt)
+    (tmp_path / "prompt.txt").write_text(prompt + "\n")
     assert (
         run("generate", made / "adapter", "--file", tmp_path / "prompt.txt", "--max-new-tokens", 1)
         == saved["text"] + "\n"
     )
-    monkeypatch.setattr("sys.stdin", __import__("io").StringIO(prompt))
+    monkeypatch.setattr("sys.stdin", __import__("io").StringIO(prompt + "\n"))
     assert run("generate", made / "adapter", "-", "--max-new-tokens", 1) == saved["text"] + "\n"
     out = run("generate", made / "adapter", prompt, "--show-path", "--layer-budget", 3, "--max-new-tokens", 1)
     assert int(re.search(r"\((\d+) passes", out)[1]) <= 3  # type: ignore[index]
@@ -150,7 +150,7 @@ def test_generate_shows_the_path(made: Path, tmp_path: Path, run: Run, monkeypat
 def test_info_says_what_it_fits_and_how_it_was_trained(made: Path, tmp_path: Path, run: Run) -> None:
     out = run("info", made / "adapter", "--json", tmp_path / "info.json")
     facts = json.loads((tmp_path / "info.json").read_text())
-    for said in ("llama, 8 blocks of width 96", "60 questions", "price labels at price 0.4", "30 simulations"):
+    for said in ("llama, 8 blocks of width 96", "60 questions", "weighted labels at price 0.4", "30 simulations"):
         assert said in out
     weights = load_file(made / "adapter" / "adapter_model.safetensors")
     assert f"{sum(value.numel() for value in weights.values()):,}" in facts["weights"]
@@ -225,7 +225,7 @@ def test_bad_questions(tmp_path: Path, refuse: Run) -> None:
         output = tmp_path / "paths"
         error = refuse("search", BASE, "--data", tmp_path / "bad.jsonl", "--output", output, "--mode", "cloze")
         assert expected in error
-        shutil.rmtree(output, ignore_errors=True)
+        assert not output.exists()
 
 
 def test_bad_models_and_folders(made: Path, tmp_path: Path, refuse: Run) -> None:
@@ -322,7 +322,7 @@ def test_a_full_disk(made: Path, tmp_path: Path, refuse: Run, monkeypatch: pytes
     ("arguments", "names"),
     [
         (["routing", "--decode-tokens", "2", "--prompt-tokens", "32"],
-         ["forced decode", "all execute", "forced decode", "all execute", "routers"]),
+         ["forced decode", "all execute", "forced decode", "all execute", "mixed batch", "routers"]),
     ],
 )  # fmt: skip
 def test_the_benchmarks_write_ratios(
@@ -337,6 +337,37 @@ def test_the_benchmarks_write_ratios(
     assert [item["name"] for item in bench["results"]] == names
     assert all(item["ratio"] > 0 for item in bench["results"])
     assert (stop.value.code == 0) == all(item["met"] for item in bench["results"])
+
+
+def test_baselines_and_sweep_in_one_command(made: Path, tmp_path: Path, run: Run, refuse: Run) -> None:
+    evaluate = ["eval", made / "adapter", "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze"]
+    out = run(*evaluate, "--baselines", "--supervision", made / "paths", "--sweep", "--output", tmp_path / "ev")
+    report = json.loads((tmp_path / "ev" / "report.json").read_text())
+    rows = {row["name"]: row for row in report["baselines"]["baselines"]}
+    assert {"base", "random", "static, greedy", "early exit", "task router", "length router"} <= set(rows)
+    assert all(name in out for name in rows)
+    assert report["baselines"]["routed"]["accuracy"] == report["routed"]["value"]
+    assert rows["base"]["accuracy"] == report["base"]["value"]
+    controls = {point["control"] for point in report["sweep"]}
+    assert controls == {"as trained", "depth control", "layer budget", "price"}
+    assert (tmp_path / "ev" / "tradeoff.png").stat().st_size > 10_000
+    assert "go together" in refuse(*evaluate, "--baselines")
+    assert "go together" in refuse(*evaluate, "--supervision", made / "paths")
+    # Baselines that are chosen on the questions they are tested on would be favoured.
+    search = ["eval", made / "adapter", "--task", "jsonl", "--data", made / "train.jsonl", "--mode", "cloze"]
+    assert "not tested" in refuse(*search, "--baselines", "--supervision", made / "paths")
+
+
+def test_every_way_of_supervision_trains(made: Path, tmp_path: Path, run: Run) -> None:
+    evaluate = ["--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze", "--limit", 10]
+    for way in ("weighted", "effects", "price", "shortest"):
+        run("train", made / "paths", "--output", tmp_path / way, "--labels", way, "--epochs", 2)
+        facts = json.loads((tmp_path / way / "training.json").read_text())
+        assert facts["supervision"]["labels"]["rule"] == way
+        assert facts["metrics"]["train_examples"] >= facts["metrics"]["train_questions"]
+        run("eval", tmp_path / way, *evaluate)
+    several = json.loads((tmp_path / "weighted" / "training.json").read_text())["metrics"]
+    assert several["train_examples"] > 2 * several["train_questions"]
 
 
 def test_the_search_benchmark_counts_what_both_ways_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,19 @@ def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that could not be written, and create nothing: for long work that writes at its end.
+
+    Raises:
+        DrLLMError: the name is a folder's, or its own folder does not exist.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DrLLMError(f"the output {path} must be a file, but it is a folder; choose another name.")
+    if not path.parent.is_dir():
+        raise DrLLMError(f"the folder of the output {path} must exist, but it does not; make it or correct the name.")
+
+
 def claim_folder(path: str | os.PathLike[str], kind: str, *, resume: bool = False) -> Path:
     """Create the output folder of a run, or take over an empty one or (with `resume`) one of the same kind.
 

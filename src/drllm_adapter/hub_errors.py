@@ -1,6 +1,7 @@
 """What the Hub and the network answer, as one sentence that names the repository and says what to do."""
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,8 +57,11 @@ def _explain(error: BaseException, doing: str) -> tuple[str, str]:
     """Why, and what to do about it."""
     chain = list(_causes(error))
     for cause in chain:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return "the disk is full", "free some space, or set HF_HOME to a folder on another disk"
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return (
+                f"there is no room on the disk ({os.strerror(cause.errno)})",
+                "free some space, or set HF_HOME to a folder on another disk",
+            )
     for cause in chain:
         if isinstance(cause, GatedRepoError):
             return (

@@ -31,11 +31,12 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
         device: None is the first GPU, or the CPU without one.
 
     Raises:
-        DrLLMError: nothing loadable is there, or the architecture is not one that routes exactly.
+        DrLLMError: nothing loadable is there, the architecture is not one that routes exactly, or there is no such
+            device.
     """
     if dtype not in DTYPES:
         raise DrLLMError(f"dtype must be one of {', '.join(DTYPES)}, but {dtype!r} was given; choose one of them.")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _device(device)
     where, revision = split_revision(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
@@ -117,6 +118,20 @@ def refuse_folder_as_base(source: str, base: str) -> None:
             f"{source!r} from the Hub must name a base model on the Hub, but it names the folder {base!r} "
             f"of the machine it was made on; say with --base where your copy of that model is."
         )
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name, tried out before a model is loaded for it."""
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name or place)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise DrLLMError(
+            f"the device must be one that this torch can use, such as {place}, but {name!r} is not "
+            f"({_first_sentence(error)}); correct --device."
+        ) from error
+    return device
 
 
 @torch.inference_mode()

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from peft import get_peft_model
 from rich.console import Console
 from rich.progress import Progress
@@ -21,11 +23,12 @@ from . import __version__
 from .adapter.base import fingerprint
 from .adapter.config import DrLLMConfig
 from .adapter.steering import set_depth_control, set_layer_budget
-from .decisions import execute_all
+from .decisions import Decisions, execute_all
 from .download import fetch_supervision, split_revision
-from .engine import GIGABYTE, SharingScorer
+from .effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
+from .engine import GIGABYTE, SharingScorer, score_paths
 from .errors import DrLLMError
-from .evaluation import Report, compare, plot_layers
+from .evaluation import Effort, Report, compare, compare_with_baselines, plot_layers, plot_tradeoff, sweep_controls
 from .files import check_claim, claim_folder, write_json_atomic
 from .hub import write_card
 from .jobs import Processes
@@ -36,7 +39,7 @@ from .search import (
     SearchConfig,
     SearchEstimate,
     SearchSummary,
-    choose_label,
+    choose_labels,
     estimate_search,
     read_rows,
     read_search_info,
@@ -44,7 +47,15 @@ from .search import (
 )
 from .search.rows import INFO
 from .tasks import Prompt, Question, build_prompts, sources_of
-from .training import TrainingConfig, TrainingResult, collect_features, load_weights_into, plot_curves, train_routers
+from .training import (
+    EffectRegression,
+    TrainingConfig,
+    TrainingResult,
+    collect_features,
+    load_weights_into,
+    plot_curves,
+    train_routers,
+)
 
 if TYPE_CHECKING:
     from .evaluation.lm_eval import HarnessReport
@@ -58,14 +69,15 @@ PROBE = "probe"
 
 @dataclass(frozen=True)
 class Labels:
-    """Which of the tried paths becomes the label.
+    """What is learnt from the paths that were tried.
 
     Attributes:
-        rule: "price" or "shortest", see `search.labels`.
+        rule: "weighted" (several paths a question), or "price" or "shortest" (the paper's), one, see `search.labels`;
+            or "effects", a regression over all of them, see `training.objectives`.
         price: of L block passes, in probability of the right answer.
     """
 
-    rule: str = "price"
+    rule: str = "weighted"
     price: float = 0.4
 
 
@@ -113,6 +125,8 @@ def search_paths(
     scorer = SharingScorer(
         route_base(model), tokenizer, memory=int(memory * GIGABYTE), batch_size=bundle, notice=_teller(console)
     )
+    for prompt in prompts:
+        scorer.plain.encode(prompt)  # what does not fit the model is refused before anything is written
     summary = run_search(
         questions,
         prompts,
@@ -196,9 +210,9 @@ def train_adapter(
     folder = fetch_supervision(supervision)
     info = read_search_info(folder)
     labels = None
-    if rule is not None or price is not None:
+    if rule is not None or price is not None or info["rule"] is not None:
         labels = Labels(rule or info["rule"] or "price", (info["price"] or 0.0) if price is None else price)
-    rows, decisions = _labelled(read_rows(folder), labels, supervision)
+    rows, decisions, weights = _examples(read_rows(folder), labels, supervision)
     name = base or info["base_model"]
     if base is None and folder != Path(supervision):
         refuse_folder_as_base(str(supervision), name)
@@ -211,24 +225,35 @@ def train_adapter(
         )
     model.name_or_path, adapter.revision = split_revision(_full_name(name))  # PEFT writes it into the adapter
     routed = get_peft_model(model, adapter).eval()
+    # What routers read along: the paths to imitate, or for effects the best static path at this price.
+    forced, average = np.array(decisions, dtype=np.int8), None
+    if labels is not None and labels.rule == "effects":
+        average = regress_effects(row.paths for row in rows)
+        forced[:] = static_at(average, MARGIN_OF_PROBABILITY * labels.price)
     with nullcontext(features) if features is not None else tempfile.TemporaryDirectory() as store_folder:
         assert store_folder is not None
         store = collect_features(
             routed,
             tokenizer,
             [row.prompt for row in rows],
-            np.array(decisions, dtype=np.int8),
+            forced,
             Path(store_folder) / "features",
             ids=[row.id for row in rows],
             add_special_tokens=[not row.templated for row in rows],
             console=console,
         )
-        result = train_routers(store, config, device=device, console=console)
+        effects = None
+        if average is not None and labels is not None:
+            per_model = MARGIN_OF_PROBABILITY * labels.price
+            regression = EffectRegression.of([row.paths for row in rows], store.layers, per_model)
+            effects = (regression, torch.from_numpy(average[list(store.layers)]))
+            store = replace(store, labels=np.array(decisions, dtype=np.int8))
+        result = train_routers(store, config, example_weights=weights, effects=effects, device=device, console=console)
     facts = {
         "version": __version__,
         "libraries": {name: version(name) for name in ("torch", "transformers", "peft")},
         "supervision": {
-            "questions": len(rows),
+            "questions": len({row.id for row in rows}),
             "tasks": sorted({row.task for row in rows}),
             "mode": rows[0].mode,
             "sources": info.get("sources", []),
@@ -262,6 +287,9 @@ def evaluate_adapter(
     batch_size: int = 16,
     depth_control: float | None = None,
     layer_budget: int | None = None,
+    supervision: str | os.PathLike[str] | None = None,
+    effort: Effort | None = None,
+    sweep: bool = False,
     dtype: str = "auto",
     device: str | None = None,
     max_new_tokens: int | None = None,
@@ -273,12 +301,17 @@ def evaluate_adapter(
         adapter: folder or Hub name.
         output: None writes nothing; a folder inside the adapter's own puts the results on its card.
         depth_control, layer_budget: None is what the adapter was saved with.
+        supervision: a supervision set of the same base, on whose questions baselines are chosen; None compares with
+            none.
+        effort: how much is spent on choosing them.
+        sweep: also run every control over its range; with this or baselines, `output` gets `tradeoff.png` as well.
 
     Raises:
-        DrLLMError: see `load_routed`, `build_prompt`, `Scorer.score`.
+        DrLLMError: see `load_routed`, `build_prompt`, `Scorer.score`, `compare_with_baselines`.
     """
     if output is not None:
         check_claim(output, EVALUATION)
+    training_rows = None if supervision is None else _training_rows(supervision, questions)
     model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
     if depth_control is not None:
         set_depth_control(model, depth_control)
@@ -294,6 +327,24 @@ def evaluate_adapter(
     set_layer_budget(model, budget)
     routed = score_all(scorer, prompts, None, "routed", console)
     report = compare(in_base, routed, [question.level for question in questions])
+    if sweep:
+        points = sweep_controls(model, routed, lambda: score_all(scorer, prompts, None, "sweep", console))
+        report = replace(report, sweep=points)
+    if training_rows is not None:
+        set_layer_budget(model, None)
+        sharing = SharingScorer(model, tokenizer, notice=_teller(console))
+        table = compare_with_baselines(
+            model,
+            tokenizer,
+            routed,
+            prompts,
+            [question.task for question in questions],
+            training_rows,
+            lambda asked, paths: score_paths(sharing, asked, paths),
+            effort,
+        )
+        set_layer_budget(model, budget)
+        report = replace(report, baselines=table)
     if output is not None:
         folder = claim_folder(output, EVALUATION)
         settings = {
@@ -310,8 +361,24 @@ def evaluate_adapter(
         }
         write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
         plot_layers(report, folder / "layers.png")
+        if report.baselines is not None or report.sweep is not None:
+            plot_tradeoff(report, folder / "tradeoff.png")
         _show_on_card(adapter, folder)
     return report
+
+
+def _training_rows(supervision: str | os.PathLike[str], tested: Sequence[Question]) -> list[Row]:
+    """The rows of a supervision set; a `DrLLMError` when one of its questions is to be tested."""
+    rows = read_rows(fetch_supervision(supervision))
+    shared = {row.id for row in rows} & {question.id for question in tested}
+    texts = {question.question for question in tested}
+    leaked = [row.id for row in rows if row.id in shared and any(text in row.prompt for text in texts)]
+    if leaked:
+        raise DrLLMError(
+            f"baselines are chosen on questions that are not tested, but {leaked[0]!r} is in {supervision} and among "
+            f"the tested; leave it out with --skip or evaluate on other data."
+        )
+    return rows
 
 
 def evaluate_with_lm_eval(
@@ -385,7 +452,7 @@ def probe_model(
     edits: int = 6,
     single_edits: int = 16,
     price: float = 0.4,
-    batch_size: int = 16,
+    batch_size: int = 64,
     seed: int = 0,
     dtype: str = "auto",
     device: str | None = None,
@@ -411,7 +478,7 @@ def probe_model(
     if len(set(names)) == 1:
         names = [question.source.name if question.source is not None else question.task for question in questions]
     model, tokenizer = load_base(base, dtype=dtype, device=device)
-    scorer = Scorer(route_base(model), tokenizer, batch_size=batch_size)
+    scorer = SharingScorer(route_base(model), tokenizer, batch_size=batch_size, notice=_teller(console))
     prompts = _prompts(questions, mode, tokenizer, None)
     hidden = console is None or not console.is_terminal
     with Progress(console=console, transient=True, disable=hidden) as progress:
@@ -503,23 +570,26 @@ def _prompts(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_t
     return [replace(prompt, max_new_tokens=max_new_tokens) for prompt in prompts]
 
 
-def _labelled(
+def _examples(
     rows: Sequence[Row], labels: Labels | None, supervision: str | os.PathLike[str]
-) -> tuple[list[Row], list[tuple[int, ...]]]:
-    """Rows that have a label under the rule, and their labels; without a rule those that they were searched with."""
-    chosen = [
-        (row, decisions)
-        for row in rows
-        if (decisions := row.decisions if labels is None else choose_label(row.paths, labels.rule, labels.price))
-        is not None
-    ]
+) -> tuple[list[Row], list[Decisions], NDArray[np.float32] | None]:
+    """What to imitate: a question and a path each, and how much each counts; None where all count alike.
+
+    Without a rule it is what the rows were labelled with.
+    """
+    if labels is None:
+        chosen = [(row, row.decisions, 1.0) for row in rows if row.decisions is not None]
+    else:
+        chosen = [(row, *label) for row in rows for label in choose_labels(row.paths, labels.rule, labels.price)]
     if not chosen:
         raise DrLLMError(
             f"the supervision set {supervision} must hold at least one question with a "
             f"{labels.rule + ' ' if labels else ''}label, but none of its {len(rows)} has one; search more questions "
             f"or choose another rule."
         )
-    return [row for row, _ in chosen], [decisions for _, decisions in chosen]
+    weights = np.array([weight for *_, weight in chosen], dtype=np.float32)
+    one_each = (weights == 1).all()
+    return [row for row, *_ in chosen], [decisions for _, decisions, _ in chosen], None if one_each else weights
 
 
 def _teller(console: Console | None) -> Callable[[str], None]:

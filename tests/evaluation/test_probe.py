@@ -11,6 +11,7 @@ import pytest
 from drllm_adapter import DrLLMError
 from drllm_adapter.cli import main
 from drllm_adapter.demo import BASE
+from drllm_adapter.engine import SharingScorer
 from drllm_adapter.evaluation.probe import Measurements, analyse, measure
 from drllm_adapter.loading import load_base, route_base
 from drllm_adapter.scoring import Scorer
@@ -93,9 +94,9 @@ def test_luck_is_not_credited() -> None:
 def test_measuring_equals_scoring_one_at_a_time() -> None:
     model, tokenizer = load_base(str(BASE))
     prompts = [build_prompt(question, "cloze", tokenizer) for question in load_questions("khop", limit=24)]
-    scorer = Scorer(route_base(model), tokenizer)
+    scorer = SharingScorer(route_base(model), tokenizer)
     measured = measure(scorer, prompts, ["khop"] * 24, paths=3, single_edits=4)
-    alone = Scorer(scorer.model, tokenizer, batch_size=1)
+    alone = Scorer(scorer.plain.model, tokenizer, batch_size=1)
     for row, prompt in enumerate(prompts):
         scores = alone.score([prompt] * 4, measured.paths)
         assert measured.probability[row] == pytest.approx([score.probability for score in scores], abs=1e-4)
@@ -129,4 +130,4 @@ def test_too_few_questions_are_refused() -> None:
     model, tokenizer = load_base(str(BASE))
     prompts = [build_prompt(question, "cloze", tokenizer) for question in load_questions("khop", limit=5)]
     with pytest.raises(DrLLMError, match="at least 20 questions"):
-        measure(Scorer(route_base(model), tokenizer), prompts, ["khop"] * 5)
+        measure(SharingScorer(route_base(model), tokenizer), prompts, ["khop"] * 5)

@@ -227,3 +227,77 @@ def without_column(folder: str, file: str, column: str) -> None:
     import datasets
 
     datasets.load_dataset(folder, split="train").remove_columns(column).to_parquet(file)
+
+
+# Faults
+
+
+def run_side_by_side(work: list[tuple[str, str, str, str]]) -> list[str | None]:
+    """Push or load each (action, repository, folder, cache); its sentence, or None when it went well."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    _prepare()
+
+    def run(item: tuple[str, str, str, str]) -> str | None:
+        action, repo, folder, cache = item
+        return _push(repo, folder) if action == "push" else _load(repo, cache)
+
+    with ThreadPoolExecutor(len(work)) as threads:
+        return list(threads.map(run, work))
+
+
+def _push(repo: str, folder: str) -> str | None:
+    from drllm_adapter import DrLLMError
+    from drllm_adapter.hub.push import prepare_push, push
+
+    try:
+        with prepare_push(folder, repo) as plan:
+            push(plan)
+    except DrLLMError as error:
+        return str(error)
+    return None
+
+
+def _load(repo: str, cache: str) -> str | None:
+    from drllm_adapter import DrLLMError
+    from drllm_adapter.adapter.integrity import check_adapter_folder
+    from drllm_adapter.download import fetch_adapter
+
+    try:
+        check_adapter_folder(fetch_adapter(repo, cache_dir=cache), repo)
+    except DrLLMError as error:
+        return str(error)
+    return None
+
+
+def push_after_each_other_was_prepared(repo: str, folders: list[str]) -> list[str | None]:
+    from contextlib import ExitStack
+
+    from huggingface_hub import HfApi
+
+    from drllm_adapter import DrLLMError
+    from drllm_adapter.hub.push import prepare_push, push
+
+    HfApi().create_repo(repo)
+    sentences: list[str | None] = []
+    with ExitStack() as stack:
+        for plan in [stack.enter_context(prepare_push(folder, repo)) for folder in folders]:
+            try:
+                push(plan)
+                sentences.append(None)
+            except DrLLMError as error:
+                sentences.append(str(error))
+    return sentences
+
+
+def load_with_small_files_only(repo: str, cache: str) -> str | None:
+    """The kernel refuses to write more than a few thousand bytes to any file, as a full disk does."""
+    import resource
+
+    _prepare()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        return _load(repo, cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -99,7 +99,7 @@ class Fault:
             for an upload).
         headers: of the answer.
         times: how often; None is always.
-        etag: answered in place of the true one.
+        stale_etag: whether the etags answered are not those of the files.
     """
 
     pattern: str
@@ -107,7 +107,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     times: int | None = None
     cut: int | None = None
-    etag: str | None = None
+    stale_etag: bool = False
     happened: int = 0
 
 
@@ -123,7 +123,7 @@ class Loopback:
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
-        self.large: dict[str, bytes] = {}
+        self.large: dict[tuple[str, str], bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.lock = threading.RLock()
@@ -174,11 +174,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         parts = urlsplit(self.path)
         self.route, self.query = parts.path, parse_qs(parts.query)
-        self.fault = self.hub.fault(f"{self.command} {unquote(self.route)}")
+        self.fault = None
         with self.hub.lock:
             self.hub.requests.append(f"{self.command} {unquote(self.path)}")
         try:
-            body = self._read_body()
+            if self.route == "/api/repos/create":
+                # The name is in the body, and in the path that a fault is told by.
+                body = self._read_body()
+                self.fault = self.hub.fault(f"{self.command} {self.route} {json.loads(body)['name']}")
+            else:
+                self.fault = self.hub.fault(f"{self.command} {unquote(self.route)}")
+                body = self._read_body()
             if self.fault is not None and self.fault.status is not None:
                 self._send(self.fault.status, b'{"error": "on purpose"}', self.fault.headers)
             else:
@@ -403,7 +409,7 @@ class _Handler(BaseHTTPRequestHandler):
         objects = []
         for asked in json.loads(body)["objects"]:
             item = {"oid": asked["oid"], "size": asked["size"]}
-            if asked["oid"] not in self.hub.large:
+            if (name, asked["oid"]) not in self.hub.large:
                 item["actions"] = {"upload": {"href": f"{self.hub.storage}/lfs/{name}/{asked['oid']}"}}
             objects.append(item)
         self._json({"transfer": "basic", "objects": objects})
@@ -411,11 +417,11 @@ class _Handler(BaseHTTPRequestHandler):
     def lfs_put(self, body: bytes, name: str, oid: str) -> None:
         if hashlib.sha256(body).hexdigest() != oid:
             raise _Answer(400, None, "content does not match its checksum")
-        self.hub.large[oid] = body
+        self.hub.large[name, oid] = body
         self._send(200, b"", {"ETag": f'"{oid}"'})
 
     def lfs_get(self, body: bytes, name: str, oid: str) -> None:
-        self._content(self.hub.large[oid], {"ETag": f'"{oid}"'})
+        self._content(self.hub.large[name, oid], {"ETag": f'"{oid}"'})
 
     def make_commit(self, body: bytes, kind: str, name: str, revision: str) -> None:
         self._may_write()
@@ -432,9 +438,9 @@ class _Handler(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     files[value["path"]] = File(base64.b64decode(value["content"]), lfs=False)
                 elif line["key"] == "lfsFile":
-                    if value["oid"] not in self.hub.large:
+                    if (name, value["oid"]) not in self.hub.large:
                         raise _Answer(400, None, f"LFS object {value['oid']} was not uploaded")
-                    files[value["path"]] = File(self.hub.large[value["oid"]], lfs=True)
+                    files[value["path"]] = File(self.hub.large[name, value["oid"]], lfs=True)
                 elif line["key"] == "deletedFile":
                     del files[value["path"]]
                 elif line["key"] == "deletedFolder":
@@ -455,7 +461,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in commit.files:
             raise _Answer(404, "EntryNotFound", f"{path} does not exist")
         file = commit.files[path]
-        etag = self.fault.etag if self.fault is not None and self.fault.etag else file.etag
+        stale = self.fault is not None and self.fault.stale_etag
+        etag = hashlib.sha256(file.etag.encode()).hexdigest()[: len(file.etag)] if stale else file.etag
         headers = {
             "X-Repo-Commit": commit.sha,
             "X-Linked-Etag": f'"{etag}"',
@@ -463,7 +470,7 @@ class _Handler(BaseHTTPRequestHandler):
             "Accept-Ranges": "bytes",
         }
         if file.lfs:
-            self.hub.large[file.sha256] = file.content
+            self.hub.large[name, file.sha256] = file.content
             headers["Location"] = f"{self.hub.storage}/lfs/{name}/{file.sha256}"
             return self._send(302, b"", headers)
         self._content(file.content, {**headers, "ETag": f'"{etag}"'})

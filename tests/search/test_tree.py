@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drllm_adapter import DrLLMError
-from drllm_adapter.search import LABEL_RULES, PathSearch, ScoredPath, SearchConfig, choose_label
+from drllm_adapter.search import LABEL_RULES, PathSearch, ScoredPath, SearchConfig, choose_label, choose_labels
+from drllm_adapter.search.labels import weighted
 from drllm_adapter.search.tree import edits
 
 Reward = Callable[[tuple[int, ...]], tuple[float, bool]]
@@ -202,7 +203,7 @@ def test_label_rules(paths: list[ScoredPath], price: float, order: "object") -> 
 
 
 def test_unknown_rules_and_prices_are_refused() -> None:
-    assert set(LABEL_RULES) == {"price", "shortest"}
+    assert set(LABEL_RULES) == {"weighted", "effects", "price", "shortest"}
     with pytest.raises(DrLLMError, match="price, shortest"):
         choose_label([], "lucky", 0.1)
     with pytest.raises(DrLLMError, match="price"):
@@ -212,3 +213,35 @@ def test_unknown_rules_and_prices_are_refused() -> None:
 def test_the_tree_needs_no_torch() -> None:
     code = "import sys, drllm_adapter.search.tree, drllm_adapter.search.labels; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@given(st.just([]) | scored_paths, st.floats(0, 2), st.floats(0.01, 1), st.integers(1, 8))
+def test_weighted_labels(paths: list[ScoredPath], price: float, temperature: float, limit: int) -> None:
+    labels = weighted(paths, price, temperature=temperature, limit=limit)
+    assert labels == weighted(paths[::-1], price, temperature=temperature, limit=limit)
+    assert len(labels) <= limit
+    assert bool(labels) == bool(paths)
+    if not paths:
+        return
+    worth = {path.decisions: path.probability - price * sum(path.decisions) / len(path.decisions) for path in paths}
+    assert sum(weight for _, weight in labels) == pytest.approx(1)
+    assert labels[0][0] == choose_label(paths, "price", price)
+    # Any two weights are in the ratio that the difference in worth says.
+    for decisions, weight in labels:
+        ratio = math.exp((worth[decisions] - worth[labels[0][0]]) / temperature)
+        assert weight == pytest.approx(labels[0][1] * ratio, rel=1e-4)
+    # What is left out is worth no more than what is kept.
+    left = [value for decisions, value in worth.items() if decisions not in dict(labels)]
+    assert max(left, default=-math.inf) <= min(worth[decisions] for decisions, _ in labels) + 1e-8
+
+
+def test_weighted_labels_by_hand() -> None:
+    paths = [ScoredPath((1, 1), 0.9, True), ScoredPath((1, 0), 0.7, True), ScoredPath((0, 0), 0.1, False)]
+    # Worth 0.5, 0.5, 0.1: two alike, and one that is 0.4 behind at a temperature of 0.1.
+    labels = weighted(paths, 0.4, temperature=0.1)
+    assert [decisions for decisions, _ in labels] == [(1, 0), (1, 1)]
+    assert [weight for _, weight in labels] == [0.5, 0.5]
+    assert choose_labels(paths, "price", 0.4) == [((1, 0), 1.0)]
+    assert choose_labels(paths, "shortest", 0.4) == [((1, 0), 1.0)]
+    assert choose_labels(paths, "weighted", 0.4) == weighted(paths, 0.4)
+    assert choose_labels(paths[2:], "shortest", 0.4) == []

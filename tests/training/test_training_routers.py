@@ -1,5 +1,6 @@
 """Training the stack: same gradients as inside the model, same seed same weights, and it learns what can be learnt."""
 
+import dataclasses
 import io
 import math
 from pathlib import Path
@@ -384,3 +385,29 @@ def test_weights_that_do_not_fit_are_refused(
         load_weights_into(model, weights, list(layers), name)
     assert str(refusal.value).count(". ") == 0
     assert all(torch.equal(value, before[key]) for key, value in stacked(model, tuple(range(5))).items())
+
+
+def test_weights_say_how_much_an_example_counts() -> None:
+    """Every question has two paths, the first of weight 3 and the second of weight 1: the routers say 3/4 and 1/4."""
+    store = random_store(questions=400, routers=2, seed=3)
+    store.means[:] = store.means[:1]
+    store.windows[:] = store.windows[0]
+    store.labels[0::2], store.labels[1::2] = 0, 1
+    store = dataclasses.replace(store, ids=tuple(f"q{row // 2}" for row in range(400)))
+    weights = np.tile(np.array([0.3, 0.1], dtype=np.float32), 200)
+    result = train_routers(
+        store, TrainingConfig(epochs=40, learning_rate=5e-3, hidden=4, patience=None), example_weights=weights
+    )
+    batch = next(BatchReader(store, CPU, memory=0).batches([np.arange(1)]))
+    probabilities = stacked_logits(result.weights, batch.means, batch.windows).softmax(-1)
+    assert probabilities[0, :, 0].tolist() == pytest.approx([0.75, 0.75], abs=0.06)
+    assert probabilities[0, :, 2].max() < 0.05
+    assert result.metrics["train_questions"] + result.metrics["validation_questions"] == 200
+    assert result.metrics["label_mean_passes"] == pytest.approx(0.5)
+    assert "along 400 paths" in result.lines[0]
+
+
+@pytest.mark.parametrize("wrong", [np.ones(3), -np.ones(60), np.zeros(60), np.full(60, math.nan)])
+def test_wrong_weights_are_refused(wrong: Any) -> None:
+    with pytest.raises(DrLLMError, match="one number of at least 0 for each of 60 examples"):
+        train_routers(random_store(60), SMALL, example_weights=wrong.astype(np.float32))

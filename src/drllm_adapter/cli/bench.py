@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DrLLMError
-from .options import Base, Data, Device, Dtype, Mode, Task, console, numbers, questions, say
+from .options import Base, Data, Device, Dtype, Mode, Task, console, numbers, questions, say, writable
 
 if TYPE_CHECKING:
     from ..bench.timing import Comparison
@@ -16,7 +16,7 @@ bench = typer.Typer(no_args_is_help=True, help="Measure speed side by side, as r
 
 Model = Annotated[str | None, typer.Argument(help="A model; the small one of the package by default.")]
 Shape = Annotated[str | None, typer.Option(help="Random weights instead: smollm2-135m, llama-3.2-1b or llama-3.2-3b.")]
-Output = Annotated[Path, typer.Option(help="JSON file for the figures.")]
+Output = Annotated[Path, typer.Option(callback=writable, help="JSON file for the figures.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 
 

@@ -11,9 +11,9 @@ from .options import Seed, console
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for report.json, layers.png, adapter/ and what led to them.")],
     seed: Seed = 0,
-    questions: Annotated[int, typer.Option(min=20, help="Questions to search and train on.")] = 1500,
-    test_questions: Annotated[int, typer.Option(min=20, help="Questions to evaluate on.")] = 700,
-    simulations: Annotated[int, typer.Option(min=1, help="Simulations a question.")] = 100,
+    questions: Annotated[int, typer.Option(min=20, help="Questions to search and train on.")] = 500,
+    test_questions: Annotated[int, typer.Option(min=20, help="Questions to evaluate on.")] = 500,
+    simulations: Annotated[int, typer.Option(min=1, help="Simulations a question.")] = 80,
 ) -> None:
     """Search, train, evaluate, save, load and generate with a small model that ships in the package; offline.
 

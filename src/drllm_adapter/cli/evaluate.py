@@ -42,6 +42,15 @@ def evaluate(
         float | None, typer.Option(min=-1, max=1, help="The paper's p; as saved by default (-0.5 is as trained).")
     ] = None,
     layer_budget: Annotated[int | None, typer.Option(help="Never more than so many block passes for a prompt.")] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also compare with every baseline at equal passes; needs --supervision.")
+    ] = False,
+    supervision: Annotated[
+        Path | None, typer.Option(help="Folder of drllm search on other questions, for choosing the baselines.")
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Also run depth control, layer budget and price over their ranges.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 16,
     max_new_tokens: MaxNewTokens = None,
     lm_eval: Annotated[
@@ -55,6 +64,9 @@ def evaluate(
     config_file: Config = None,
 ) -> None:
     """Compare the base with the routed model on the same questions: accuracy, passes, decisions by block.
+
+    With --baselines --supervision PATHS and --sweep, one table and one figure answer whether the routers beat the best
+    static paths, routers that see only the task or the prompt's length, and chance.
 
     Example: drllm eval adapter --task arc --data test.jsonl --output adapter/evaluation
     """
@@ -83,6 +95,12 @@ def evaluate(
         return
     if include_path is not None:
         raise DrLLMError("--include-path goes with --lm-eval, but that was not given; name the tasks with --lm-eval.")
+    if baselines != (supervision is not None):
+        raise DrLLMError(
+            "baselines are chosen on the questions of a supervision set, so --baselines and --supervision go together, "
+            "but only one was given; give both or none."
+        )
+    from ..evaluation import sweep_table
     from ..workflow import evaluate_adapter
 
     report = evaluate_adapter(
@@ -94,11 +112,18 @@ def evaluate(
         batch_size=batch_size,
         depth_control=depth_control,
         layer_budget=layer_budget,
+        supervision=supervision,
+        sweep=sweep,
         max_new_tokens=max_new_tokens,
         dtype=dtype,
         device=device,
         console=console,
     )
     console.print(report.table())
+    if report.baselines is not None:
+        console.print(report.baselines.table())
+    if report.sweep is not None:
+        console.print(sweep_table(report.sweep))
     if output is not None:
-        say(f"Saved in {output}: report.json, layers.png.")
+        figures = "layers.png, tradeoff.png" if baselines or sweep else "layers.png"
+        say(f"Saved in {output}: report.json, {figures}.")

@@ -71,6 +71,9 @@ def _prompt_text(text: str | None, file: Path | None) -> str:
             ) from error
     else:
         prompt = sys.stdin.read() if text in (None, "-") else str(text)
+    if prompt is not text:
+        # The line end that `echo` and editors put behind a text is no part of it.
+        prompt = prompt.removesuffix("\n").removesuffix("\r")
     if not prompt.strip():
         raise DrLLMError("a prompt must have text, but it is empty; give it as an argument, a file or standard input.")
     return prompt

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from ..errors import DrLLMError
+from ..files import check_file, write_json_atomic
 
 if TYPE_CHECKING:
     from ..tasks import Question
@@ -22,6 +23,14 @@ def is_main_process() -> bool:
 
 
 console = Console(quiet=not is_main_process())
+
+
+def writable(path: Path | None) -> Path | None:
+    """Refuses an output file that could not be written, before the work that it is for."""
+    if path is not None:
+        check_file(path)
+    return path
+
 
 Task = Annotated[str, typer.Option(help="arc (multiple choice), dart (free maths), jsonl (either), khop (made here).")]
 Data = Annotated[
@@ -51,7 +60,10 @@ Device = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write what is printed to this file, as JSON.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", callback=writable, help="Write what is printed to this file, as JSON."),
+]
 Base = Annotated[
     str | None, typer.Option(help="Base model, when it is not where the adapter or the supervision set says.")
 ]
@@ -105,6 +117,4 @@ def numbers(text: str | None, option: str) -> list[int] | None:
 def write_json(path: Path | None, value: Any) -> None:
     """What `--json` asks for; nothing when it was not given."""
     if path is not None:
-        from ..files import write_json_atomic
-
         write_json_atomic(path, json.loads(json.dumps(value)))

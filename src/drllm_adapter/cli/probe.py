@@ -22,7 +22,7 @@ def probe(
         int, typer.Option(min=1, help="Single edits that a question is scored along, of the two of each block.")
     ] = 16,
     price: Annotated[float, typer.Option(min=0, help="Of L block passes, in probability of the right answer.")] = 0.4,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most questions a forward pass.")] = 64,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,

@@ -42,8 +42,12 @@ def search(
     skip: SkipFirst = 0,
     simulations: Annotated[int, typer.Option(help="Simulations a question.")] = 50,
     labels: Annotated[
-        str, typer.Option(help="Label rule: price (p(right answer) against passes) or shortest (the published one).")
-    ] = "price",
+        str,
+        typer.Option(
+            help="What is to be learnt: weighted (the best paths by p(right answer) against passes), price (the best "
+            "one) or shortest (the published rule: the shortest right one)."
+        ),
+    ] = "weighted",
     price: Annotated[float, typer.Option(help="Price of L block passes, in probability of the right answer.")] = 0.4,
     exploration: Annotated[float, typer.Option(help="c of the UCB.")] = 1.8,
     length_penalty: Annotated[

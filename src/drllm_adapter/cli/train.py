@@ -23,8 +23,14 @@ def train(
         str | None, typer.Option("--supervision", help="The same, as an option.", show_default=False)
     ] = None,
     base: Base = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Label rule: price or shortest; that of the search by default.")
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            help="What is learnt of the paths tried: weighted (the best ones, by what they are worth), effects (a "
+            "regression over all of them), price (the best one) or shortest (the paper's: the shortest right one); "
+            "that of the search by default.",
+        ),
     ] = None,
     price: Annotated[float | None, typer.Option(help="Price of L block passes; that of the search by default.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the questions, at most.")] = 25,
@@ -79,7 +85,7 @@ def train(
         supervision or supervision_option or "",
         output,
         base=base,
-        rule=labels,
+        rule=rule,
         price=price,
         config=config,
         adapter=adapter,
@@ -88,4 +94,5 @@ def train(
         device=device,
         console=console,
     )
-    say(f"Saved in {output}. Next: drllm eval {output} --data QUESTIONS --output evaluation")
+    mode = (adapter.training or {})["supervision"]["mode"]
+    say(f"Saved in {output}. Next: drllm eval {output} --mode {mode} --data QUESTIONS --output evaluation")

@@ -3,12 +3,16 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.table import Table
 
 from ..decisions import CLASS_NAMES, Decisions, passes
+
+if TYPE_CHECKING:
+    from .baselines import BaselineTable
+    from .sweep import SweepPoint
 
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
 
@@ -73,6 +77,8 @@ class Report:
         passes: how many questions took each number of passes.
         decisions: `[L][3]`, how many questions skip, execute, repeat each block.
         levels: the same by difficulty; empty when no question has one.
+        baselines: the router against other ways to save passes; None when they were not asked for.
+        sweep: accuracy and passes under every control; None when it was not asked for.
     """
 
     base: Share
@@ -89,10 +95,17 @@ class Report:
     passes: dict[int, int]
     decisions: list[list[int]]
     levels: list[Level]
+    baselines: "BaselineTable | None" = None
+    sweep: "list[SweepPoint] | None" = None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as plain values."""
-        plain = asdict(self)
+        """Everything, as plain values; without `baselines` and `sweep` when they were not asked for."""
+        plain = asdict(replace(self, baselines=None, sweep=None))
+        del plain["baselines"], plain["sweep"]
+        if self.baselines is not None:
+            plain["baselines"] = self.baselines.to_json()
+        if self.sweep is not None:
+            plain["sweep"] = [point.to_json() for point in self.sweep]
         plain |= {"base": self.base.to_json(), "routed": self.routed.to_json()}
         plain["passes"] = {str(number): count for number, count in self.passes.items()}
         plain["levels"] = [

@@ -1,6 +1,7 @@
-"""The figure of an evaluation."""
+"""The figures of an evaluation."""
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#BBBBBB"
 CLASS_COLOURS = (ORANGE, GREY, GREEN)
+_CONTROLS = {"depth control": BLUE, "layer budget": "#56B4E9", "price": GREEN}
+_BASELINE_COLOURS = ("#999999", ORANGE, "#D55E00", "#CC79A7", "#777777", "#B8860B", "#555555", "#8B4513", "#800080")
 
 
 def plot_layers(report: Report, path: str | os.PathLike[str]) -> None:
@@ -66,6 +69,71 @@ def plot_decisions(counts: ArrayLike, path: str | os.PathLike[str], *, title: st
     FigureCanvasAgg(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
+
+
+def plot_tradeoff(report: Report, path: str | os.PathLike[str]) -> None:
+    """Draw accuracy against mean passes as a PNG: base, routed, every control of the sweep and every baseline it has.
+
+    Raises:
+        DrLLMError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    axes = figure.subplots()
+    _point(axes, report.num_blocks, report.base.value, report.base.interval, "s", "black", "base")
+    for (control, colour), marker in zip(_CONTROLS.items(), "ov^", strict=True):
+        points = sorted(
+            (item for item in report.sweep or () if item.control in (control, "as trained")),
+            key=lambda item: item.mean_passes,
+        )
+        if len(points) > 1:
+            values = [item.accuracy.value for item in points]
+            bounds = [item.accuracy.interval for item in points]
+            errors = [
+                [value - low for value, (low, _) in zip(values, bounds, strict=True)],
+                [high - value for value, (_, high) in zip(values, bounds, strict=True)],
+            ]
+            axes.errorbar(
+                [item.mean_passes for item in points], values, yerr=errors, color=colour, marker=marker, markersize=5,
+                linewidth=1.2, elinewidth=0.7, capsize=2, label=f"routed, {control}",
+            )  # fmt: skip
+    _point(axes, report.mean_passes, report.routed.value, report.routed.interval, "*", BLUE, "routed, as trained", 15)
+    # Those at equal passes would hide each other: spread by a little, in the order of the table.
+    rows = [row for row in (report.baselines.rows if report.baselines else []) if row["name"] != "base"]
+    for place, row in enumerate(rows):
+        offset = 0.008 * report.num_blocks * (place - (len(rows) - 1) / 2)
+        colour, marker = _BASELINE_COLOURS[place % len(_BASELINE_COLOURS)], "DPXhp<>dH8"[place % 10]
+        _point(axes, row["passes"] + offset, row["accuracy"], row["interval"], marker, colour, row["name"], 6)
+    axes.set(
+        title="Accuracy against block passes, 95 % intervals",
+        xlabel="mean block passes" + (" (baselines at the routers' mean, drawn side by side)" if rows else ""),
+        ylabel="share right",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#EEEEEE")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    FigureCanvasAgg(figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _point(
+    axes: "Axes",
+    passes: float,
+    value: float,
+    interval: Sequence[float],
+    marker: str,
+    colour: str,
+    label: str,
+    size: float = 7,
+) -> None:
+    low, high = interval
+    axes.errorbar(
+        [passes], [value], yerr=[[max(0.0, value - low)], [max(0.0, high - value)]], fmt=marker, color=colour,
+        markersize=size, elinewidth=0.8, capsize=2, label=label,
+    )  # fmt: skip
 
 
 def _decisions_by_block(axes: "Axes", counts: ArrayLike, title: str) -> None:

@@ -7,7 +7,7 @@ the prompt's hidden states tell which (predictability); `measure` scores, `analy
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from rich.table import Table
 
 from ..adapter.layer import observe_router_inputs
 from ..decisions import EXECUTE, REPEAT, SKIP, Decisions, execute_all, passes
+from ..engine import SharingScorer
 from ..errors import DrLLMError
-from ..scoring import Score, Scorer
+from ..scoring import Scorer
 from ..search import SearchConfig
 from ..search.random_paths import RandomPaths
 from ..tasks import Prompt
@@ -33,7 +34,7 @@ _FOLDS = 5
 _BOOTSTRAP = 2000
 _LITTLE, _MUCH = 0.01, 0.03
 _Z = 1.959964
-_BUNDLE = 32
+_BUNDLE = 64
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class ProbeReport:
 
 
 def measure(
-    scorer: Scorer,
+    scorer: SharingScorer,
     prompts: Sequence[Prompt],
     groups: Sequence[str],
     *,
@@ -194,7 +195,7 @@ def measure(
         show: told the share of the scores that is done.
 
     Raises:
-        DrLLMError: too few prompts, or see `Scorer.score`.
+        DrLLMError: too few prompts, or see `SharingScorer.begin`.
     """
     if len(prompts) < LEAST_QUESTIONS:
         raise DrLLMError(
@@ -207,18 +208,17 @@ def measure(
     share = min(single_edits, len(singles))
     probability, correct = np.zeros((2, len(prompts), len(tried)))
     edit_probability, edit_correct = np.full((2, len(prompts), len(singles)), np.nan)
-    states = _states(scorer, prompts)
+    states = _states(scorer.plain, prompts)
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].text))
     # Dealt like cards along the lengths, so that every edit meets short and long prompts alike.
     dealt = np.random.default_rng(seed).permutation(len(singles))
     hands = {place: dealt[(rank * share + np.arange(share)) % len(singles)] for rank, place in enumerate(order)}
     for start in range(0, len(order), _BUNDLE):
         places = order[start : start + _BUNDLE]
-        # Path by path, so that most batches run one path for all rows.
         asked = [(column, row) for column in range(len(tried)) for row in range(len(places))]
         asked += sorted((len(tried) + int(edit), row) for row, place in enumerate(places) for edit in hands[place])
         along = [*tried, *(_edited(num_blocks, *edit) for edit in singles)]
-        scores: Sequence[Score] = scorer.begin([prompts[place] for place in places]).score(
+        scores = scorer.begin([prompts[place] for place in places]).score(
             [row for _, row in asked], [along[column] for column, _ in asked]
         )
         for (column, row), score in zip(asked, scores, strict=True):
@@ -320,9 +320,7 @@ def _states(scorer: Scorer, prompts: Sequence[Prompt]) -> Floats:
             read.append((means.sum(dim=1) / used[:, None]).cpu())
 
         with observe_router_inputs(scorer.model, keep):
-            # The answers do not matter here.
-            asked = [replace(prompts[place], mode="cloze", answer=0) for place in places]
-            scorer.score(asked, [execute_all(scorer.num_blocks)] * len(places))
+            scorer.log_likelihoods([prompts[place] for place in places], [execute_all(scorer.num_blocks)] * len(places))
         stacked = torch.stack(read[: scorer.num_blocks], dim=1).flatten(1).numpy()
         rows.update(zip(places, stacked, strict=True))
     return np.array([rows[place] for place in range(len(prompts))], dtype=np.float64)

@@ -113,15 +113,16 @@ def prepare_push(folder: str | os.PathLike[str], repo: str, *, revision: str | N
         head, on_hub = _on_hub(place.repo, kind, revision)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / folder.resolve().name
-        for path in [folder / CARD, *(path for pattern in _FILES[contents] for path in folder.glob(pattern))]:
-            if path.is_file():
-                target = copy / path.relative_to(folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if path.suffix in _LARGE:
-                    target.symlink_to(path.resolve())
-                else:
-                    shutil.copyfile(path, target)
-        write_card(copy, repo_id=place.repo, on_hub=on_hub)
+        with explained(repo, "uploaded"):
+            for path in [folder / CARD, *(path for pattern in _FILES[contents] for path in folder.glob(pattern))]:
+                if path.is_file():
+                    target = copy / path.relative_to(folder)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    if path.suffix in _LARGE:
+                        target.symlink_to(path.resolve())
+                    else:
+                        shutil.copyfile(path, target)
+            write_card(copy, repo_id=place.repo, on_hub=on_hub)
         yield Push(kind, place.repo, revision, copy, head)
 
 

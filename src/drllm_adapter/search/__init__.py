@@ -2,7 +2,7 @@
 
 from .bundle import PathScorer, Work, search_bundle
 from .estimate import SearchEstimate, estimate_search
-from .labels import LABEL_RULES, choose_label
+from .labels import LABEL_RULES, choose_label, choose_labels
 from .rows import Row, iterate_rows, read_rows, read_search_info
 from .runner import run_search
 from .summary import SearchSummary, Tally
@@ -20,6 +20,7 @@ __all__ = [
     "Tally",
     "Work",
     "choose_label",
+    "choose_labels",
     "estimate_search",
     "iterate_rows",
     "read_rows",

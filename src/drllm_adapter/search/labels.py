@@ -37,9 +37,13 @@ def price(paths: Sequence[ScoredPath], price: float = 0.4) -> Decisions | None:
 
 
 LABEL_RULES: dict[str, Callable[[Sequence[ScoredPath], float], Decisions | None]] = {
+    "weighted": price,
+    "effects": price,
     "price": price,
     "shortest": shortest,
 }
+"""The one path that stands for a question. "weighted" adds others to it, see `choose_labels`; "effects" learns from all
+paths and uses this one for its metrics only."""
 
 
 def choose_label(paths: Sequence[ScoredPath], rule: str, price: float) -> Decisions | None:
@@ -55,3 +59,41 @@ def choose_label(paths: Sequence[ScoredPath], rule: str, price: float) -> Decisi
     if isinstance(price, bool) or not isinstance(price, (int, float)) or not price >= 0:
         raise DrLLMError(f"price must be a number of at least 0, but {price!r} was given; correct it.")
     return LABEL_RULES[rule](paths, price)
+
+
+def choose_labels(paths: Sequence[ScoredPath], rule: str, price: float) -> list[tuple[Decisions, float]]:
+    """What routers learn of a question under a rule: paths and their weights, which add up to 1; empty drops it.
+
+    Raises:
+        DrLLMError: as `choose_label`.
+    """
+    label = choose_label(paths, rule, price)
+    if label is None:
+        return []
+    return weighted(paths, price) if rule == "weighted" else [(label, 1.0)]
+
+
+def weighted(
+    paths: Sequence[ScoredPath], price: float = 0.4, *, temperature: float = 0.05, limit: int = 6
+) -> list[tuple[Decisions, float]]:
+    """Several labels for one question: its best paths, weighted by how good they are; the weights add up to 1.
+
+    A path is worth p(right answer) - price x passes / L, and its weight is in proportion to exp(worth / temperature): a
+    path that is worth `temperature` less counts 2.7 times less. This is advantage-weighted regression (Peng et al.,
+    arXiv 1910.00177) over the paths tried; the baseline of the advantage cancels, because the weights of a question
+    are normalised. One label a question hides that many paths are as good as the label; all of them together say
+    which decisions matter.
+
+    Args:
+        limit: at most so many paths; those that would weigh less than 2 % are left out as well.
+
+    Returns:
+        The best path first; empty when no path has a score.
+    """
+    scored = [path for path in paths if not math.isnan(path.probability)]
+    # Rounded, so that what is equal is ordered by its decisions and not by the last bits.
+    worth = {p.decisions: round(p.probability - price * passes(p.decisions) / len(p.decisions), 9) for p in scored}
+    best = sorted(worth, key=lambda decisions: (-worth[decisions], passes(decisions), decisions))[:limit]
+    weights = [math.exp((worth[decisions] - worth[best[0]]) / temperature) for decisions in best]
+    kept = [weight for weight in weights if weight >= 0.02 * sum(weights)]
+    return [(decisions, weight / sum(kept)) for decisions, weight in zip(best, kept, strict=False)]

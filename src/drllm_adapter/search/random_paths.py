@@ -18,7 +18,7 @@ class RandomPaths:
     """Proposes the base model's path, then random ones; the same interface as `PathSearch`.
 
     A path has 1 to `config.edits` edited blocks (each number equally likely, at most L - 1), each skipped with
-    probability 3/4 and repeated otherwise; none is proposed twice.
+    probability 3/4 and repeated otherwise; what is drawn twice is scored once.
 
     Args:
         num_blocks: L.
@@ -33,6 +33,9 @@ class RandomPaths:
         self._pending: Decisions | None = None
         digest = hashlib.sha256(f"random:{config.seed}:{question_id}".encode()).digest()
         self._random = random.Random(int.from_bytes(digest[:8], "big"))
+        # Sorted: paths that begin alike follow one another, and what they share need not run again.
+        drawn = {self._draw() for _ in range(config.simulations)}
+        self._drawn = sorted(drawn - {execute_all(num_blocks)}, reverse=True)
 
     @property
     def paths(self) -> list[ScoredPath]:
@@ -40,21 +43,14 @@ class RandomPaths:
         return list(self._scores.values())
 
     def propose(self) -> Decisions | None:
-        """The next path to score, never one scored before; None when all are drawn.
-
-        A drawn path that was scored before goes by without a proposal.
-        """
+        """The next path to score, never one scored before; None when all are."""
         assert self._pending is None, "report() must follow every proposal"
         if not self._scores:
             self._pending = execute_all(self.num_blocks)
-            return self._pending
-        while self.simulations < self.config.simulations:
+        elif self._drawn:
             self.simulations += 1
-            path = self._draw()
-            if path not in self._scores:
-                self._pending = path
-                return path
-        return None
+            self._pending = self._drawn.pop()
+        return self._pending
 
     def report(self, probability: float, correct: bool) -> None:
         """What came of the path that was proposed last."""

@@ -9,10 +9,12 @@ from .config import TrainingConfig
 from .curves import plot_curves
 from .features import FeatureStore
 from .loss import effective_number_weights, focal_loss
+from .objectives import EffectRegression
 from .routers import load_weights_into
 from .trainer import TrainingResult, train_routers
 
 __all__ = [
+    "EffectRegression",
     "FeatureStore",
     "TrainingConfig",
     "TrainingResult",

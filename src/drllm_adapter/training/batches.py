@@ -42,7 +42,7 @@ class BatchReader:
 
     def __init__(self, store: FeatureStore, device: torch.device, memory: int) -> None:
         self._store = store
-        self._device = device
+        self.device = device
         self._windows = torch.from_numpy(np.array(store.windows)).to(device)
         self._labels = torch.from_numpy(store.routed_labels.astype(np.int64)).to(device)
         self._resident: Tensor | None = self._load_all() if store.means.nbytes <= memory else None
@@ -63,8 +63,8 @@ class BatchReader:
                 yield pending.result()
 
     def _read(self, rows: Rows) -> Batch:
-        index = torch.from_numpy(rows).to(self._device)
-        means = self._gather(rows).to(self._device) if self._resident is None else self._resident[:, index]
+        index = torch.from_numpy(rows).to(self.device)
+        means = self._gather(rows).to(self.device) if self._resident is None else self._resident[:, index]
         return Batch(rows=rows, means=means, windows=self._windows[index], labels=self._labels[index])
 
     def _gather(self, rows: Rows) -> Tensor:
@@ -76,7 +76,7 @@ class BatchReader:
 
     def _load_all(self) -> Tensor:
         _, routers, windows, width = self._store.means.shape
-        resident = torch.empty(routers, len(self._store), windows, width, device=self._device)
+        resident = torch.empty(routers, len(self._store), windows, width, device=self.device)
         for start in range(0, len(self._store), _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, len(self._store)))
             resident[:, start : start + len(rows)] = self._gather(rows)

@@ -71,3 +71,18 @@ def focal_loss(logits: Tensor, labels: Tensor, class_weights: Tensor, gamma: flo
     # The floor keeps the gradient finite where p has rounded to 1 and gamma is below 1.
     miss = (-torch.expm1(log_probability)).clamp_min(torch.finfo(logits.dtype).tiny)
     return -(class_weights[labels] * miss.pow(gamma) * log_probability).mean()
+
+
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Mean over all elements of -weight log p_y, each example with a weight of its own.
+
+    Args:
+        logits: float [B, R, 3].
+        labels: int64 [B, R], values 0, 1, 2.
+        weights: float [B]; with a mean of 1 over the set, losses compare with those of equal weights.
+
+    Returns:
+        A scalar.
+    """
+    of_element = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+    return (weights * of_element.mean(dim=1)).mean()

@@ -8,14 +8,16 @@ from ..decisions import CLASS_NAMES
 from .loss import class_counts
 
 
-def data_line(train_questions: int, validation_questions: int, routers: int, labels: Tensor) -> str:
-    """What is trained on; `labels` are the training labels, int [N, R]."""
+def data_line(train_questions: int, validation_questions: int, examples: int, routers: int, labels: Tensor) -> str:
+    """What is trained on; `labels` are the training labels, int [N, R], `examples` how many paths in all."""
     shares = ", ".join(
         f"{_percent(count / labels.numel())} {name}"
         for count, name in zip(class_counts(labels).tolist(), CLASS_NAMES, strict=True)
     )
+    several = examples > train_questions + validation_questions
     return (
-        f"data      {train_questions:,} training and {validation_questions:,} validation questions, {routers} routers; "
+        f"data      {train_questions:,} training and {validation_questions:,} validation questions"
+        f"{f' along {examples:,} paths' if several else ''}, {routers} routers; "
         f"labels: {shares}"
     )
 

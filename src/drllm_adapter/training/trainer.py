@@ -8,7 +8,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ from ..errors import DrLLMError
 from .batches import Batch, BatchReader, Rows
 from .config import TrainingConfig
 from .features import FeatureStore
-from .loss import effective_number_weights, focal_loss
-from .metrics import decision_metrics, mean_passes, static_decisions
+from .loss import effective_number_weights
+from .metrics import decision_metrics, static_decisions
+from .objectives import EffectRegression, Imitation, Objective, WeightedImitation
 from .report import data_line, result_line, training_line
 from .routers import Weights, fresh_weights, stacked_logits
 
@@ -61,6 +62,8 @@ def train_routers(
     store: FeatureStore,
     config: TrainingConfig | None = None,
     *,
+    example_weights: NDArray[np.float32] | None = None,
+    effects: tuple[EffectRegression, Tensor] | None = None,
     device: str | torch.device | None = None,
     memory: int = DEFAULT_MEMORY,
     console: Console | None = None,
@@ -73,6 +76,10 @@ def train_routers(
     Args:
         store: what the routers read and shall decide.
         config: how to train; None is `TrainingConfig()`.
+        example_weights: float32 [N], how much each of the store's N examples counts, when a question has several paths
+            (rows with the same id); the loss is then a weighted cross-entropy. None is the focal loss.
+        effects: regress effects in place of imitating the store's labels, which then only serve for the metrics; with
+            the average effects [R, 3] to start from.
         device: where to train; None is the first GPU, or the CPU without one.
         memory: features of at most this many bytes are held on the device; larger ones are read from disk as they are
             needed. Beside them, training takes about 20 bytes a router weight and two batches of
@@ -89,10 +96,30 @@ def train_routers(
     train_labels = torch.from_numpy(store.routed_labels[train_rows])
     class_weights = effective_number_weights(train_labels, config.beta)
 
-    lines = [data_line(len(train_rows), len(validation_rows), len(store.layers), train_labels)]
+    train_questions, validation_questions = (
+        len({store.ids[r] for r in rows}) for rows in (train_rows, validation_rows)
+    )
+    lines = [data_line(train_questions, validation_questions, len(store), len(store.layers), train_labels)]
     console.print(lines[-1], highlight=False, markup=False)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    run = _Run(store, config, BatchReader(store, place, memory), class_weights.to(place))
+    counts = np.ones(len(store), dtype=np.float32) if example_weights is None else example_weights
+    if counts.shape != (len(store),) or not (counts >= 0).all() or not counts[train_rows].any():
+        raise DrLLMError(
+            f"example_weights must be one number of at least 0 for each of {len(store)} examples, not all 0, but "
+            f"{list(counts.shape)} values were given; pass one weight for each row of the store."
+        )
+    generator = torch.Generator().manual_seed(config.seed)
+    start = fresh_weights(len(store.layers), store.means.shape[-1], config.hidden, generator)
+    objective: Objective
+    if effects is not None:
+        regression, average = effects
+        objective = replace(regression, paths=regression.paths.to(place), margins=regression.margins.to(place))
+        start = objective.start(start, average)
+    elif example_weights is not None:
+        objective = WeightedImitation(torch.from_numpy(counts / counts[train_rows].mean()).to(place))
+    else:
+        objective = Imitation(class_weights.to(place), config.gamma)
+    run = _Run(store, config, BatchReader(store, place, memory), objective, start, generator)
     history, best_epoch, weights = run.train(train_rows, validation_rows, console)
 
     labels = store.routed_labels[validation_rows]
@@ -100,9 +127,12 @@ def train_routers(
     metrics = {
         "routers": history[best_epoch - 1],
         "static": decision_metrics(labels, static, run.other_blocks),
-        "label_mean_passes": mean_passes(labels, run.other_blocks),
-        "train_questions": len(train_rows),
-        "validation_questions": len(validation_rows),
+        "label_mean_passes": float(
+            np.average(labels.sum(axis=1, dtype=np.int64), weights=counts[validation_rows]) + run.other_blocks
+        ),
+        "train_questions": train_questions,
+        "validation_questions": validation_questions,
+        "train_examples": len(train_rows),
         "class_weights": dict(zip(CLASS_NAMES, class_weights.tolist(), strict=True)),
         "weights": sum(weight.numel() for weight in weights.values()),
         "epochs": len(history),
@@ -145,12 +175,19 @@ def split_questions(ids: Sequence[str], share: float, seed: int) -> tuple[Rows, 
 class _Run:
     """One training: what stays the same over its epochs, and the weights that do not."""
 
-    def __init__(self, store: FeatureStore, config: TrainingConfig, reader: BatchReader, class_weights: Tensor) -> None:
-        self.store, self.config, self.reader, self.class_weights = store, config, reader, class_weights
+    def __init__(
+        self,
+        store: FeatureStore,
+        config: TrainingConfig,
+        reader: BatchReader,
+        objective: Objective,
+        start: Weights,
+        generator: torch.Generator,
+    ) -> None:
+        self.store, self.config, self.reader, self.objective = store, config, reader, objective
         self.other_blocks = store.labels.shape[1] - len(store.layers)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        fresh = fresh_weights(len(store.layers), store.means.shape[-1], config.hidden, self.generator)
-        self.weights = {name: weight.to(class_weights.device).requires_grad_() for name, weight in fresh.items()}
+        self.generator = generator
+        self.weights = {name: weight.to(reader.device).requires_grad_() for name, weight in start.items()}
 
     def train(
         self, train_rows: Rows, validation_rows: Rows, console: Console
@@ -212,7 +249,7 @@ class _Run:
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The batch's loss and logits [B, R, 3]."""
         logits = stacked_logits(self.weights, batch.means, batch.windows)
-        return focal_loss(logits, batch.labels, self.class_weights, self.config.gamma), logits
+        return self.objective(logits, batch), logits
 
     def _finite(self, loss: Tensor, batch: Batch) -> float:
         """The loss as a float; a `DrLLMError` that says whose fault it is when it is not finite."""

@@ -1,0 +1,133 @@
+"""What a loaded adapter may not do: take memory before its file was looked at, or run on another base unnoticed."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+from unrolled import tiny_model
+
+from drllm_adapter import DrLLMConfig, DrLLMError
+from drllm_adapter.adapter.base import comparable_fingerprint, fingerprint
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Path]:
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), DrLLMConfig())
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "base", tmp_path / "adapter"
+
+
+LOADERS = (
+    "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)",
+    "AutoModelForCausalLM.from_pretrained(base).load_adapter(adapter)",
+    "AutoModelForCausalLM.from_pretrained(adapter)",
+)
+
+
+def test_a_terabyte_is_refused_before_memory_is_taken(saved: tuple[Path, Path]) -> None:
+    """Routers of a terabyte, in a configuration that is consistent and a file that claims to hold them."""
+    base, adapter = saved
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    width = 1 << 20
+    header = {
+        f"base_model.model.model.layers.{block}.drllm_router.{name}": {"dtype": "F32", "shape": shape}
+        for block in range(5)
+        for name, shape in (("down.weight", [width, 32]), ("up.weight", [3, width]), ("up.bias", [2**38]))
+    }
+    end = 0
+    for entry in header.values():
+        size = 4
+        for number in entry["shape"]:
+            size *= number
+        entry["data_offsets"] = [end, end := end + size]
+    text = json.dumps(header).encode()
+    # A sparse file: as long as it says, and empty on the disk.
+    with open(adapter / "adapter_model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        os.truncate(file.name, 8 + len(text) + min(end, 2**42))
+    del config["settings_checksum"]
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "router_width": width}))
+    code = (
+        "import resource, sys, torch, drllm_adapter\n"
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "base, adapter = sys.argv[1:]\n"
+        "AutoModelForCausalLM.from_pretrained(base)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    )
+    for load in LOADERS:
+        code += f"try:\n    {load}\nexcept drllm_adapter.DrLLMError as error:\n    print(error)\n"
+    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    done = subprocess.run([sys.executable, "-c", code, str(base), str(adapter)], capture_output=True, text=True)
+    *sentences, grown = done.stdout.splitlines()
+    assert len(sentences) == len(LOADERS), done.stderr
+    assert all("adapter_model.safetensors must be a safetensors file" in sentence for sentence in sentences)
+    assert int(grown) < 50_000, "kilobytes"
+
+
+def test_a_base_of_other_dimensions_is_refused(saved: tuple[Path, Path]) -> None:
+    _base, adapter = saved
+    other = tiny_model("llama", intermediate_size=40)
+    with pytest.raises(DrLLMError, match=r"configuration [0-9a-f]{16}\), but this base is"):
+        PeftModel.from_pretrained(other, adapter)
+
+
+def test_another_state_of_the_base_is_warned_of_once(saved: tuple[Path, Path]) -> None:
+    base, adapter = saved
+
+    def told(model: Any) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            PeftModel.from_pretrained(model, adapter)
+        return [str(item.message) for item in caught if "another state of its base" in str(item.message)]
+
+    assert told(AutoModelForCausalLM.from_pretrained(base)) == []
+    assert told(AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)) == []
+    tuned = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        tuned.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    (said,) = told(tuned)
+    assert "base_weights" in said
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_revision": "1" * 40}))
+    later = AutoModelForCausalLM.from_pretrained(base)
+    later.config._commit_hash = "2" * 40
+    (said,) = told(later)
+    assert "base_revision" in said
+
+
+def test_adapters_are_no_part_of_the_fingerprint(saved: tuple[Path, Path]) -> None:
+    from peft import LoraConfig
+
+    base, adapter = saved
+    model = AutoModelForCausalLM.from_pretrained(base)
+    plain = fingerprint(model)
+    assert fingerprint(PeftModel.from_pretrained(model, adapter)) == plain
+    with_lora = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"]))
+    assert fingerprint(with_lora) == plain
+    assert comparable_fingerprint(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16)) is None
+
+
+def test_settings_that_were_edited_are_refused_and_set_ones_are_saved(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    from drllm_adapter import set_depth_control
+
+    base, adapter = saved
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    set_depth_control(model, 0.25)
+    model.save_pretrained(tmp_path / "set")
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "set")
+    assert loaded.peft_config["default"].depth_control == 0.25
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_windows": 9}))
+    with pytest.raises(DrLLMError, match="settings of the adapter must have the checksum"):
+        DrLLMConfig.from_pretrained(adapter)
