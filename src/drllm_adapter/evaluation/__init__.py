@@ -4,10 +4,12 @@ from .baselines import BaselineTable, Effort, compare_with_baselines
 from .compare import Report, Share, compare
 from .contenders import Contender, paired_bootstrap
 from .figures import plot_layers, plot_tradeoff
+from .scores import SCORES, score_both
 from .static import StaticPath, best_static_at, score_static_paths, static_paths
 from .sweep import SweepPoint, sweep_controls, sweep_table
 
 __all__ = [
+    "SCORES",
     "BaselineTable",
     "Contender",
     "Effort",
@@ -21,6 +23,7 @@ __all__ = [
     "paired_bootstrap",
     "plot_layers",
     "plot_tradeoff",
+    "score_both",
     "score_static_paths",
     "static_paths",
     "sweep_controls",
