@@ -40,7 +40,7 @@ class SearchSpeed:
         paths_per_second, published_paths_per_second: the speeds.
         ratio: of these speeds.
         spread: quartiles of that ratio over the rounds of the search, each against all of the published way.
-        share_in_blocks, share_in_head: of our time, inside decoder blocks, and in norm, head and the vocabulary's softmax.
+        share_in_blocks, share_in_head: of our time, inside decoder blocks, and in norm, head and softmax.
         avoided: share of the block passes that did not have to run.
         padding: share of the slots in batches without a token.
         peak_memory: gigabytes, of the device or, on the CPU, of the process with both ways in it.
