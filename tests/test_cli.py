@@ -322,7 +322,7 @@ def test_a_full_disk(made: Path, tmp_path: Path, refuse: Run, monkeypatch: pytes
     ("arguments", "names"),
     [
         (["routing", "--decode-tokens", "2", "--prompt-tokens", "32"],
-         ["forced decode", "all execute", "forced decode", "all execute", "routers"]),
+         ["forced decode", "all execute", "forced decode", "all execute", "mixed batch", "routers"]),
     ],
 )  # fmt: skip
 def test_the_benchmarks_write_ratios(

@@ -218,6 +218,27 @@ def test_a_chat_keeps_the_route_of_its_first_turn(model_type: str) -> None:
     assert last_decisions(routed).tolist() == anew
 
 
+@pytest.mark.parametrize("path", [[0, 2, 1, 2], [2, 0, 2, 1]])
+@torch.no_grad()
+def test_candidates_in_a_second_turn_are_taken_back_from_windows(path: list[int]) -> None:
+    """A cache that already holds a route is told to remember what leaves its windows, and does as the unrolled model's.
+
+    Not as decoding without a cache: there transformers itself differs once the window is full.
+    """
+    routed, model = base_and_routed("gemma3_text")[1], truth("gemma3_text", tuple(path))
+    first, second = tokens(1, 4, seed=6), tokens(1, 3, seed=7).repeat(1, 4)
+
+    def two_turns(model: Any) -> list[list[int]]:
+        cache = DynamicCache(config=model.config)
+        turn = first[0].tolist() + greedy(model, first, 2, past_key_values=cache)[0]
+        whole = torch.cat([torch.tensor([turn]), second], dim=1)
+        return greedy(model, whole, 9, past_key_values=cache, prompt_lookup_num_tokens=3)
+
+    with force_decisions(routed, path):
+        found = two_turns(routed)
+    assert found == two_turns(model)
+
+
 @torch.no_grad()
 def test_a_prompt_in_chunks() -> None:
     """Right where nothing is decided or nothing is cut, refused otherwise."""

@@ -59,17 +59,19 @@ def locate_stack(model: nn.Module) -> Stack:
     config: Any = model.config
     text = config.get_text_config(decoder=True)
     num_blocks = text.num_hidden_layers
-    decoder = set(_decoder(model).modules())
     lists = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_blocks and module in decoder
+        if isinstance(module, nn.ModuleList) and len(module) == num_blocks
     ]
     if not lists:
         raise DrLLMError(
             f"a {text.model_type} model must have a list of {num_blocks} decoder blocks, but none was found in this "
             f"{type(model).__name__}; load the model with AutoModelForCausalLM."
         )
+    # ModernBERT calls its output layer the decoder, so that counts only where it holds a list.
+    decoder = set(_decoder(model).modules())
+    lists = [(name, blocks) for name, blocks in lists if blocks in decoder] or lists
     # Experts and the like may be as many as the blocks; they lie deeper.
     name, blocks = min(lists, key=lambda item: item[0].count("."))
     owner = model.get_submodule(name.rpartition(".")[0])

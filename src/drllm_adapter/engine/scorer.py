@@ -9,7 +9,7 @@ alone; that is what keeps its scores the same, to the last bit, whichever questi
 import math
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -29,8 +29,6 @@ from .states import Node, States
 GIGABYTE = 2**30
 _GRAIN = 4
 """Rows are padded to a multiple of so many tokens, so that rows of one length are many enough to make a batch."""
-_READ_TOGETHER = 256
-"""Positions whose predictions are computed at once: so many times the vocabulary is the largest tensor there is."""
 _TOLERANCE = {torch.float32: (0.01, 1e-4), torch.float64: (0.01, 1e-4)}
 _TOLERANCE_OF_HALF = (0.5, 0.02)
 """How far log-likelihoods of packed and plain scoring may be apart by rounding: absolute, and of their size.
@@ -43,6 +41,7 @@ Pair = tuple[int, Decisions]
 """The place of a prompt among those of a session, and a path."""
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class SharingScorer:
@@ -74,9 +73,8 @@ class SharingScorer:
         self.num_blocks = len(self.blocks.layers)
         self.memory, self.batch_size, self.notice = memory, batch_size, notice
         self.shared = Work()
-        # Row lengths up to which packing was found right, and from which it was found wrong.
-        self._agreed: float = 0
-        self._differed: float = math.inf
+        # Lengths up to which rows were found to be scored right, and from which wrong: of trees, and of chains.
+        self._limits: dict[bool, tuple[float, float]] = {False: (0, math.inf), True: (0, math.inf)}
         self._told: set[str] = set()
 
     @property
@@ -89,17 +87,30 @@ class SharingScorer:
         encoded = self.plain.encode(prompt)
         return len(pack(encoded.prompt, encoded.continuations).tokens)
 
-    def halve_batch(self) -> None:
-        """Go on with smaller batches after the device's memory was too small; called while the error is handled."""
-        if self.batch_size == 1:
-            raise DrLLMError(
-                "one question must fit the device's memory, but not even a batch of one does; lower --memory, use a "
-                "smaller dtype or another device."
-            )
-        self._tell("memory", "the device ran out of memory; going on with smaller batches.")
-        self.batch_size //= 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    def in_batches(self, items: Sequence[T], run: Callable[[Sequence[T]], Sequence[R]], share: int = 1) -> list[R]:
+        """The results of `run` for all items, in batches of `batch_size / share`.
+
+        When the device's memory is too small for a batch, it is halved, and stays so.
+
+        Raises:
+            DrLLMError: the memory is too small for one item.
+        """
+        results: list[R] = []
+        while len(results) < len(items):
+            size = max(1, self.batch_size // share)
+            try:
+                results += run(items[len(results) : len(results) + size])
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise DrLLMError(
+                        "one question must fit the device's memory, but not even a batch of one does; lower --memory, "
+                        "use a smaller dtype or another device."
+                    ) from error
+                self._tell("memory", "the device ran out of memory; going on with smaller batches.")
+                self.batch_size //= 2
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+        return results
 
     def begin(self, prompts: Sequence[Prompt]) -> "SharingSession | PlainSession":
         """The prompts, to be scored along paths by `session.score(places, paths)`.
@@ -111,14 +122,21 @@ class SharingScorer:
         for prompt in prompts:
             encoded = self.plain.encode(prompt)
             rows.append(pack(encoded.prompt, encoded.continuations))
-        longest = max(range(len(rows)), key=lambda place: len(rows[place].tokens))
+        fits = all(self._fits(prompts, rows, is_chain) for is_chain in (False, True))
+        return SharingSession(self, prompts, rows) if fits else PlainSession(self.plain, prompts)
+
+    def _fits(self, prompts: Sequence[Prompt], rows: Sequence[PackedRow], is_chain: bool) -> bool:
+        """Whether the longest of those rows that are trees, or chains, is scored as it should be."""
+        of_kind = [place for place, row in enumerate(rows) if row.is_chain == is_chain]
+        if not of_kind:
+            return True
+        longest = max(of_kind, key=lambda place: len(rows[place].tokens))
         length = len(rows[longest].tokens)
-        if self._agreed < length < self._differed:
-            if self._agrees(prompts[longest], rows[longest]):
-                self._agreed = length
-            else:
-                self._differed = length
-        return SharingSession(self, prompts, rows) if length <= self._agreed else PlainSession(self.plain, prompts)
+        agreed, differed = self._limits[is_chain]
+        if agreed < length < differed:
+            agrees = self._agrees(prompts[longest], rows[longest])
+            agreed, differed = self._limits[is_chain] = (length, differed) if agrees else (agreed, length)
+        return length <= agreed
 
     def _agrees(self, prompt: Prompt, row: PackedRow) -> bool:
         """Whether packed and plain scoring give the same along the base model's path."""
@@ -128,8 +146,7 @@ class SharingScorer:
             found = SharingSession(self, [prompt], [row]).log_likelihoods([(0, path)])[0]
             absolute, relative = _TOLERANCE.get(self.blocks.dtype, _TOLERANCE_OF_HALF)
             apart = [(abs(ours - its), its) for ours, its in zip(found, expected, strict=True)]
-            # Not finite on both sides is agreement as well.
-            fits = not any(difference > absolute + relative * abs(its) for difference, its in apart)
+            fits = all(math.isnan(its) or difference <= absolute + relative * abs(its) for difference, its in apart)
             reason = f"log-likelihoods differ by {max(apart)[0]:.3g}"
         except (DrLLMError, torch.OutOfMemoryError):
             raise
@@ -193,11 +210,14 @@ class SharingSession:
 
     @torch.inference_mode()
     def _predict(self, pairs: Sequence[Pair]) -> list["_Predicted"]:
-        finished = self._run_paths(pairs)
-        predicted: list[_Predicted] = []
-        for chunk in _split(list(zip(pairs, finished, strict=True)), _READ_TOGETHER, lambda item: len(item[1])):
-            predicted += self._read([place for (place, _), _ in chunk], [hidden for _, hidden in chunk])
-        return predicted
+        model = self._blocks.model
+        training = model.training
+        model.eval()
+        try:
+            finished = list(zip((place for place, _ in pairs), self._run_paths(pairs), strict=True))
+            return self.scorer.in_batches(finished, self._read, share=4)
+        finally:
+            model.train(training)
 
     def _texts(self, begun: dict[Pair, list[int]]) -> dict[Pair, str]:
         """Greedy answers to free questions, of which the first tokens are known; no longer than the verdict needs.
@@ -215,18 +235,16 @@ class SharingSession:
             else:
                 batches[len(plain.encode(prompt).prompt) + len(tokens)].append(pair)
         for waiting in batches.values():
-            while waiting:
-                part = waiting[: self.scorer.batch_size]
-                rows = [*part, *part[:1] * (_GRAIN - len(part))]
-                asked, along = [self.prompts[place] for place, _ in rows], [path for _, path in rows]
-                try:
-                    answers = plain.generate(asked, along, [begun[pair] for pair in rows])
-                except torch.OutOfMemoryError:
-                    self.scorer.halve_batch()
-                    continue
-                texts.update(zip(part, answers, strict=False))
-                waiting = waiting[len(part) :]
+            answers = self.scorer.in_batches(waiting, lambda part: self._generate(part, begun))
+            texts.update(zip(waiting, answers, strict=True))
         return texts
+
+    def _generate(self, pairs: Sequence[Pair], begun: Mapping[Pair, Sequence[int]]) -> list[str]:
+        rows = [*pairs, *[pairs[0]] * (_GRAIN - len(pairs))]
+        texts = self.scorer.plain.generate(
+            [self.prompts[place] for place, _ in rows], [path for _, path in rows], [begun[pair] for pair in rows]
+        )
+        return texts[: len(pairs)]
 
     def _prepare(self, rows: Sequence[PackedRow], length: int, is_chain: bool) -> Prepared:
         # A tensor that all rows share must not look as if it had one entry for each of them.
@@ -288,31 +306,26 @@ class SharingSession:
 
     def _pass(self, block: int, places: Sequence[int], entering: Sequence[Tensor]) -> list[Tensor]:
         """One pass of a block over the hidden states of some questions, batched by the length of their rows."""
-        leaving: list[Tensor | None] = [None] * len(places)
         batches: defaultdict[int, list[int]] = defaultdict(list)
         for item, place in enumerate(places):
             batches[id(self._batch_of[place][0])].append(item)
+        leaving: dict[int, Tensor] = {}
         for items in batches.values():
-            done = 0
-            while done < len(items):
-                part = items[done : done + self.scorer.batch_size]
-                prepared = self._batch_of[places[part[0]]][0]
-                rows = [self._batch_of[places[item]][1] for item in part]
-                try:
-                    device = entering[part[0]].device
-                    hidden = torch.stack([entering[item].to(device) for item in part])
-                    output = self._blocks.run(block, hidden, prepared, rows)
-                except torch.OutOfMemoryError:
-                    self.scorer.halve_batch()
-                    continue
-                for index, item in enumerate(part):
-                    # A copy, so that giving up one question's states frees memory while others of its batch are kept.
-                    leaving[item] = output[index].clone()
-                done += len(part)
-        return [hidden for hidden in leaving if hidden is not None]
+            prepared = self._batch_of[places[items[0]]][0]
 
-    def _read(self, places: Sequence[int], hidden: Sequence[Tensor]) -> list["_Predicted"]:
+            def run(part: Sequence[int], prepared: Prepared = prepared) -> list[Tensor]:
+                device = entering[part[0]].device
+                hidden = torch.stack([entering[item].to(device) for item in part])
+                output = self._blocks.run(block, hidden, prepared, [self._batch_of[places[item]][1] for item in part])
+                # Copies, so that giving up one question's states frees memory while others of its batch are kept.
+                return [state.clone() for state in output]
+
+            leaving.update(zip(items, self.scorer.in_batches(items, run), strict=True))
+        return [leaving[item] for item in range(len(places))]
+
+    def _read(self, finished: Sequence[tuple[int, Tensor]]) -> list["_Predicted"]:
         """What is predicted from the states `[reads, width]` of some questions."""
+        places, hidden = [place for place, _ in finished], [states for _, states in finished]
         rows = [self.rows[place] for place in places]
         device = hidden[0].device
         states = torch.cat([item.to(device) for item in hidden])
@@ -396,17 +409,3 @@ def score_paths(
             scores[place] = [found[index, path] for path in paths[place]]
         show(start + len(places))
     return [scores[place] for place in range(len(prompts))]
-
-
-def _split(items: Sequence[T], size: int, weight: Callable[[T], int]) -> Iterator[list[T]]:
-    """Consecutive parts of about `size` in sum of weights, at least one item each."""
-    part: list[T] = []
-    filled = 0
-    for item in items:
-        if part and filled + weight(item) > size:
-            yield part
-            part, filled = [], 0
-        part.append(item)
-        filled += weight(item)
-    if part:
-        yield part

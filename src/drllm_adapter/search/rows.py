@@ -185,6 +185,8 @@ def iterate_rows(source: str | os.PathLike[str]) -> Iterator[Row]:
     Raises:
         DrLLMError: there are no such rows, the search was not finished, or a file is damaged.
     """
+    if folder_kind(source) == KIND:
+        read_search_info(source)  # a set whose notes are damaged is damaged
     for path in _files(source):
         yield from iterate_file(path)
 
