@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import drllm_adapter
 from drllm_adapter.cli import main
 from drllm_adapter.demo import BASE
 from drllm_adapter.demo.khop import generate
+from drllm_adapter.scoring import Scorer
 
 Run = Callable[..., str]
 
@@ -207,6 +209,63 @@ def test_an_interrupted_search_goes_on(made: Path, tmp_path: Path, run: Run, ref
     run(*search, "--resume")
     data = Path("paths") / "data" / "train-00000-of-00001.parquet"
     assert (tmp_path / data).read_bytes() == (made / data).read_bytes()
+
+
+def test_an_interrupted_evaluation_goes_on(
+    made: Path, tmp_path: Path, run: Run, refuse: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    command = ["eval", made / "adapter", "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze",
+               "--batch-size", 8, "--output"]  # fmt: skip
+    run(*command, tmp_path / "whole")
+    score, calls = Scorer.score, []
+
+    def interrupt(self: Any, *arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return score(self, *arguments)
+
+    monkeypatch.setattr(Scorer, "score", interrupt)
+    monkeypatch.setattr(sys, "argv", ["drllm", *map(str, command), str(tmp_path / "cut")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130
+    assert "56 of 80 answers are saved" in capsys.readouterr().err
+    assert "--resume" in refuse(*command, tmp_path / "cut")
+    assert "depth_control" in refuse(*command, tmp_path / "cut", "--resume", "--depth-control", 0)
+    run(*command, tmp_path / "cut", "--resume")
+    assert len(calls) == 10  # five batches of the base and five of the routed model, each once
+    for name in ("report.json", "layers.png"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["drllm.json", "layers.png", "report.json"]
+    assert "is finished" in refuse(*command, tmp_path / "cut", "--resume")
+
+
+def test_an_interrupted_training_goes_on(
+    made: Path, tmp_path: Path, run: Run, refuse: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from drllm_adapter.training import trainer
+
+    command = ["train", made / "paths", "--epochs", 8, "--output"]
+    loss, calls = trainer._Run._loss, []
+
+    def interrupt(self: Any, batch: Any) -> Any:
+        calls.append(batch)
+        if len(calls) == 11:
+            signal.raise_signal(signal.SIGINT)
+        return loss(self, batch)
+
+    monkeypatch.setattr(trainer._Run, "_loss", interrupt)
+    monkeypatch.setattr(sys, "argv", ["drllm", *map(str, command), str(tmp_path / "cut")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130
+    assert "go on with the same command and --resume" in capsys.readouterr().err
+    assert "learning_rate" in refuse(*command, tmp_path / "cut", "--resume", "--learning-rate", 0.01)
+    run(*command, tmp_path / "cut", "--resume")
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "cut" / name).read_bytes() == (made / "adapter" / name).read_bytes()
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == {path.name for path in (made / "adapter").iterdir()}
 
 
 # What bad input gets

@@ -13,8 +13,9 @@ class OtherProcessError(DrLLMError):
     """Another process of the same job failed and says why; this one only stops."""
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(BaseException):
     """The run was asked to stop and has saved what it finished; the message says how to go on.
 
-    The command line prints the message and exits with code 130.
+    No `Exception`, for the reason that `KeyboardInterrupt` is none. The command line prints the message and exits
+    with code 130.
     """

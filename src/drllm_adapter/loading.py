@@ -21,14 +21,18 @@ from .hub_errors import without_tokens
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
+def load_base(
+    name: str, *, dtype: str = "auto", device: str | None = None, max_memory: dict[int | str, int | str] | None = None
+) -> tuple[Any, Any]:
     """A causal language model in evaluation mode, and its tokenizer.
 
     Args:
         name: a folder or a name on the Hub, `owner/name` or `owner/name@revision`.
         dtype: "auto" is the checkpoint's own on a GPU; on the CPU, where half precision may be emulated, a float32
             checkpoint stays so and another runs in float32 or its own, whichever is faster here.
-        device: None is the first GPU, or the CPU without one.
+        device: None is the first GPU, or the CPU without one. "auto" is for models larger than one device: accelerate
+            spreads the blocks over all GPUs, then the CPU, then the disk; the checkpoint's own dtype is kept.
+        max_memory: with "auto", the bytes to use of each GPU, by number, and of the "cpu"; None is what there is.
 
     Raises:
         DrLLMError: nothing loadable is there, the architecture is not one that routes exactly, or there is no such
@@ -36,12 +40,13 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
     """
     if dtype not in DTYPES:
         raise DrLLMError(f"dtype must be one of {', '.join(DTYPES)}, but {dtype!r} was given; choose one of them.")
-    place = _device(device)
+    place = None if device == "auto" else _device(device)
+    spread: dict[str, Any] = {} if place else {"device_map": "auto", "max_memory": max_memory}
     where, revision = split_revision(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
         with _without_progress_bar():
-            model: Any = AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype=dtype)
+            model: Any = AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype=dtype, **spread)
     except DrLLMError:
         raise
     except Exception as error:  # whatever a library makes of a missing, damaged or foreign folder
@@ -51,7 +56,10 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
             f"again."
         ) from error
     find_stack(model)
-    model = model.to(place).eval()
+    model.eval()
+    if place is None:
+        return model, tokenizer
+    model = model.to(place)
     if dtype == "auto" and place.type == "cpu" and model.dtype != torch.float32:
         model = _in_faster_dtype(model)
     return model, tokenizer

@@ -1,7 +1,9 @@
 """The jobs behind the commands, from folder to folder: search paths, train routers on them, evaluate the adapter."""
 
+import hashlib
 import json
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,15 +25,25 @@ from . import __version__
 from .adapter.base import fingerprint
 from .adapter.config import DrLLMConfig
 from .adapter.steering import set_depth_control, set_layer_budget
-from .decisions import Decisions, execute_all
+from .decisions import Decisions
 from .download import fetch_supervision, split_revision
 from .effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
 from .engine import GIGABYTE, SharingScorer, score_paths
 from .errors import DrLLMError
-from .evaluation import Effort, Report, compare, compare_with_baselines, plot_layers, plot_tradeoff, sweep_controls
+from .evaluation import (
+    SCORES,
+    Effort,
+    Report,
+    compare,
+    compare_with_baselines,
+    plot_layers,
+    plot_tradeoff,
+    score_both,
+    sweep_controls,
+)
 from .files import check_claim, claim_folder, write_json_atomic
 from .hub import write_card
-from .jobs import Processes
+from .jobs import Processes, open_folder
 from .loading import load_base, load_routed, refuse_folder_as_base, route_base
 from .scoring import Score, Scorer
 from .search import (
@@ -46,11 +58,12 @@ from .search import (
     run_search,
 )
 from .search.rows import INFO
-from .tasks import Prompt, Question, build_prompts, sources_of
+from .tasks import Prompt, Question, build_prompts, digest_of, sources_of
 from .training import (
     EffectRegression,
     TrainingConfig,
     TrainingResult,
+    check_labels,
     collect_features,
     load_weights_into,
     plot_curves,
@@ -64,6 +77,8 @@ if TYPE_CHECKING:
 ADAPTER = "adapter"
 SUPERVISION = "supervision set"
 EVALUATION = "evaluation"
+BEGUN = "begun.json"
+TRAINING_REPORT, EVALUATION_REPORT = "training.json", "report.json"
 PROBE = "probe"
 
 
@@ -185,11 +200,16 @@ def train_adapter(
     config: TrainingConfig | None = None,
     adapter: DrLLMConfig | None = None,
     features: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     dtype: str = "auto",
     device: str | None = None,
     console: Console | None = None,
-) -> TrainingResult:
+    log: TextIO | None = None,
+) -> TrainingResult | None:
     """Train routers on a supervision set; the adapter, its training report and its curves lie in `output` afterwards.
+
+    Under `accelerate launch` every process calls this; they share the forward pass over the questions, then the main
+    one trains, which takes seconds, and the others, which get None, wait for it.
 
     Args:
         supervision: folder that `search_paths` wrote, Parquet with such rows, or the name of a dataset on the Hub, see
@@ -197,58 +217,126 @@ def train_adapter(
         base: None is the model that the set was searched with.
         rule, price: which paths to learn, see `Labels`; None is the rule and the price that each row was searched with.
         adapter: windows, router width and routed blocks; None is the paper's.
-        features: folder that keeps what the routers read for the next training on the same labels; None keeps nothing.
+        features: folder that keeps what the routers read for the next training on the same labels; None keeps it in
+            `output` until the training is finished.
+        resume: go on with what an interrupted training left in `output`.
+        log: progress goes here as JSON lines, in place of a bar.
 
     Raises:
-        DrLLMError: the set was made with another base, or holds nothing to learn, or see `train_routers`.
+        DrLLMError: the set was made with another base, or holds nothing to learn, or see `collect_features` and
+            `train_routers`.
+        Interrupted: on SIGINT or SIGTERM, with everything saved.
     """
-    check_claim(output, ADAPTER)
+    check_claim(output, ADAPTER, resume=resume)
     config = config or TrainingConfig()
     adapter = adapter or DrLLMConfig()
     if config.hidden != adapter.router_width:
         config = replace(config, hidden=adapter.router_width)
-    folder = fetch_supervision(supervision)
-    info = read_search_info(folder)
+    source = fetch_supervision(supervision)
+    info = read_search_info(source)
     labels = None
     if rule is not None or price is not None or info["rule"] is not None:
         labels = Labels(rule or info["rule"] or "price", (info["price"] or 0.0) if price is None else price)
-    rows, decisions, weights = _examples(read_rows(folder), labels, supervision)
+    rows, decisions, weights = _examples(read_rows(source), labels, supervision)
     name = base or info["base_model"]
-    if base is None and folder != Path(supervision):
+    if base is None and source != Path(supervision):
         refuse_folder_as_base(str(supervision), name)
-    model, tokenizer = load_base(name, dtype=dtype, device=device)
-    if info["base_fingerprint"] not in (None, fingerprint(model)):
+    processes = Processes.current()
+    folder = Path(output)
+    if dtype == "auto" and resume:
+        dtype = _begun_dtype(folder, BEGUN)
+    model, tokenizer = _load(
+        lambda dtype: load_base(name, dtype=dtype, device=device or processes.device), dtype, device, processes
+    )
+    found = fingerprint(model)
+    if info["base_fingerprint"] not in (None, found):
         raise DrLLMError(
             f"the supervision set {supervision} was made with {info['base_model']} (weights "
-            f"{info['base_fingerprint']}), but the base {name} has weights {fingerprint(model)}; train with the base "
-            f"that was searched, or search again."
+            f"{info['base_fingerprint']}), but the base {name} has weights {found}; train with the base that was "
+            f"searched, or search again."
         )
     model.name_or_path, adapter.revision = split_revision(_full_name(name))  # PEFT writes it into the adapter
     routed = get_peft_model(model, adapter).eval()
     # What routers read along: the paths to imitate, or for effects the best static path at this price.
-    forced, average = np.array(decisions, dtype=np.int8), None
+    paths = np.array(decisions, dtype=np.int8)
+    forced, average = paths.copy(), None
     if labels is not None and labels.rule == "effects":
         average = regress_effects(row.paths for row in rows)
         forced[:] = static_at(average, MARGIN_OF_PROBABILITY * labels.price)
-    with nullcontext(features) if features is not None else tempfile.TemporaryDirectory() as store_folder:
-        assert store_folder is not None
-        store = collect_features(
-            routed,
-            tokenizer,
-            [row.prompt for row in rows],
-            forced,
-            Path(store_folder) / "features",
-            ids=[row.id for row in rows],
-            add_special_tokens=[not row.templated for row in rows],
-            console=console,
-        )
+    ids = [row.id for row in rows]
+    check_labels(ids, paths[:, adapter.routed_blocks(paths.shape[1])], config)
+    begun = {
+        "supervision": _supervision_digest(rows, [paths, forced, weights]),
+        "labels": None if labels is None else asdict(labels),
+        "base_fingerprint": found,
+        "training": asdict(config),
+        "windows": adapter.num_windows,
+        "layers": adapter.routed_blocks(paths.shape[1]),
+        "dtype": _dtype_name(model),
+    }
+    with open_folder(
+        folder, ADAPTER, BEGUN, begun, resume=resume, processes=processes, finished_as=TRAINING_REPORT
+    ) as locks:
+        del locks  # the features have their own; the training itself is one piece
+        store_folder = Path(features or folder) / "features"
+        try:
+            store = collect_features(
+                routed,
+                tokenizer,
+                [row.prompt for row in rows],
+                forced,
+                store_folder,
+                ids=ids,
+                add_special_tokens=[not row.templated for row in rows],
+                processes=processes,
+                console=console,
+                log=log,
+            )
+        except DrLLMError:
+            if features is None and processes.count == 1:
+                shutil.rmtree(store_folder, ignore_errors=True)
+            raise
+        if not processes.is_main:
+            return None
         effects = None
         if average is not None and labels is not None:
             per_model = MARGIN_OF_PROBABILITY * labels.price
             regression = EffectRegression.of([row.paths for row in rows], store.layers, per_model)
             effects = (regression, torch.from_numpy(average[list(store.layers)]))
-            store = replace(store, labels=np.array(decisions, dtype=np.int8))
-        result = train_routers(store, config, example_weights=weights, effects=effects, device=device, console=console)
+            store = replace(store, labels=paths)
+        checkpoint = folder / "checkpoint.safetensors"
+        place = None if device == "auto" else device
+        result = train_routers(
+            store,
+            config,
+            example_weights=weights,
+            effects=effects,
+            device=place,
+            checkpoint=checkpoint,
+            console=console,
+            log=log,
+        )
+        _write_adapter(folder, routed, adapter, config, rows, info, labels, result)
+        # The report was written last: from here on the training is finished.
+        for unfinished in (folder / BEGUN, checkpoint):
+            unfinished.unlink(missing_ok=True)
+        if features is None:
+            del store
+            shutil.rmtree(store_folder)
+    return result
+
+
+def _write_adapter(
+    folder: Path,
+    routed: Any,
+    adapter: DrLLMConfig,
+    config: TrainingConfig,
+    rows: Sequence[Row],
+    info: dict[str, Any],
+    labels: Labels | None,
+    result: TrainingResult,
+) -> None:
+    """The trained adapter, its card, curves and report."""
     facts = {
         "version": __version__,
         "libraries": {name: version(name) for name in ("torch", "transformers", "peft")},
@@ -269,12 +357,10 @@ def train_adapter(
     }
     load_weights_into(routed, result.weights, result.layers)
     adapter.training = facts
-    folder = claim_folder(output, ADAPTER)
     routed.save_pretrained(str(folder))
-    write_card(folder)
-    write_json_atomic(folder / "training.json", {**facts, "history": result.history, "lines": result.lines})
     plot_curves(result, folder / "curves.png")
-    return result
+    write_json_atomic(folder / TRAINING_REPORT, {**facts, "history": result.history, "lines": result.lines})
+    write_card(folder)
 
 
 def evaluate_adapter(
@@ -293,9 +379,13 @@ def evaluate_adapter(
     dtype: str = "auto",
     device: str | None = None,
     max_new_tokens: int | None = None,
+    resume: bool = False,
     console: Console | None = None,
+    log: TextIO | None = None,
 ) -> Report:
     """Base against routed on the same questions; `report.json` and `layers.png` lie in `output` afterwards.
+
+    Under `accelerate launch` every process calls this, and they share the questions.
 
     Args:
         adapter: folder or Hub name.
@@ -305,64 +395,88 @@ def evaluate_adapter(
             none.
         effort: how much is spent on choosing them.
         sweep: also run every control over its range; with this or baselines, `output` gets `tradeoff.png` as well.
+        resume: go on with what an interrupted evaluation left in `output`.
+        log: progress goes here as JSON lines, in place of a bar.
 
     Raises:
-        DrLLMError: see `load_routed`, `build_prompt`, `Scorer.score`, `compare_with_baselines`.
+        DrLLMError: see `load_routed`, `build_prompt`, `Scorer.score`, `compare_with_baselines`, `open_folder`.
+        Interrupted: on SIGINT or SIGTERM, after the batch in flight.
     """
+    processes = Processes.current()
+    if output is None and processes.count > 1:
+        raise DrLLMError(
+            f"{processes.count} processes evaluate together in a folder, but none was given; name one with --output."
+        )
     if output is not None:
-        check_claim(output, EVALUATION)
+        check_claim(output, EVALUATION, resume=resume)
+        if dtype == "auto" and resume:
+            dtype = _begun_dtype(output, BEGUN)
+    model, tokenizer = _load(
+        lambda dtype: load_routed(adapter, base=base, dtype=dtype, device=device or processes.device),
+        dtype,
+        device,
+        processes,
+    )
     training_rows = None if supervision is None else _training_rows(supervision, questions)
-    model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
     if depth_control is not None:
         set_depth_control(model, depth_control)
     if layer_budget is not None:
         set_layer_budget(model, layer_budget)
     config: Any = model.peft_config["default"]
     budget = config.layer_budget
-    set_layer_budget(model, None)  # the base's own path may cost more
     prompts = _prompts(questions, mode, tokenizer, max_new_tokens)
+    settings = {
+        "adapter": _full_name(adapter),
+        "adapter_checksum": config.checksum,
+        "base": _full_name(base or str(config.base_model_name_or_path)),
+        "tasks": sorted({question.task for question in questions}),
+        "sources": sources_of(questions),
+        "mode": mode,
+        "dtype": _dtype_name(model),
+        "depth_control": config.depth_control,
+        "layer_budget": config.layer_budget,
+        "version": __version__,
+    }
+    begun = {**settings, "questions_digest": digest_of(questions, prompts), "batch_size": batch_size}
     scorer = Scorer(model, tokenizer, batch_size=batch_size)
-    everything = [execute_all(scorer.num_blocks)] * len(prompts)
-    in_base = score_all(scorer, prompts, everything, "base", console)
-    set_layer_budget(model, budget)
-    routed = score_all(scorer, prompts, None, "routed", console)
-    report = compare(in_base, routed, [question.level for question in questions])
-    if sweep:
-        points = sweep_controls(model, routed, lambda: score_all(scorer, prompts, None, "sweep", console))
-        report = replace(report, sweep=points)
-    if training_rows is not None:
-        set_layer_budget(model, None)
-        sharing = SharingScorer(model, tokenizer, notice=_teller(console))
-        table = compare_with_baselines(
-            model,
-            tokenizer,
-            routed,
-            prompts,
-            [question.task for question in questions],
-            training_rows,
-            lambda asked, paths: score_paths(sharing, asked, paths),
-            effort,
-        )
-        set_layer_budget(model, budget)
-        report = replace(report, baselines=table)
-    if output is not None:
-        folder = claim_folder(output, EVALUATION)
-        settings = {
-            "adapter": _full_name(adapter),
-            "adapter_checksum": config.checksum,
-            "base": _full_name(base or str(config.base_model_name_or_path)),
-            "tasks": sorted({question.task for question in questions}),
-            "sources": sources_of(questions),
-            "mode": mode,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "depth_control": config.depth_control,
-            "layer_budget": config.layer_budget,
-            "version": __version__,
-        }
-        write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
-        plot_layers(report, folder / "layers.png")
-        if report.baselines is not None or report.sweep is not None:
-            plot_tradeoff(report, folder / "tradeoff.png")
+    with nullcontext(output) if output is not None else tempfile.TemporaryDirectory() as place:
+        assert place is not None
+        folder = Path(place)
+        with open_folder(
+            folder, EVALUATION, BEGUN, begun, resume=resume, processes=processes, finished_as=EVALUATION_REPORT
+        ) as locks:
+            in_base, routed = score_both(
+                scorer, prompts, folder, locks, processes, layer_budget=budget, console=console, log=log
+            )
+            report = compare(in_base, routed, [question.level for question in questions])
+            processes.meet()  # everybody has read the scores
+            if processes.is_main:
+                if sweep:
+                    points = sweep_controls(model, routed, lambda: score_all(scorer, prompts, None, "sweep", console))
+                    report = replace(report, sweep=points)
+                if training_rows is not None:
+                    set_layer_budget(model, None)
+                    sharing = SharingScorer(model, tokenizer, notice=_teller(console))
+                    table = compare_with_baselines(
+                        model,
+                        tokenizer,
+                        routed,
+                        prompts,
+                        [question.task for question in questions],
+                        training_rows,
+                        lambda asked, paths: score_paths(sharing, asked, paths),
+                        effort,
+                    )
+                    set_layer_budget(model, budget)
+                    report = replace(report, baselines=table)
+                if output is not None:
+                    plot_layers(report, folder / "layers.png")
+                    if report.baselines is not None or report.sweep is not None:
+                        plot_tradeoff(report, folder / "tradeoff.png")
+                    write_json_atomic(folder / EVALUATION_REPORT, {**settings, **report.to_json()})
+                (folder / BEGUN).unlink()
+                shutil.rmtree(folder / SCORES)
+    if output is not None and processes.is_main:
         _show_on_card(adapter, folder)
     return report
 
@@ -549,6 +663,16 @@ def _load(
 
     chosen = processes.from_main(load_first)
     return loaded[0] if processes.is_main else load(chosen)
+
+
+def _supervision_digest(rows: Sequence[Row], learnt: Sequence[NDArray[Any] | None]) -> str:
+    """A hash of what is learnt."""
+    digest = hashlib.sha256()
+    for values in learnt:
+        digest.update(b"-" if values is None else values.tobytes())
+    for row in rows:
+        digest.update(json.dumps([row.id, row.prompt, row.templated]).encode())
+    return digest.hexdigest()
 
 
 def _dtype_name(model: Any) -> str:

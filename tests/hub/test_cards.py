@@ -22,7 +22,7 @@ from drllm_adapter.search import read_rows
 from drllm_adapter.search.rows import SCHEMA
 from drllm_adapter.tasks import load_questions
 from drllm_adapter.training import TrainingConfig
-from drllm_adapter.workflow import SearchConfig, evaluate_adapter, search_paths, train_adapter
+from drllm_adapter.workflow import Labels, SearchConfig, evaluate_adapter, search_paths, train_adapter
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A supervision set in `paths`, an adapter in `routers`, and an evaluation of it in `measured`."""
     folder = tmp_path_factory.mktemp("cards")
     search_paths(str(BASE), load_questions("khop", limit=30), folder / "paths", mode="cloze",
-                 config=SearchConfig(simulations=20))  # fmt: skip
+                 config=SearchConfig(simulations=20), labels=Labels("price", 0.4))  # fmt: skip
     train_adapter(folder / "paths", folder / "routers", config=TrainingConfig(epochs=2))
     evaluate_adapter(str(folder / "routers"), load_questions("khop", limit=40, seed=1), folder / "measured",
                      mode="cloze")  # fmt: skip
@@ -239,15 +239,17 @@ def test_pefts_own_card_gives_way(made: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), made / "routers")
-    model.save_pretrained(str(made / "saved"))
+    (made / "saved").mkdir()
+    shutil.copy(made / "routers" / "adapter_config.json", made / "saved")
+    model.create_or_update_model_card(str(made / "saved"))
     assert "Model Card for Model ID" in (made / "saved" / "README.md").read_text()
-    card = ModelCard.load(write_card(made / "saved"))
-    assert "Model Card for Model ID" not in card.text
-    assert "base_model" not in card.data.to_dict()
-    model.save_pretrained(str(made / "saved"))  # PEFT rewrites the fields of what is there now
-    card = ModelCard.load(write_card(made / "saved"))
-    assert set(TAGS) <= set(card.data.tags)
-    assert "base_model" not in card.data.to_dict()
+    for _ in range(2):
+        card = ModelCard.load(write_card(made / "saved"))
+        assert "Model Card for Model ID" not in card.text
+        assert card.text.count("<!-- drllm written") == 1
+        assert set(TAGS) <= set(card.data.tags)
+        assert "base_model" not in card.data.to_dict()  # PEFT gives the folder's name
+        model.save_pretrained(str(made / "saved"))  # PEFT rewrites the fields of what is there now
 
 
 def test_bad_front_matter_is_refused(made: Path) -> None:
@@ -272,6 +274,17 @@ def test_edits_on_the_hub_survive(made: Path) -> None:
     assert path.read_text() == here
     path.unlink()
     assert "Written there." in write_card(made / "routers", on_hub=there).read_text()
+
+
+def test_a_licence_chosen_here_goes_to_the_hub(made: Path) -> None:
+    path = made / "routers" / "README.md"
+    pushed = write_card(made / "routers", license="apache-2.0").read_text()
+    words = sections.seal(pushed.replace("## Limits", "Pushed words.\n\n## Limits"))
+    write_card(made / "routers", license="mit")
+    card = ModelCard.load(write_card(made / "routers", on_hub=words))
+    assert card.data.license == "mit"
+    assert "Pushed words." in card.text
+    assert not sections.is_edited(path.read_text())
 
 
 def test_the_name_on_the_hub_is_in_the_code(made: Path) -> None:

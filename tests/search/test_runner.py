@@ -196,7 +196,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         read_rows(tmp_path / "set")
     (tmp_path / "set" / "search.json").write_text("{")
     with pytest.raises(DrLLMError, match=r"search\.json"):
-        read_rows(tmp_path / "set")
+        read_search_info(tmp_path / "set")
 
 
 def interrupted(folder: Path) -> Path:

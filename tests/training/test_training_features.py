@@ -15,7 +15,7 @@ from unrolled import tiny_model, unrolled
 from drllm_adapter import DrLLMConfig, DrLLMError
 from drllm_adapter.training import FeatureStore, collect_features
 from drllm_adapter.training import features as features_module
-from drllm_adapter.training.features import FeatureWriter, write_features
+from drllm_adapter.training.features import FeatureWriter
 
 N = 12
 
@@ -238,29 +238,6 @@ def test_too_small_a_disk_is_refused_before_the_work(tmp_path: Path, monkeypatch
     one_sentence(refusal)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_run_that_breaks_off_leaves_no_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
-    write, calls = FeatureWriter.write, []
-
-    def break_off(self: FeatureWriter, *args: Any) -> None:
-        calls.append(args)
-        if len(calls) > 7:
-            raise error
-        write(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FeatureWriter, "write", break_off)
-        with pytest.raises(DrLLMError if isinstance(error, OSError) else KeyboardInterrupt) as refusal:
-            collect(routed_model(), tmp_path / "f")
-    if isinstance(error, OSError):
-        assert "No space left on device" in str(refusal.value)
-        one_sentence(refusal)
-    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["drllm.json"]
-    assert len(collect(routed_model(), tmp_path / "f")) == N
-
-
 @pytest.mark.parametrize("name", ["windows.npy", "labels.npy", "manifest.json"])
 def test_a_disk_that_fills_up_at_the_end_leaves_no_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -286,47 +263,52 @@ def test_a_disk_that_fills_up_at_the_end_leaves_no_store(
     assert [path.name for path in (tmp_path / "f").iterdir()] == ["drllm.json"]
 
 
-@pytest.mark.parametrize("breaks_off", [False, True])
-def test_a_run_that_was_overtaken_leaves_the_other_store_alone(tmp_path: Path, breaks_off: bool) -> None:
-    shared: dict[str, Any] = {
-        "ids": ["a"],
-        "labels": np.ones((1, 1), dtype=np.int8),
-        "layers": [0],
-        "windows": 1,
-        "width": 2,
-        "description": {},
-    }
+def break_off_after(rows: int, error: BaseException, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Collect, and break off when so many questions are written."""
+    write, calls = FeatureWriter.write, []
 
-    def both() -> None:
-        with write_features(tmp_path / "f", key="first", **shared) as first:
-            with write_features(tmp_path / "f", key="second", **shared) as second:
-                second.write(0, np.full((1, 1, 2), 2, dtype=np.float32), 1)
-            first.write(0, np.full((1, 1, 2), 1, dtype=np.float32), 1)
-            if breaks_off:
-                raise KeyboardInterrupt
+    def break_off(self: FeatureWriter, *args: Any) -> None:
+        calls.append(args)
+        if len(calls) > rows:
+            raise error
+        write(self, *args)
 
-    with pytest.raises(KeyboardInterrupt if breaks_off else DrLLMError) as refusal:
-        both()
-    if not breaks_off:
-        assert "another run replaced them meanwhile" in str(refusal.value)
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureWriter, "write", break_off)
+        with pytest.raises(DrLLMError if isinstance(error, OSError) else KeyboardInterrupt) as refusal:
+            collect(routed_model(), folder)
+    if isinstance(error, OSError):
+        assert "No space left on device" in str(refusal.value)
         one_sentence(refusal)
-    assert FeatureStore.find(tmp_path / "f", "first") is None
-    found = FeatureStore.find(tmp_path / "f", "second")
-    assert found is not None
-    assert found.means.tolist() == [[[[2.0, 2.0]]]]
 
 
-def test_a_question_without_features_is_refused(tmp_path: Path) -> None:
-    labels = np.ones((2, 1), dtype=np.int8)
-    with (
-        pytest.raises(DrLLMError, match="'b' has none") as refusal,
-        write_features(
-            tmp_path / "f", key="k", ids=["a", "b"], labels=labels, layers=[0], windows=1, width=2, description={}
-        ) as writer,
-    ):
-        writer.write(0, np.ones((1, 1, 2), dtype=np.float32), 1)
-    one_sentence(refusal)
-    assert [path.name for path in (tmp_path / "f").iterdir()] == ["drllm.json"]
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_off_after(7, OSError(errno.ENOSPC, "No space left on device"), monkeypatch, tmp_path / "f")
+    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["drllm.json"]
+    assert len(collect(routed_model(), tmp_path / "f")) == N
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_interrupted_collection_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool) -> None:
+    whole = collect(routed_model(), tmp_path / "whole")
+    break_off_after(7, KeyboardInterrupt(), monkeypatch, tmp_path / "f")
+    assert FeatureStore.find(tmp_path / "f", whole.key) is None
+    (shard,) = (tmp_path / "f" / "batches").iterdir()
+    if damaged:
+        shard.write_bytes(b"{}")
+    write, again = FeatureWriter.write, []
+
+    def count(self: FeatureWriter, row: int, *args: Any) -> None:
+        again.append(row)
+        write(self, row, *args)
+
+    monkeypatch.setattr(FeatureWriter, "write", count)
+    store = collect(routed_model(), tmp_path / "f")
+    # One batch of five was finished.
+    assert len(again) == (N if damaged else N - 5)
+    assert np.array_equal(store.means, whole.means)
+    assert np.array_equal(store.windows, whole.windows)
+    assert not (tmp_path / "f" / "batches").exists()
 
 
 def test_a_damaged_store_is_collected_again(tmp_path: Path) -> None:

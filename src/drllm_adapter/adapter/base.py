@@ -48,11 +48,19 @@ def fingerprint(model: nn.Module) -> str:
             continue
         plain = ".".join(part for part in name.split(".") if part != "base_layer").removeprefix("base_model.model.")
         digest.update(f"{plain} {tuple(weight.shape)}".encode())
-        if weight.device.type != "meta":
-            flat = weight.detach().flatten()
+        values = _offloaded(model, name) if weight.device.type == "meta" else weight
+        if values is not None:
+            flat = values.detach().flatten()
             spread = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
             digest.update(spread.to("cpu", torch.bfloat16).float().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _offloaded(model: nn.Module, name: str) -> torch.Tensor | None:
+    """The values of a weight that accelerate keeps on the CPU or the disk until its block runs; None without any."""
+    owner, _, leaf = name.rpartition(".")
+    weights_map = getattr(getattr(model.get_submodule(owner), "_hf_hook", None), "weights_map", None)
+    return None if weights_map is None else weights_map[leaf]
 
 
 def comparable_fingerprint(model: nn.Module) -> str | None:

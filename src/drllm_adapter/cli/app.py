@@ -67,9 +67,9 @@ def main() -> None:
     except DrLLMError as error:
         print(f"drllm: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as error:
+    except Interrupted as error:
         if is_main_process():
-            print(f"drllm: {error}" if isinstance(error, Interrupted) else "drllm: interrupted.", file=sys.stderr)
+            print(f"drllm: {error}", file=sys.stderr)
         sys.exit(130)
 
 

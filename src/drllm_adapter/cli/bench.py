@@ -94,6 +94,43 @@ def search(
 
 
 @bench.command()
+def train(
+    base: Model = None,
+    shape: Shape = None,
+    output: Output = Path("bench_train.json"),
+    task: Task = "khop",
+    data: Data = None,
+    mode: Mode = "cloze",
+    limit: Annotated[int, typer.Option(min=20, help="Questions to train on.")] = 512,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of both ways.")] = 25,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions a step.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the published way that are timed, then scaled.")] = 6,
+    threads: Threads = None,
+    dtype: Dtype = "float32",
+    device: Device = None,
+) -> None:
+    """A whole training against the published way: the model forward and the routers backward in every epoch.
+
+    Example: drllm bench train HuggingFaceTB/SmolLM2-135M-Instruct --task arc --data questions.jsonl
+    """
+    from ..bench.models import model_to_measure
+    from ..bench.timing import environment
+    from ..bench.train import bench_train
+    from ..files import write_json_atomic
+    from ..tasks import build_prompts
+
+    _use_threads(threads)
+    model, tokenizer = model_to_measure(base, shape, dtype=dtype, device=device)
+    prompts = build_prompts(questions(task, data, None, limit, 0, 0), mode, tokenizer)
+    result = bench_train(model, tokenizer, prompts, epochs=epochs, batch_size=batch_size, steps=steps, console=console)
+    console.print(result.table())
+    write_json_atomic(output, {"model": shape or base or "demo", **environment(model), **result.to_json()})
+    say(f"Saved in {output}.")
+    if not result.met:
+        raise typer.Exit(1)
+
+
+@bench.command()
 def adapter(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
     output: Output = Path("bench_adapter.json"),

@@ -13,13 +13,17 @@ from .options import (
     Device,
     Dtype,
     Limit,
+    Log,
+    LogFormat,
     MaxNewTokens,
     Mode,
+    Resume,
     Seed,
     SkipFirst,
     Split,
     Task,
     console,
+    log_stream,
     questions,
     say,
 )
@@ -59,6 +63,8 @@ def evaluate(
     ] = None,
     include_path: Annotated[Path | None, typer.Option(help="With --lm-eval: folder of further task files.")] = None,
     seed: Seed = 0,
+    resume: Resume = False,
+    log: Log = LogFormat.bar,
     dtype: Dtype = "auto",
     device: Device = None,
     config_file: Config = None,
@@ -117,7 +123,9 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         dtype=dtype,
         device=device,
+        resume=resume,
         console=console,
+        log=log_stream(log),
     )
     console.print(report.table())
     if report.baselines is not None:

@@ -7,7 +7,7 @@ import typer
 
 from ..errors import DrLLMError
 from .config import Config
-from .options import Base, Device, Dtype, Seed, console, numbers, say
+from .options import Base, Device, Dtype, Log, LogFormat, Resume, Seed, console, log_stream, numbers, say
 
 
 def train(
@@ -51,6 +51,8 @@ def train(
         Path | None, typer.Option(help="Folder that keeps what the routers read, for the next training.")
     ] = None,
     seed: Seed = 0,
+    resume: Resume = False,
+    log: Log = LogFormat.bar,
     dtype: Dtype = "auto",
     device: Device = None,
     config_file: Config = None,
@@ -92,7 +94,9 @@ def train(
         features=features,
         dtype=dtype,
         device=device,
+        resume=resume,
         console=console,
+        log=log_stream(log),
     )
     mode = (adapter.training or {})["supervision"]["mode"]
     say(f"Saved in {output}. Next: drllm eval {output} --mode {mode} --data QUESTIONS --output evaluation")

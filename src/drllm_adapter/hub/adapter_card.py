@@ -36,7 +36,7 @@ def adapter_card(folder: Path, config: DrLLMConfig, name: str) -> RepoCard:
             pipeline_tag="text-generation",
             datasets=list(datasets) or None,
             tags=list(TAGS),
-            model_name=title,
+            model_name=title if measured else None,
             eval_results=[result for evaluation in measured for result in _eval_results(evaluation)] or None,
             # The Hub links the adapter from its base with this.
             base_model_relation="adapter" if on_hub else None,

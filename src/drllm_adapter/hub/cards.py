@@ -45,7 +45,7 @@ def write_card(
     """
     folder = Path(folder)
     path = folder / CARD
-    old = _existing(path, on_hub)
+    old, fields = _existing(path, on_hub)
     name = repo_id or folder.resolve().name
     kind: type[RepoCard]
     if (folder / "adapter_config.json").is_file():
@@ -58,6 +58,10 @@ def write_card(
             f"adapter_config.json nor {INFO}; correct the name."
         )
     card = _renewed(kind, old, new, path)
+    if fields is not None and fields != old:
+        newer = kind(fields, ignore_metadata_errors=True).data.to_dict()
+        for field in newer.keys() - {"model-index", "dataset_info", "tags"}:
+            card.data[field] = newer[field]
     if license is not None:
         card.data["license"] = license
     write_text_atomic(path, sections.seal(str(card)))
@@ -94,21 +98,21 @@ def add_evaluation(adapter: str | os.PathLike[str], evaluation: str | os.PathLik
 # What is there already
 
 
-def _existing(path: Path, on_hub: str | None) -> str | None:
-    """The card to renew: the one that somebody edited; None when there is none worth keeping."""
+def _existing(path: Path, on_hub: str | None) -> tuple[str | None, str | None]:
+    """Two cards to renew, None where there is none worth keeping: whose text is kept, and whose front matter."""
     here = path.read_text(encoding="utf-8") if path.is_file() else None
-    if here is not None and _PEFT_TITLE in here:
-        here = None
-    if on_hub is None or here == on_hub or _PEFT_TITLE in on_hub:
-        return here
-    if here is None or not sections.is_edited(here):
-        return on_hub
-    if sections.is_edited(on_hub):
+    here, there = (None if card is not None and _PEFT_TITLE in card else card for card in (here, on_hub))
+    if here is None or there is None or here == there:
+        return here or there, here or there
+    if sections.is_edited(here) and sections.is_edited(there):
         raise DrLLMError(
             f"the card must be edited in one place, but {path} and the one on the Hub were both changed; put one's "
             f"changes into the other, and make the two files equal."
         )
-    return here
+    if sections.is_edited(here):
+        return here, here
+    # What was pushed once may hold somebody's words; the fields here are newer unless somebody edited those there.
+    return there, there if sections.is_edited(there) else here
 
 
 def _renewed(kind: type[RepoCard], old: str | None, new: RepoCard, path: Path) -> RepoCard:
@@ -130,11 +134,10 @@ def _renewed(kind: type[RepoCard], old: str | None, new: RepoCard, path: Path) -
         if name != "model-index" and card.data.get(name) is None:
             card.data[name] = value
     card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or ()), *TAGS]))
-    if results or others:
-        card.data["model_name"] = card.data.get("model_name") or new.data.get("model_name")
-        card.data["eval_results"] = results + others
-    elif kind is ModelCard:
-        card.data["eval_results"] = None
+    if kind is ModelCard:
+        card.data["eval_results"] = (results + others) or None
+        name = card.data.get("model_name") or new.data.get("model_name")
+        card.data["model_name"] = name if results or others else None
     if "dataset_info" in fields:  # counts bytes and rows: never a matter of taste
         card.data["dataset_info"] = fields["dataset_info"]
     return card

@@ -15,12 +15,13 @@ _SECTION = re.compile(
     r"<!-- drllm:(?P<name>[a-z]+)(?: (?P<digest>[0-9a-f]{12}))? -->\r?\n(?P<content>.*?)<!-- /drllm:(?P=name) -->", re.S
 )
 _SEAL = re.compile(r"\r?\n<!-- drllm written ([0-9a-f]{12}) -->\s*\Z")
+_ANY_SEAL = re.compile(r"^<!-- drllm written [0-9a-f]{12} -->\r?\n?", re.M)
 
 
 def seal(text: str) -> str:
     """The card with the digests of its sections, where they have none yet, and of the whole."""
     text = _SECTION.sub(lambda found: found[0] if found["digest"] else _section(found["name"], found["content"]), text)
-    text = _SEAL.sub("", text).rstrip() + "\n"
+    text = _ANY_SEAL.sub("", text).rstrip() + "\n"  # PEFT writes behind it, when it saves into the folder
     return f"{text}\n<!-- drllm written {_digest(text)} -->\n"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DrLLMError, OtherProcessError
-from ..files import check_claim, claim_folder, folder_kind, write_json_atomic
+from ..files import MARKER, check_claim, claim_folder, folder_kind, write_json_atomic
 from .locks import Locks
 from .processes import Processes
 
@@ -17,24 +17,34 @@ LOCK = ".lock"
 
 @contextmanager
 def open_folder(
-    path: str | os.PathLike[str], kind: str, begun_as: Path, info: dict[str, Any], *, resume: bool, processes: Processes
+    path: str | os.PathLike[str],
+    kind: str,
+    begun_as: str,
+    info: dict[str, Any],
+    *,
+    resume: bool,
+    processes: Processes,
+    finished_as: str | None = None,
 ) -> Iterator[Locks]:
     """Claim the folder for this job inside the `with` block; the locks of its pieces.
 
     The main process claims it and the others join. When the main one leaves the block the job is over, and then only do
-    the others leave it.
+    the others leave it. A run that is refused before it has made anything leaves no trace.
 
     Args:
         kind: what the folder's marker says it holds.
-        begun_as: file in the folder, relative to it, that says what was begun.
+        begun_as: file in the folder that says what was begun.
         info: what this run is about; `resume` needs it to be what was begun.
         resume: go on in a folder that an earlier run left.
+        finished_as: file in the folder that says that there is nothing to go on with; None when going on with a
+            finished job does no harm.
 
     Raises:
         DrLLMError: another run writes to the folder; it holds something else, or something of this kind without
             `resume`; what was begun in it differs from `info`; it cannot be written.
     """
     folder = Path(path)
+    is_new = not folder.exists()
 
     def claim() -> Locks:
         if folder_kind(folder) != kind:
@@ -46,7 +56,13 @@ def open_folder(
             locks.close()
             raise
         try:
-            check_claim(folder, kind, resume=resume or not (folder / begun_as).exists())
+            finished = finished_as is not None and (folder / finished_as).exists()
+            check_claim(folder, kind, resume=resume or not ((folder / begun_as).exists() or finished))
+            if finished:
+                raise DrLLMError(
+                    f"only an interrupted run can be gone on with, but the one in {folder} is finished; choose another "
+                    f"folder for a new one."
+                )
             if not (folder / begun_as).exists():
                 write_json_atomic(folder / begun_as, info)
             check_same(folder, begun_as, info)
@@ -67,12 +83,14 @@ def open_folder(
             locks.wait_for_run()
             if (folder / LOCK).exists():
                 raise OtherProcessError("the main process must end last, but it stopped early; go on with --resume.")
-    except BaseException:
+    except BaseException as error:
         # Other processes may still finish their pieces; the file keeps a later run from taking these up as well.
         if processes.count > 1:
             locks.close()
         else:
             locks.remove()
+            if isinstance(error, DrLLMError):
+                _abandon(folder, begun_as, is_new)
         raise
     if processes.is_main:
         locks.remove()
@@ -80,7 +98,16 @@ def open_folder(
         locks.close()
 
 
-def check_same(folder: Path, begun_as: Path, info: dict[str, Any]) -> None:
+def _abandon(folder: Path, begun_as: str, is_new: bool) -> None:
+    """Leave nothing of a run that has made nothing."""
+    if {path.name for path in folder.iterdir()} <= {MARKER, begun_as}:
+        for name in (begun_as, MARKER):
+            (folder / name).unlink(missing_ok=True)
+        if is_new:
+            folder.rmdir()
+
+
+def check_same(folder: Path, begun_as: str, info: dict[str, Any]) -> None:
     """Refuse to go on with something else than what was begun.
 
     Raises:

@@ -10,7 +10,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-_EVERY_S = 1.0
+_LOGGED_EVERY_S = 1.0
+_SHOWN_EVERY_S = 0.1
 
 
 class JobProgress:
@@ -36,7 +37,8 @@ class JobProgress:
         self.done, self.weight_done = 0.0, 0.0
         self._started = time.monotonic()
         self._before: tuple[float, float] | None = None
-        self._logged = 0.0
+        self._logged, self._shown = 0.0, 0.0
+        self._facts: Mapping[str, float | None] = {}
         hidden = console is None or not console.is_terminal or log is not None
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -48,25 +50,34 @@ class JobProgress:
         )
         self._task = self.bar.add_task(job, total=total, text="")
 
-    def update(self, done: float, weight_done: float | None = None, facts: Mapping[str, float | None] = {}) -> None:
+    def update(
+        self, done: float, weight_done: float | None = None, facts: Mapping[str, float | None] | None = None
+    ) -> None:
         """Say what is done by now, units of earlier runs included; the first call says what earlier runs did.
 
         Args:
-            facts: shares in [0, 1] worth showing, by name; None is not known yet.
+            facts: shares in [0, 1] worth showing, by name; None is not known yet. Without them the last ones stay.
         """
         self.done, self.weight_done = done, done if weight_done is None else weight_done
+        self._facts = self._facts if facts is None else facts
+        now = time.monotonic()
         if self._before is None:
-            self._before, self._started = (self.done, self.weight_done), time.monotonic()
+            self._before, self._started = (self.done, self.weight_done), now
+        if now - self._shown >= _SHOWN_EVERY_S or self.done >= self.total:
+            self._shown = now
+            self.bar.update(self._task, completed=self.done, text=self._text())
+        if now - self._logged >= _LOGGED_EVERY_S or self.done >= self.total:
+            self._logged = now
+            self.event("progress", **self._figures(), **self._facts)
+
+    def _text(self) -> str:
         parts = [f"{int(self.done):,}/{self.total:,} {self.unit}"]
         if (speed := self.per_hour) is not None:
             parts.append(f"{speed:,.0f} an hour")
-        parts += [f"{name} {100 * share:.1f} %" for name, share in facts.items() if share is not None]
+        parts += [f"{name} {100 * share:.1f} %" for name, share in self._facts.items() if share is not None]
         if (left := self.seconds_left) is not None:
             parts.append(f"{timedelta(seconds=round(left))} left")
-        self.bar.update(self._task, completed=self.done, text=" · ".join(parts))
-        if time.monotonic() - self._logged >= _EVERY_S or self.done >= self.total:
-            self._logged = time.monotonic()
-            self.event("progress", **self._figures(), **facts)
+        return " · ".join(parts)
 
     def event(self, name: str, **facts: Any) -> None:
         """Write one line of the log."""

@@ -4,7 +4,6 @@ Questions are cut into bundles of similar length, which are the pieces of the jo
 own questions alone, so rows depend neither on which process searched them nor on how often the run was interrupted.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -30,7 +29,7 @@ from ..jobs import (
     stop_on_signals,
     work_through,
 )
-from ..tasks import Prompt, Question, sources_of
+from ..tasks import Prompt, Question, digest_of, sources_of
 from .bundle import AnySearch, PathScorer, Work, length_of, search_bundle
 from .labels import choose_label
 from .rows import (
@@ -113,7 +112,7 @@ def run_search(
         "dtype": dtype,
     }
     folder = Path(output)
-    with open_folder(folder, KIND, Path(INFO), info, resume=resume, processes=processes) as locks:
+    with open_folder(folder, KIND, INFO, info, resume=resume, processes=processes) as locks:
         if not (folder / DATA).exists() or (_saved_summary(folder) is None and (folder / SHARDS).exists()):
             run = _Run(questions, prompts, scorer, config, info, folder)
             run.search(locks, processes, console if processes.is_main else None, log if processes.is_main else None)
@@ -282,14 +281,6 @@ def cut_bundles(lengths: Sequence[int], size: int) -> list[list[int]]:
         order = sorted(chapter, key=lambda place: (lengths[place], place))
         bundles += [order[first : first + size] for first in range(0, len(order), size)]
     return bundles
-
-
-def digest_of(questions: Sequence[Question], prompts: Sequence[Prompt]) -> str:
-    """A hash of what is asked: two runs with the same one ask the same."""
-    content = [
-        [question.id, *map(str, asdict(prompt).values())] for question, prompt in zip(questions, prompts, strict=True)
-    ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _row(question: Question, prompt: Prompt, search: AnySearch, info: dict[str, Any]) -> Row:

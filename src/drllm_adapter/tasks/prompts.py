@@ -1,7 +1,9 @@
 """The wording of prompts: what the model, and so the routers, read of a question."""
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import DrLLMError
@@ -134,3 +136,11 @@ def _chat(message: str, tokenizer: Any) -> str | None:
         enable_thinking=False,  # read by templates of reasoning models, ignored by others
     )
     return text
+
+
+def digest_of(questions: Sequence[Question], prompts: Sequence[Prompt]) -> str:
+    """A hash of what is asked: two runs with the same one ask the same."""
+    content = [
+        [question.id, *map(str, asdict(prompt).values())] for question, prompt in zip(questions, prompts, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

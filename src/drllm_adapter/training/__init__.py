@@ -11,13 +11,14 @@ from .features import FeatureStore
 from .loss import effective_number_weights, focal_loss
 from .objectives import EffectRegression
 from .routers import load_weights_into
-from .trainer import TrainingResult, train_routers
+from .trainer import TrainingResult, check_labels, train_routers
 
 __all__ = [
     "EffectRegression",
     "FeatureStore",
     "TrainingConfig",
     "TrainingResult",
+    "check_labels",
     "collect_features",
     "effective_number_weights",
     "focal_loss",

@@ -5,20 +5,20 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from ..adapter.base import fingerprint
 from ..adapter.layer import observe_router_inputs, routed_layers
 from ..adapter.steering import force_decisions
 from ..decisions import EXECUTE, check
-from ..errors import DrLLMError
+from ..errors import DrLLMError, Interrupted
+from ..jobs import ALONE, Processes, job_progress, stop_on_signals, work_through
 from .features import FeatureStore, write_features
 
 _PROVENANCE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -34,13 +34,16 @@ def collect_features(
     ids: Sequence[str] | None = None,
     add_special_tokens: bool | Sequence[bool] = True,
     batch_size: int = 16,
+    processes: Processes = ALONE,
     console: Console | None = None,
+    log: TextIO | None = None,
 ) -> FeatureStore:
     """The features of the questions: found in `folder` when nothing they depend on has changed, else collected.
 
     Each question runs through the model once, on its label path, in batches of similar length. The features depend on
     the base's weights, configuration and dtype, the prompts' tokens, the labels, the number of windows and the blocks
-    with routers, not on the routers' weights.
+    with routers, not on the routers' weights. Several processes share the pass when each calls this with the same
+    arguments; the batches of an interrupted run are kept.
 
     Args:
         model: a causal language model with a DrLLM adapter, which must be active.
@@ -53,12 +56,15 @@ def collect_features(
         add_special_tokens: whether the tokenizer adds its special tokens, for all prompts or for each; false for
             texts that a chat template made.
         batch_size: questions a forward pass.
+        processes: this one among those that share the work.
         console: a progress bar on a terminal; None shows nothing.
+        log: progress goes here as JSON lines instead.
 
     Raises:
         DrLLMError: labels of the wrong shape or value, a prompt that is empty or longer than the model's positions,
             hidden states that are not finite (all name the question), arguments of different lengths, a folder that
-            belongs to something else, or a full disk.
+            belongs to something else or that another run writes to, or a full disk.
+        Interrupted: on SIGINT or SIGTERM, after the batch in flight.
     """
     names = [str(row) for row in range(len(prompts))] if ids is None else [str(name) for name in ids]
     flags = [add_special_tokens] * len(prompts) if isinstance(add_special_tokens, bool) else list(add_special_tokens)
@@ -88,15 +94,13 @@ def collect_features(
         "width": width,
     }
     key = _digest(identity)
-    store = FeatureStore.find(folder, key)
-    if store is not None:
-        return store
+    if processes.from_main(lambda: FeatureStore.find(folder, key) is not None):
+        return _found(folder, key)
 
     # Similar lengths together, and the batch that needs the most memory first.
     longest_first = np.argsort([-len(row) for row in tokens], kind="stable")
     groups = [longest_first[start : start + batch_size] for start in range(0, len(tokens), batch_size)]
     collector = _Collector(model, tokenizer, tokens, labels, names, layers)
-    hidden = console is None or not console.is_terminal
     with (
         _evaluating(model),
         write_features(
@@ -107,13 +111,43 @@ def collect_features(
             layers=layers,
             windows=config.num_windows,
             width=width,
+            batch_size=batch_size,
             description=identity,
+            processes=processes,
         ) as writer,
+        stop_on_signals("batch", loud=processes.is_main) as stop,
+        job_progress(
+            "features",
+            "questions",
+            len(tokens),
+            weight=sum(map(len, tokens)),
+            console=console if processes.is_main else None,
+            log=log if processes.is_main else None,
+        ) as progress,
     ):
-        for rows in track(groups, "features", console=console, transient=True, disable=hidden):
-            means, used = collector.run(rows)
-            for row, features, count in zip(rows.tolist(), means.numpy(), used.tolist(), strict=True):
-                writer.write(row, features, count)
+
+        def do(batch: int) -> bytes:
+            means, used = collector.run(groups[batch])
+            return writer.batch(groups[batch].tolist(), means.numpy(), used.tolist())
+
+        def show() -> None:
+            rows = [row for batch in writer.shards.finished() for row in groups[batch]]
+            progress.update(len(rows), sum(len(tokens[row]) for row in rows))
+
+        show()
+        try:
+            work_through(range(len(groups)), do, writer.shards, writer.locks, stop, show)
+            while processes.is_main and writer.windows() is None:  # a shard was damaged meanwhile
+                work_through(range(len(groups)), do, writer.shards, writer.locks, stop, show)
+        except Interrupted as error:
+            raise Interrupted(
+                f"stopped; the features of {progress.done:,.0f} of {len(tokens):,} questions are saved in {folder}; "
+                f"go on with the same command and --resume."
+            ) from error
+    return _found(folder, key)
+
+
+def _found(folder: str | os.PathLike[str], key: str) -> FeatureStore:
     store = FeatureStore.find(folder, key)
     assert store is not None
     return store

@@ -7,17 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DrLLMError
 from ..files import claim_folder, write_json_atomic
+from ..jobs import LOCK, Locks, Processes, Shards
 
 FOLDER_KIND = "router features"
 FORMAT = 1
 _MEANS, _WINDOWS, _LABELS, _MANIFEST = ("means.npy", "windows.npy", "labels.npy", "manifest.json")
+_BEGUN, _BATCHES = "begun.json", "batches"
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,47 @@ class FeatureStore:
 
 
 class FeatureWriter:
-    """Writes the features of questions, in any order of the questions; made by `write_features`."""
+    """Writes the features of batches of questions; made by `write_features`.
 
-    def __init__(self, file: BinaryIO, start: int, shape: tuple[int, int, int, int]) -> None:
-        self._file, self._start, self._shape = file, start, shape
-        self.windows = np.zeros(shape[0], dtype=np.int64)
+    A batch that was written has a shard with the numbers of windows; the features themselves lie in their place in the
+    file that the store maps. So batches may come from several processes, and those of an interrupted run are kept.
+    """
+
+    def __init__(self, folder: Path, start: int, shape: tuple[int, int, int, int], locks: Locks) -> None:
+        self.shards, self.locks = Shards(folder / _BATCHES, ".json"), locks
+        self._path, self._start, self._shape = folder / _MEANS, start, shape
 
     def write(self, row: int, means: NDArray[np.float32], windows: int) -> None:
         """Store one question: its window means [R, K, d], of which the first `windows` are used."""
         features = np.array(means, dtype=np.float32, order="C")
         assert features.shape == self._shape[1:]
         features[:, windows:] = 0.0
-        self._file.seek(self._start + row * features.nbytes)
-        self._file.write(features.data)
-        self.windows[row] = windows
+        # Rows go through the file and not through a map, where a full disk would kill the process.
+        with open(self._path, "r+b") as file:
+            file.seek(self._start + row * features.nbytes)
+            file.write(features.data)
+
+    def batch(self, rows: Sequence[int], means: NDArray[np.float32], windows: Sequence[int]) -> bytes:
+        """Store the questions `rows`: `means` [B, R, K, d], `windows` [B]; the content of the batch's shard.
+
+        Raises:
+            DrLLMError: the disk is full.
+        """
+        with _writing(self._path.parent):
+            for row, features, count in zip(rows, means, windows, strict=True):
+                self.write(row, features, count)
+            with open(self._path, "rb") as file:
+                os.fsync(file.fileno())
+        return json.dumps({"rows": list(rows), "windows": list(windows)}).encode()
+
+    def windows(self) -> NDArray[np.int64] | None:
+        """int64 [N] of all questions; None when a batch is missing or its shard was damaged (and is now set aside)."""
+        windows = np.zeros(self._shape[0], dtype=np.int64)
+        for path in self.shards.finished().values():
+            if (content := self.shards.read(path)) is not None:
+                batch = json.loads(content)
+                windows[batch["rows"]] = batch["windows"]
+        return windows if windows.all() else None
 
 
 @contextmanager
@@ -98,70 +127,102 @@ def write_features(
     layers: Sequence[int],
     windows: int,
     width: int,
+    batch_size: int,
     description: Mapping[str, Any],
+    processes: Processes,
 ) -> Iterator[FeatureWriter]:
     """Give a writer for a new store; the store is usable once the `with` block is left without an error.
 
-    The manifest is written last, so a run that is killed leaves no usable store.
+    The manifest is written last, so a run that is killed leaves no usable store; its batches are kept for the next run
+    with the same key and batch size.
 
     Args:
         folder: new, empty or an earlier feature folder, whose store is replaced.
         key, ids, labels, layers: as in `FeatureStore`.
         windows, width: K and d.
+        batch_size: questions a batch.
         description: what people may want to know about the store, kept in the manifest.
+        processes: this one among those that fill the store.
 
     Raises:
-        DrLLMError: the folder belongs to something else, the disk is full, a question was not written, or another
-            run took over the folder meanwhile.
+        DrLLMError: the folder belongs to something else, another run writes to it, or the disk is full.
     """
-    folder = claim_folder(folder, FOLDER_KIND, resume=True)
+    folder = Path(folder)
     shape = (len(ids), len(layers), windows, width)
-    means = folder / _MEANS
-    ours: os.stat_result | None = None
-    finished = False
+    begun = {"key": key, "batch_size": batch_size}
+    mine: list[Locks] = []
+
+    def begin() -> None:
+        claim_folder(folder, FOLDER_KIND, resume=True)
+        mine.append(Locks(folder / LOCK))
+        try:
+            mine[0].take_run()
+        except DrLLMError:
+            mine.pop().close()
+            raise
+        with _writing(folder):
+            if _read_json(folder / _BEGUN) != begun or not (folder / _MEANS).exists():
+                # Unlinked, not overwritten: a process that still has the old store mapped goes on reading it.
+                _remove(folder)
+                _check_space(folder, int(np.prod(shape)) * np.dtype(np.float32).itemsize)
+                np.lib.format.open_memmap(folder / _MEANS, mode="w+", dtype=np.float32, shape=shape)
+                write_json_atomic(folder / _BEGUN, begun)
+
     try:
-        # Unlinked, not overwritten: a process that still has the old store mapped goes on reading it.
-        _remove(folder)
-        _check_space(folder, int(np.prod(shape)) * np.dtype(np.float32).itemsize)
-        start = np.lib.format.open_memmap(means, mode="w+", dtype=np.float32, shape=shape).offset
-        # Rows go through the file and not through the map, where a full disk would kill the process.
-        with open(means, "r+b") as file:
-            ours = os.fstat(file.fileno())
-            writer = FeatureWriter(file, start, shape)
+        processes.from_main(begin)
+        locks = mine[0] if processes.is_main else Locks(folder / LOCK)
+        try:
+            processes.meet()
+            start = np.lib.format.open_memmap(folder / _MEANS, mode="r").offset
+            writer = FeatureWriter(folder, start, shape, locks)
             yield writer
-            file.flush()
-            os.fsync(file.fileno())
-            _check_finished(folder, ours, ids, writer.windows)
-        np.save(folder / _WINDOWS, writer.windows)
-        np.save(folder / _LABELS, labels)
-        write_json_atomic(
-            folder / _MANIFEST,
-            {"format": FORMAT, "key": key, "layers": list(layers), **description, "ids": list(ids)},
-        )
-        finished = True
+            if processes.is_main:
+                used = writer.windows()
+                assert used is not None
+                with _writing(folder):
+                    np.save(folder / _WINDOWS, used)
+                    np.save(folder / _LABELS, labels)
+                    write_json_atomic(
+                        folder / _MANIFEST,
+                        {"format": FORMAT, "key": key, "layers": list(layers), **description, "ids": list(ids)},
+                    )
+                    (folder / _BEGUN).unlink()
+                    shutil.rmtree(folder / _BATCHES)
+                (folder / LOCK).unlink()
+            else:
+                locks.wait_for_run()
+        finally:
+            locks.close()
+    except DrLLMError:
+        if processes.count == 1 and mine:
+            with suppress(OSError):
+                _remove(folder)
+                (folder / LOCK).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise DrLLMError(
             f"the features could not be written to {folder} ({error.strerror or error}); free some space or "
             f"choose another folder."
         ) from error
-    finally:
-        # Only what this run wrote: another run may have taken over the folder.
-        if not finished and (ours is None or _is_still(means, ours)):
-            with suppress(OSError):
-                _remove(folder)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _remove(folder: Path) -> None:
-    for name in (_MANIFEST, _MEANS, _WINDOWS, _LABELS):
+    for name in (_MANIFEST, _BEGUN, _MEANS, _WINDOWS, _LABELS):
         (folder / name).unlink(missing_ok=True)
-
-
-def _is_still(path: Path, status: os.stat_result) -> bool:
-    """Whether the file at `path` is the one that had this status."""
-    try:
-        return os.path.samestat(path.stat(), status)
-    except FileNotFoundError:
-        return False
+    shutil.rmtree(folder / _BATCHES, ignore_errors=True)
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -170,16 +231,4 @@ def _check_space(folder: Path, needed: int) -> None:
         raise DrLLMError(
             f"the features need {needed / 1e9:.1f} GB in {folder}, but {free / 1e9:.1f} GB are free; free some space, "
             f"choose another folder or train on fewer questions."
-        )
-
-
-def _check_finished(folder: Path, ours: os.stat_result, ids: Sequence[str], windows: NDArray[np.int64]) -> None:
-    if not _is_still(folder / _MEANS, ours):
-        raise DrLLMError(
-            f"the features in {folder} must come from one run, but another run replaced them meanwhile; give each run "
-            f"its own folder."
-        )
-    if not windows.all():
-        raise DrLLMError(
-            f"every question needs features, but {ids[int(windows.argmin())]!r} has none; collect the features again."
         )

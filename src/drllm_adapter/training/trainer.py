@@ -5,23 +5,26 @@ change: the base model is not needed here, and the gradients are those of traini
 """
 
 import hashlib
+import json
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from ..decisions import CLASS_NAMES
-from ..errors import DrLLMError
+from ..errors import DrLLMError, Interrupted
+from ..jobs import JobProgress, Stop, job_progress, stop_on_signals
 from .batches import Batch, BatchReader, Rows
+from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from .config import TrainingConfig
 from .features import FeatureStore
 from .loss import effective_number_weights
@@ -31,6 +34,7 @@ from .report import data_line, result_line, training_line
 from .routers import Weights, fresh_weights, stacked_logits
 
 DEFAULT_MEMORY = 4 * 2**30
+CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,15 @@ def train_routers(
     effects: tuple[EffectRegression, Tensor] | None = None,
     device: str | torch.device | None = None,
     memory: int = DEFAULT_MEMORY,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
+    log: TextIO | None = None,
 ) -> TrainingResult:
     """Train the routers of all the store's blocks, all at once.
 
     The same store, config and device give the same weights, bit for bit on the same machine with the same number of
-    threads; neither `memory` nor the global random state matters.
+    threads; neither `memory`, nor the global random state, nor how often the training was interrupted matters.
 
     Args:
         store: what the routers read and shall decide.
@@ -84,10 +91,16 @@ def train_routers(
         memory: features of at most this many bytes are held on the device; larger ones are read from disk as they are
             needed. Beside them, training takes about 20 bytes a router weight and two batches of
             batch_size x R x K x d floats.
+        checkpoint: file that keeps an unfinished training (four times the routers' weights); what it holds is gone on
+            with. It is the caller's to remove. None keeps nothing.
+        checkpoint_seconds: time between two checkpoints.
         console: where the three lines go and, on a terminal, a progress bar; None prints nothing.
+        log: progress goes here as JSON lines instead.
 
     Raises:
-        DrLLMError: fewer than two questions or classes, features that are not finite, or a loss that is not.
+        DrLLMError: fewer than two questions or classes, features that are not finite, or a loss that is not; a
+            checkpoint that is damaged or of another training.
+        Interrupted: on SIGINT or SIGTERM, with a last checkpoint.
     """
     started = time.perf_counter()
     config = config or TrainingConfig()
@@ -120,7 +133,16 @@ def train_routers(
     else:
         objective = Imitation(class_weights.to(place), config.gamma)
     run = _Run(store, config, BatchReader(store, place, memory), objective, start, generator)
-    history, best_epoch, weights = run.train(train_rows, validation_rows, console)
+    if checkpoint is not None:
+        learnt: list[NDArray[Any]] = [store.labels, counts]
+        if effects is not None:
+            learnt += [effects[0].paths.numpy(), effects[0].margins.numpy(), effects[1].numpy()]
+        run.keep_in(checkpoint, checkpoint_seconds, learnt)
+    with (
+        stop_on_signals("step", loud=checkpoint is not None) as stop,
+        job_progress("training", "epochs", config.epochs, console=console, log=log) as progress,
+    ):
+        history, best_epoch, weights = run.train(train_rows, validation_rows, stop, progress)
 
     labels = store.routed_labels[validation_rows]
     static = np.broadcast_to(static_decisions(train_labels.numpy()), labels.shape)
@@ -152,6 +174,16 @@ def train_routers(
     )
 
 
+def check_labels(ids: Sequence[str], labels: NDArray[np.int8], config: TrainingConfig) -> None:
+    """Refuse at once what `train_routers` would refuse once there are features: `labels` [N, R] of questions `ids`.
+
+    Raises:
+        DrLLMError: fewer than two questions or classes.
+    """
+    train_rows, _ = split_questions(ids, config.validation_share, config.seed)
+    effective_number_weights(torch.from_numpy(labels[train_rows]), config.beta)
+
+
 def split_questions(ids: Sequence[str], share: float, seed: int) -> tuple[Rows, Rows]:
     """Rows of the training and of the validation questions, each ascending.
 
@@ -173,7 +205,7 @@ def split_questions(ids: Sequence[str], share: float, seed: int) -> tuple[Rows, 
 
 
 class _Run:
-    """One training: what stays the same over its epochs, and the weights that do not."""
+    """One training: what stays the same over its epochs, and where it is."""
 
     def __init__(
         self,
@@ -188,53 +220,84 @@ class _Run:
         self.other_blocks = store.labels.shape[1] - len(store.layers)
         self.generator = generator
         self.weights = {name: weight.to(reader.device).requires_grad_() for name, weight in start.items()}
+        self.checkpoint: str | os.PathLike[str] | None = None
+
+    def keep_in(self, checkpoint: str | os.PathLike[str], seconds: float, learnt: Sequence[NDArray[Any]]) -> None:
+        """Save where the training is to this file, every so many seconds; `learnt` is what the routers shall learn."""
+        self.checkpoint, self.seconds, self.saved = checkpoint, seconds, time.monotonic()
+        facts = {
+            "features": self.store.key,
+            "learnt": [hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest() for values in learnt],
+            **asdict(self.config),
+            "device": self.reader.device.type,
+        }
+        self.key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def train(
-        self, train_rows: Rows, validation_rows: Rows, console: Console
+        self, train_rows: Rows, validation_rows: Rows, stop: Stop, progress: JobProgress
     ) -> tuple[list[dict[str, Any]], int, Weights]:
         """All epochs: the history, the best epoch (from 1) and its weights on the CPU."""
         config = self.config
-        steps = math.ceil(len(train_rows) / config.batch_size) * config.epochs
+        steps_per_epoch = math.ceil(len(train_rows) / config.batch_size)
+        steps = steps_per_epoch * config.epochs
         # fused: one pass over the weights instead of one for each of AdamW's operations.
         optimizer = torch.optim.AdamW(
             list(self.weights.values()), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         schedule = get_cosine_schedule_with_warmup(optimizer, min(config.warmup_steps, steps // 10), steps)
+        state = TrainingState(self.weights, optimizer, schedule, self.generator)
+        if self.checkpoint is not None:
+            load_checkpoint(self.checkpoint, state, self.key)
         labels = self.store.routed_labels[validation_rows]
-        history: list[dict[str, Any]] = []
-        best_loss, best_epoch, best_weights = math.inf, 0, dict(self.weights)
-        epochs = range(1, config.epochs + 1)
-        for epoch in track(epochs, "epochs", console=console, transient=True, disable=not console.is_terminal):
-            train_loss = self._train_epoch(train_rows, optimizer, schedule)
+        progress.update(state.epoch - 1 + state.step / steps_per_epoch)
+        while state.epoch <= config.epochs and not self._out_of_patience(state):
+            train_loss = self._train_epoch(state, train_rows, stop, progress)
             validation_loss, predictions = self._evaluate(validation_rows)
-            history.append(
+            state.history.append(
                 {
-                    "epoch": epoch,
+                    "epoch": state.epoch,
                     "learning_rate": schedule.get_last_lr()[0],
                     "train_loss": train_loss,
                     "validation_loss": validation_loss,
                     **decision_metrics(labels, predictions, self.other_blocks),
                 }
             )
-            if validation_loss < best_loss:
-                best_loss, best_epoch = validation_loss, epoch
-                best_weights = {name: weight.detach().cpu().clone() for name, weight in self.weights.items()}
-            if config.patience is not None and epoch - best_epoch >= config.patience:
-                break
-        return history, best_epoch, best_weights
+            if validation_loss < state.best_loss:
+                state.best_loss, state.best_epoch = validation_loss, state.epoch
+                state.best_weights = {name: weight.detach().cpu().clone() for name, weight in self.weights.items()}
+            state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+            progress.update(state.epoch - 1, facts={"macro F1": state.history[-1]["macro_f1"]})
+        return state.history, state.best_epoch, state.best_weights
 
-    def _train_epoch(self, rows: Rows, optimizer: torch.optim.Optimizer, schedule: Any) -> float:
-        """One pass over the questions in a fresh order; the mean loss on the way."""
+    def _out_of_patience(self, state: TrainingState) -> bool:
+        return self.config.patience is not None and state.epoch - 1 - state.best_epoch >= self.config.patience
+
+    def _train_epoch(self, state: TrainingState, rows: Rows, stop: Stop, progress: JobProgress) -> float:
+        """One pass over the questions in a fresh order, or the rest of one; the mean loss on the way."""
+        state.order = self.generator.get_state()
         order = rows[torch.randperm(len(rows), generator=self.generator).numpy()]
-        total = 0.0
-        for batch in self.reader.batches(_groups(order, self.config.batch_size)):
+        groups = list(_groups(order, self.config.batch_size))
+        for batch in self.reader.batches(groups[state.step :]):
             loss, _ = self._loss(batch)
-            total += self._finite(loss, batch) * len(batch.rows)
-            optimizer.zero_grad()
+            state.loss_sum += self._finite(loss, batch) * len(batch.rows)
+            state.optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
-            schedule.step()
-        return total / len(rows)
+            state.optimizer.step()
+            state.schedule.step()
+            state.step += 1
+            self._keep(state, stop)
+            progress.update(state.epoch - 1 + state.step / len(groups))
+        return state.loss_sum / len(rows)
+
+    def _keep(self, state: TrainingState, stop: Stop) -> None:
+        """Save the state when it is time to, or when the run shall stop."""
+        due = self.checkpoint is not None and time.monotonic() - self.saved >= self.seconds
+        if self.checkpoint is not None and (due or stop.asked):
+            save_checkpoint(self.checkpoint, state, self.key)
+            self.saved = time.monotonic()
+        if stop.asked:
+            kept = "." if self.checkpoint is None else "; go on with the same command and --resume."
+            raise Interrupted(f"stopped in epoch {state.epoch} of {self.config.epochs}{kept}")
 
     @torch.no_grad()
     def _evaluate(self, rows: Rows) -> tuple[float, NDArray[np.int8]]:

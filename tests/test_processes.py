@@ -1,0 +1,110 @@
+"""The commands in several processes, started by `accelerate launch` as users start them, on the embedded model."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drllm_adapter.demo import BASE
+from drllm_adapter.demo.khop import generate
+
+DATA = Path("data") / "train-00000-of-00001.parquet"
+ONE = [sys.executable, "-m", "drllm_adapter"]
+
+
+def launch(processes: int) -> list[str]:
+    """`--multi_gpu` is what makes accelerate start several processes; without GPUs they run on the CPU."""
+    options = ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", processes]
+    return [*map(str, [*command, *options]), "-m", "drllm_adapter"]
+
+
+def run(command: Sequence[Any], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)
+
+
+def search(output: str, *more: Any) -> list[Any]:
+    return ["search", BASE, "--task", "jsonl", "--data", "train.jsonl", "--mode", "cloze", "--simulations", 20,
+            "--bundle", 4, "--output", output, "--dtype", "float32", *more]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions, and in `one` what one process found."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, generate(50, 0))))
+    done = run([*ONE, *search("one")], folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_a_search(folder: Path, processes: int) -> None:
+    name = f"shared {processes}"
+    done = run([*launch(processes), *search(name, "--log", "json")], folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / name / DATA).read_bytes() == (folder / "one" / DATA).read_bytes()
+    assert done.stdout.count("Saved in") == 1  # the main process speaks for all
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert [line["event"] for line in lines].count("start") == 1
+    last = [line for line in lines if line["event"] == "progress"][-1]
+    assert (last["done"], last["total"]) == (50, 50)
+    found, alone = (json.loads((folder / each / "summary.json").read_text()) for each in (name, "one"))
+    assert {**found, "seconds": 0, "paths_per_second": 0} == {**alone, "seconds": 0, "paths_per_second": 0}
+    assert not (folder / name / ".lock").exists()
+
+
+def test_a_refusal_is_said_once(folder: Path) -> None:
+    done = run([*launch(2), *search("one")], folder)
+    assert done.returncode != 0
+    assert done.stderr.count("go on with --resume") == 1
+
+
+def test_a_process_that_dies_is_replaced_and_the_job_can_go_on(folder: Path) -> None:
+    """One of two processes that share a folder, without a launcher that would end the other, is killed."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    command = list(map(str, [*ONE, *search("dies")]))
+    both = [
+        subprocess.Popen(command, cwd=folder, env={**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    while not list((folder / "dies" / "shards").glob("*.parquet")):
+        assert both[0].poll() is None
+        time.sleep(0.01)
+    both[1].kill()
+    assert both[0].wait(120) == 0
+    assert (folder / "dies" / DATA).read_bytes() == (folder / "one" / DATA).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_bundle_and_says_how_to_go_on(folder: Path, number: signal.Signals) -> None:
+    output = folder / number.name
+    command = list(map(str, [*ONE, *search(output.name)]))
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    while not (started := list((output / "shards").glob("*.parquet"))):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert process.wait() == 130
+    assert "stopping after the bundle in flight" in said
+    saved = len(list((output / "shards").glob("*.parquet")))
+    assert saved >= len(started)
+    assert f"questions are saved in {output.name}; go on with the same command and --resume" in said
+    assert run([*ONE, *search(output.name, "--resume")], folder).returncode == 0
+    assert (output / DATA).read_bytes() == (folder / "one" / DATA).read_bytes()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
