@@ -4,11 +4,7 @@ from .baselines import BaselineTable, Effort, compare_with_baselines
 from .compare import Report, Share, compare
 from .contenders import Contender, paired_bootstrap
 from .figures import plot_layers, plot_tradeoff
-<<<<<<< HEAD
-=======
 from .scores import SCORES, score_both
-from .static import StaticPath, best_static_at, score_static_paths, static_paths
->>>>>>> main
 from .sweep import SweepPoint, sweep_controls, sweep_table
 
 __all__ = [
@@ -24,12 +20,7 @@ __all__ = [
     "paired_bootstrap",
     "plot_layers",
     "plot_tradeoff",
-<<<<<<< HEAD
-=======
     "score_both",
-    "score_static_paths",
-    "static_paths",
->>>>>>> main
     "sweep_controls",
     "sweep_table",
 ]
