@@ -23,10 +23,9 @@ def train(
         str | None, typer.Option("--supervision", help="The same, as an option.", show_default=False)
     ] = None,
     base: Base = None,
-    rule: Annotated[
+    labels: Annotated[
         str | None,
         typer.Option(
-            "--labels",
             help="What is learnt of the paths tried: weighted (the best ones, by what they are worth), effects (a "
             "regression over all of them), price (the best one) or shortest (the paper's: the shortest right one); "
             "that of the search by default.",
@@ -87,7 +86,7 @@ def train(
         supervision or supervision_option or "",
         output,
         base=base,
-        rule=rule,
+        rule=labels,
         price=price,
         config=config,
         adapter=adapter,
