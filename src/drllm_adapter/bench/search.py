@@ -40,7 +40,7 @@ class SearchSpeed:
         paths_per_second, published_paths_per_second: the speeds.
         ratio: of these speeds.
         spread: quartiles of that ratio over the rounds of the search, each against all of the published way.
-        share_in_blocks, share_in_head: of our time, inside decoder blocks and in the model's norm and head.
+        share_in_blocks, share_in_head: of our time, inside decoder blocks, and in norm, head and softmax.
         avoided: share of the block passes that did not have to run.
         padding: share of the slots in batches without a token.
         peak_memory: gigabytes, of the device or, on the CPU, of the process with both ways in it.
@@ -215,19 +215,19 @@ def _clocks(scorer: SharingScorer) -> Iterator[_Clocks]:
     for layer in routed_layers(scorer.blocks.model):
         hooks.append(layer.base_layer.register_forward_pre_hook(clocks.enter))
         hooks.append(layer.base_layer.register_forward_hook(clocks.leave))
-    logits = scorer.blocks.logits
+    head = scorer.blocks.log_probabilities
 
     def timed(hidden: Any) -> Any:
         started = clocks.now()
-        output = logits(hidden)
+        output = head(hidden)
         clocks.head += clocks.now() - started
         return output
 
-    scorer.blocks.logits = timed  # type: ignore[method-assign]
+    scorer.blocks.log_probabilities = timed  # type: ignore[method-assign]
     try:
         yield clocks
     finally:
-        scorer.blocks.logits = logits  # type: ignore[method-assign]
+        scorer.blocks.log_probabilities = head  # type: ignore[method-assign]
         for hook in hooks:
             hook.remove()
 

@@ -87,14 +87,14 @@ class Blocks:
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[n, vocabulary]`, the predictions after tokens whose states `[n, width]` left the last block."""
+    def log_probabilities(self, hidden: Tensor) -> Tensor:
+        """`[n, vocabulary]` float32, of the token after those whose states `[n, width]` have left the last block."""
         # One token a row: no length limit, no masks between them.
         finished = hidden[:, None]
         ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=self.model.device)
         with self._standing_in(lambda index, args, kwargs: finished):
             output: Tensor = self.model(input_ids=ids, use_cache=False).logits
-        return output[:, 0]
+        return output[:, 0].log_softmax(dim=-1, dtype=torch.float32)
 
     @contextmanager
     def _standing_in(self, function: Callable[[int, tuple[Any, ...], dict[str, Any]], Tensor]) -> Iterator[None]:

@@ -331,8 +331,7 @@ class SharingSession:
         states = torch.cat([item.to(device) for item in hidden])
         # A few more than needed: some kernels sum differently over the odd rows at the end.
         padding = -len(states) % 8
-        logits = self._blocks.logits(torch.cat([states, states[:1].expand(padding, -1)]))
-        predicted = logits.log_softmax(dim=-1, dtype=torch.float32)
+        predicted = self._blocks.log_probabilities(torch.cat([states, states[:1].expand(padding, -1)]))
         starts = list(accumulate((len(row.reads) for row in rows), initial=0))
         wanted = [
             (start + read, token)
