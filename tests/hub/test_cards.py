@@ -309,7 +309,7 @@ def test_the_card_of_a_supervision_set(made: Path) -> None:
     skipped = sum(label.count(0) for label in labels) / (8 * len(labels))
     assert card.data.license == "apache-2.0"
     for said in (f"| questions with a label | {len(labels)} of 30 |", f"own path | {100 * right / 30:.1f} % |",
-                 f"skip {100 * skipped:.1f} %", "simulations 20", "rule weighted", "khop: apache-2.0"):  # fmt: skip
+                 f"skip {100 * skipped:.1f} %", "simulations 20", "rule price", "khop: apache-2.0"):  # fmt: skip
         assert said in card.text, said
     assert (made / "paths" / "labels.png").read_bytes().startswith(b"\x89PNG")
     assert all(f"`{name}`" in card.text for name in SCHEMA.names)
