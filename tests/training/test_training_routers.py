@@ -23,7 +23,7 @@ from drllm_adapter.training import (
     plot_curves,
     train_routers,
 )
-from drllm_adapter.training import trainer as trainer_module
+from drllm_adapter.training import objectives as objectives_module
 from drllm_adapter.training.batches import BatchReader
 from drllm_adapter.training.routers import fresh_weights, stacked_logits
 from drllm_adapter.training.trainer import split_questions
@@ -290,7 +290,7 @@ def test_features_that_are_not_finite_are_refused(value: float, memory: int) -> 
 
 
 def test_a_loss_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "focal_loss", lambda logits, *_: logits.sum() * float("inf"))
+    monkeypatch.setattr(objectives_module, "focal_loss", lambda logits, *_: logits.sum() * float("inf"))
     with pytest.raises(DrLLMError, match="lower the learning rate"):
         train_routers(random_store(), SMALL)
 

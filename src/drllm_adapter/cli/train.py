@@ -23,10 +23,9 @@ def train(
         str | None, typer.Option("--supervision", help="The same, as an option.", show_default=False)
     ] = None,
     base: Base = None,
-    rule: Annotated[
+    labels: Annotated[
         str | None,
         typer.Option(
-            "--labels",
             help="What is learnt of the paths tried: weighted (the best ones, by what they are worth), effects (a "
             "regression over all of them), price (the best one) or shortest (the paper's: the shortest right one); "
             "that of the search by default.",
@@ -38,8 +37,8 @@ def train(
     weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.01,
     warmup_steps: Annotated[int, typer.Option(help="Linear warm-up; at most a tenth of all steps.")] = 500,
     batch_size: Annotated[int, typer.Option(help="Questions a step.")] = 16,
-    gamma: Annotated[float, typer.Option(help="Gamma of the focal loss.")] = 2.0,
-    beta: Annotated[float, typer.Option(help="Beta of the effective number of samples.")] = 0.999,
+    gamma: Annotated[float, typer.Option(help="Gamma of the focal loss (labels price and shortest).")] = 2.0,
+    beta: Annotated[float, typer.Option(help="Beta of the class weights (labels price and shortest).")] = 0.999,
     validation_share: Annotated[float, typer.Option(help="Share of the questions held out.")] = 0.1,
     patience: Annotated[int, typer.Option(help="Epochs without a lower validation loss before stopping.")] = 5,
     num_windows: Annotated[int, typer.Option(help="Windows the prompt is pooled into.")] = 8,
@@ -57,7 +56,7 @@ def train(
     device: Device = None,
     config_file: Config = None,
 ) -> None:
-    """Train routers on a supervision set (focal loss, base frozen, paths forced) and save them as a PEFT adapter.
+    """Train routers on a supervision set (base frozen, paths forced) and save them as a PEFT adapter.
 
     Example: drllm train paths --output adapter
     """
@@ -87,7 +86,7 @@ def train(
         supervision or supervision_option or "",
         output,
         base=base,
-        rule=rule,
+        rule=labels,
         price=price,
         config=config,
         adapter=adapter,

@@ -1,10 +1,9 @@
 """`drllm demo`: the whole loop on the embedded model, through the same functions as the commands.
 
-Search paths, train routers on them, evaluate on fresh questions, compare with static paths of the same number of
+Search paths, train routers on them, evaluate on fresh questions, compare with every baseline at the same number of
 passes, save, load again with PEFT's own call, generate.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,24 +11,21 @@ from typing import Any
 
 from rich.console import Console
 
-from ..decisions import Decisions, draw
+from ..decisions import draw
 from ..errors import DrLLMError
-from ..evaluation import Report, best_static_at, plot_layers, score_static_paths, static_paths
+from ..evaluation import BaselineTable, Report, plot_layers
 from ..files import claim_folder, write_json_atomic
 from ..generation import generate_text
-from ..loading import load_base, load_routed, route_base
-from ..scoring import Scorer
+from ..loading import load_routed
 from ..search import SearchConfig
-from ..tasks import Question, build_prompt, load_questions
+from ..tasks import Question, load_questions
 from ..training import TrainingConfig
 from ..workflow import Labels, evaluate_adapter, search_paths, train_adapter
 from . import BASE
 
 KIND = "demo"
-# A higher price than the default: this base is worth more passes on the hardest questions than they cost at 0.4.
+# Higher than the default: gives up some of the hardest questions for fewer passes on average.
 LABELS = Labels("weighted", price=0.8)
-_CANDIDATES, _FINALISTS = 60, 6
-_SELECTION_QUESTIONS = 128
 
 
 def run_demo(
@@ -71,15 +67,16 @@ def run_demo(
     console.rule("evaluate")
     # Inside the adapter's folder, so that its card shows the results.
     report = evaluate_adapter(
-        str(folder / "adapter"), to_test, folder / "adapter" / "evaluation", mode="cloze", console=console
+        str(folder / "adapter"),
+        to_test,
+        folder / "adapter" / "evaluation",
+        mode="cloze",
+        supervision=folder / "paths",
+        console=console,
     )
+    assert report.baselines is not None
     console.print(report.table())
-    static = _static_baseline(base, to_search, to_test, report.mean_passes, seed)
-    console.print(
-        f"best static path at the same {report.mean_passes:.2f} passes: {100 * static['accuracy']:.1f} %, "
-        f"routed: {100 * report.routed.value:.1f} %",
-        highlight=False,
-    )
+    console.print(report.baselines.table())
 
     console.rule("load again and generate")
     shown = _generate(folder / "adapter", to_test)
@@ -95,9 +92,8 @@ def run_demo(
         "questions": {"searched": questions, "tested": test_questions},
         "seconds": time.perf_counter() - started,
         "evaluation": report.to_json(),
-        "static": static,
         "generated": shown,
-        "required": _requirements(report, static),
+        "required": _requirements(report, report.baselines),
     }
     write_json_atomic(folder / "report.json", result)
     plot_layers(report, folder / "layers.png")
@@ -108,35 +104,6 @@ def run_demo(
         soft_wrap=True,
     )
     return result
-
-
-def _static_baseline(
-    base: str, to_search: Sequence[Question], to_test: Sequence[Question], mean_passes: float, seed: int
-) -> dict[str, Any]:
-    """The best static paths of as many passes, chosen on searched questions and scored on the tested ones."""
-    model, tokenizer = load_base(base)
-    scorer = Scorer(route_base(model), tokenizer, batch_size=64)
-    selection = [build_prompt(question, "cloze", tokenizer) for question in to_search[:_SELECTION_QUESTIONS]]
-    tested = [build_prompt(question, "cloze", tokenizer) for question in to_test]
-    best, paths = {}, []
-    for passes in sorted({math.floor(mean_passes), math.ceil(mean_passes)}):
-        candidates = static_paths(scorer.num_blocks, passes, _CANDIDATES, seed)
-        found = score_static_paths(candidates, len(selection), lambda along: scorer.score(selection, along))
-        found.sort(key=lambda item: -item.accuracy.right)
-        finalists: list[Decisions] = [item.decisions for item in found[:_FINALISTS]]
-        final = score_static_paths(finalists, len(tested), lambda along: scorer.score(tested, along))
-        # The best on the tested questions themselves: in favour of the baseline.
-        winner = max(final, key=lambda item: item.accuracy.right)
-        best[passes] = winner.accuracy.value
-        paths.append(
-            {
-                "passes": passes,
-                "tried": len(candidates),
-                "decisions": list(winner.decisions),
-                "accuracy": winner.accuracy.to_json(),
-            }
-        )
-    return {"mean_passes": mean_passes, "accuracy": best_static_at(mean_passes, best), "paths": paths}
 
 
 def _generate(adapter: Path, questions: Sequence[Question]) -> list[dict[str, Any]]:
@@ -162,11 +129,13 @@ def _generate(adapter: Path, questions: Sequence[Question]) -> list[dict[str, An
     return shown
 
 
-def _requirements(report: Report, static: dict[str, Any]) -> dict[str, bool]:
+def _requirements(report: Report, baselines: BaselineTable) -> dict[str, bool]:
     """What the demo is there to show; each is measured, not assumed."""
     return {
         "routed above base, interval of the paired difference above zero": report.difference_interval[0] > 0,
-        "routed above the best static path at equal passes": report.routed.interval[0] > static["accuracy"],
+        "routed above every baseline at equal passes, intervals of the paired differences above zero": all(
+            row["difference_interval"][0] > 0 for row in baselines.rows
+        ),
         # Not against the hardest: some of these are given up, and so are the passes that they would need.
         "fewer passes on the easiest questions than on average": report.levels[0].mean_passes < report.mean_passes,
         "no more passes than the base": report.mean_passes <= report.num_blocks,

@@ -5,7 +5,6 @@ from .compare import Report, Share, compare
 from .contenders import Contender, paired_bootstrap
 from .figures import plot_layers, plot_tradeoff
 from .scores import SCORES, score_both
-from .static import StaticPath, best_static_at, score_static_paths, static_paths
 from .sweep import SweepPoint, sweep_controls, sweep_table
 
 __all__ = [
@@ -15,17 +14,13 @@ __all__ = [
     "Effort",
     "Report",
     "Share",
-    "StaticPath",
     "SweepPoint",
-    "best_static_at",
     "compare",
     "compare_with_baselines",
     "paired_bootstrap",
     "plot_layers",
     "plot_tradeoff",
     "score_both",
-    "score_static_paths",
-    "static_paths",
     "sweep_controls",
     "sweep_table",
 ]

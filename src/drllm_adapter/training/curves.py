@@ -35,7 +35,7 @@ def plot_curves(result: TrainingResult, path: str | os.PathLike[str]) -> None:
     _line(loss, epochs, history, "train_loss", _GREY, "training")
     _line(loss, epochs, history, "validation_loss", _BLUE, "validation")
     loss.set_ylim(bottom=0)
-    loss.set_title("Focal loss")
+    loss.set_title("Loss")
 
     for name, colour in _CLASS_COLOURS.items():
         _line(f1, epochs, history, f"f1_{name}", colour, name)
