@@ -89,7 +89,7 @@ def train_routers(
             the average effects [R, 3] to start from.
         device: where to train; None is the first GPU, or the CPU without one.
         memory: features of at most this many bytes are held on the device; larger ones are read from disk as they are
-            needed. Beside them, training takes about 20 bytes a router weight and two batches of
+            needed. Beside them, training takes about 24 bytes a router weight and two batches of
             batch_size x R x K x d floats.
         checkpoint: file that keeps an unfinished training (four times the routers' weights); what it holds is gone on
             with. It is the caller's to remove. None keeps nothing.
