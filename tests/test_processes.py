@@ -108,3 +108,18 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def test_processes_share_training_and_evaluation(folder: Path) -> None:
+    """The forward pass over the questions and the batches of an evaluation are shared; the results are those of one."""
+    train = ["train", "one", "--epochs", 2, "--dtype", "float32", "--output"]
+    evaluate = ["eval", "adapter 1", "--task", "jsonl", "--data", "train.jsonl", "--mode", "cloze", "--batch-size", 8,
+                "--dtype", "float32", "--output"]  # fmt: skip
+    for name, command in (("1", ONE), ("2", launch(2))):
+        for arguments in ([*train, f"adapter {name}"], [*evaluate, f"evaluation {name}"]):
+            done = run([*command, *arguments], folder)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("Saved in") == 1
+    for name in ("adapter {}/adapter_model.safetensors", "evaluation {}/report.json"):
+        assert (folder / name.format(1)).read_bytes() == (folder / name.format(2)).read_bytes()
+    assert not {".lock", "features", "begun.json"} & {path.name for path in (folder / "adapter 2").iterdir()}

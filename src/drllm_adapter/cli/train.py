@@ -82,7 +82,7 @@ def train(
     )
     if (supervision is None) == (supervision_option is None):
         raise DrLLMError("a training needs one supervision set, as the argument or with --supervision; name it.")
-    train_adapter(
+    result = train_adapter(
         supervision or supervision_option or "",
         output,
         base=base,
@@ -97,5 +97,7 @@ def train(
         console=console,
         log=log_stream(log),
     )
+    if result is None:  # the main process speaks
+        return
     mode = (adapter.training or {})["supervision"]["mode"]
     say(f"Saved in {output}. Next: drllm eval {output} --mode {mode} --data QUESTIONS --output evaluation")

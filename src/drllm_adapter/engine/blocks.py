@@ -73,7 +73,9 @@ class Blocks:
             return hidden
 
         with self._standing_in(note):
-            self.model(input_ids=input_ids.to(self.model.device), use_cache=False, logits_to_keep=1, **given)
+            # One position as an index: a slice is not contiguous, and the head's weights would be copied for every row.
+            one = torch.tensor([0], device=self.model.device)
+            self.model(input_ids=input_ids.to(self.model.device), use_cache=False, logits_to_keep=one, **given)
         return Prepared(seen[0], tuple(calls))
 
     def run(self, block: int, hidden: Tensor, prepared: Prepared, rows: Sequence[int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from .bundle import PathScorer, Work, search_bundle
 from .estimate import SearchEstimate, estimate_search
-from .labels import LABEL_RULES, choose_label, choose_labels
+from .labels import LABEL_RULES, Labels, choose_label, choose_labels
 from .rows import Row, iterate_rows, read_rows, read_search_info
 from .runner import run_search
 from .summary import SearchSummary, Tally
@@ -10,6 +10,7 @@ from .tree import PathSearch, ScoredPath, SearchConfig
 
 __all__ = [
     "LABEL_RULES",
+    "Labels",
     "PathScorer",
     "PathSearch",
     "Row",

@@ -2,10 +2,25 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ..decisions import Decisions, passes
 from ..errors import DrLLMError
 from .tree import ScoredPath
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is learnt from the paths that were tried.
+
+    Attributes:
+        rule: "weighted" (several paths a question), or "price" or "shortest" (the paper's), one;
+            or "effects", a regression over all of them, see `training.objectives`.
+        price: of L block passes, in probability of the right answer.
+    """
+
+    rule: str = "weighted"
+    price: float = 0.4
 
 
 def shortest(paths: Sequence[ScoredPath], price: float = 0.0) -> Decisions | None:

@@ -1,0 +1,17 @@
+"""The jobs behind the commands, from folder to folder: search paths, train routers on them, evaluate the adapter."""
+
+from ..search import Labels
+from .evaluate import evaluate_adapter, evaluate_with_lm_eval
+from .probe import probe_model
+from .search import estimate_paths, search_paths
+from .train import train_adapter
+
+__all__ = [
+    "Labels",
+    "estimate_paths",
+    "evaluate_adapter",
+    "evaluate_with_lm_eval",
+    "probe_model",
+    "search_paths",
+    "train_adapter",
+]

@@ -1,0 +1,257 @@
+"""An adapter and questions in, a report out: base against routed, by our scorer or by lm-evaluation-harness."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+
+from .. import __version__
+from ..adapter.steering import set_depth_control, set_layer_budget
+from ..download import fetch_supervision
+from ..engine import SharingScorer, score_paths
+from ..errors import DrLLMError
+from ..evaluation import (
+    SCORES,
+    Effort,
+    Report,
+    compare,
+    compare_with_baselines,
+    plot_layers,
+    plot_tradeoff,
+    score_both,
+    sweep_controls,
+)
+from ..files import check_claim, claim_folder, write_json_atomic
+from ..hub import write_card
+from ..jobs import Processes, open_folder
+from ..loading import load_routed
+from ..scoring import Score, Scorer
+from ..search import Row, read_rows
+from ..tasks import Prompt, Question, digest_of, sources_of
+from .begin import BEGUN, begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
+
+if TYPE_CHECKING:
+    from ..evaluation.lm_eval import HarnessReport
+
+EVALUATION = "evaluation"
+EVALUATION_REPORT = "report.json"
+
+
+def evaluate_adapter(
+    adapter: str,
+    questions: Sequence[Question],
+    output: str | os.PathLike[str] | None,
+    *,
+    mode: str,
+    base: str | None = None,
+    batch_size: int = 16,
+    depth_control: float | None = None,
+    layer_budget: int | None = None,
+    supervision: str | os.PathLike[str] | None = None,
+    effort: Effort | None = None,
+    sweep: bool = False,
+    dtype: str = "auto",
+    device: str | None = None,
+    max_new_tokens: int | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+    log: TextIO | None = None,
+) -> Report:
+    """Base against routed on the same questions; `report.json` and `layers.png` lie in `output` afterwards.
+
+    Under `accelerate launch` every process calls this, and they share the questions.
+
+    Args:
+        adapter: folder or Hub name.
+        output: None writes nothing; a folder inside the adapter's own puts the results on its card.
+        depth_control, layer_budget: None is what the adapter was saved with.
+        supervision: a supervision set of the same base, on whose questions baselines are chosen; None compares with
+            none.
+        effort: how much is spent on choosing them.
+        sweep: also run every control over its range; with this or baselines, `output` gets `tradeoff.png` as well.
+        resume: go on with what an interrupted evaluation left in `output`.
+        log: progress goes here as JSON lines, in place of a bar.
+
+    Raises:
+        DrLLMError: see `load_routed`, `build_prompt`, `Scorer.score`, `compare_with_baselines`, `open_folder`.
+        Interrupted: on SIGINT or SIGTERM, after the batch in flight.
+    """
+    processes = Processes.current()
+    if output is None and processes.count > 1:
+        raise DrLLMError(
+            f"{processes.count} processes evaluate together in a folder, but none was given; name one with --output."
+        )
+    if output is not None:
+        check_claim(output, EVALUATION, resume=resume)
+        if dtype == "auto" and resume:
+            dtype = begun_dtype(output, BEGUN)
+    model, tokenizer = load_once(
+        lambda dtype: load_routed(adapter, base=base, dtype=dtype, device=device or processes.device),
+        dtype,
+        device,
+        processes,
+    )
+    training_rows = None if supervision is None else _training_rows(supervision, questions)
+    if depth_control is not None:
+        set_depth_control(model, depth_control)
+    if layer_budget is not None:
+        set_layer_budget(model, layer_budget)
+    config: Any = model.peft_config["default"]
+    budget = config.layer_budget
+    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens)
+    settings = {
+        "adapter": full_name(adapter),
+        "adapter_checksum": config.checksum,
+        "base": full_name(base or str(config.base_model_name_or_path)),
+        "tasks": sorted({question.task for question in questions}),
+        "sources": sources_of(questions),
+        "mode": mode,
+        "dtype": dtype_name(model),
+        "depth_control": config.depth_control,
+        "layer_budget": config.layer_budget,
+        "version": __version__,
+    }
+    begun = {**settings, "questions_digest": digest_of(questions, prompts), "batch_size": batch_size}
+    scorer = Scorer(model, tokenizer, batch_size=batch_size)
+    with nullcontext(output) if output is not None else tempfile.TemporaryDirectory() as place:
+        assert place is not None
+        folder = Path(place)
+        with open_folder(
+            folder, EVALUATION, BEGUN, begun, resume=resume, processes=processes, finished_as=EVALUATION_REPORT
+        ) as locks:
+            in_base, routed = score_both(
+                scorer, prompts, folder, locks, processes, layer_budget=budget, console=console, log=log
+            )
+            report = compare(in_base, routed, [question.level for question in questions])
+            processes.meet()  # everybody has read the scores
+            if processes.is_main:
+                if sweep:
+                    points = sweep_controls(model, routed, lambda: score_all(scorer, prompts, None, "sweep", console))
+                    report = replace(report, sweep=points)
+                if training_rows is not None:
+                    set_layer_budget(model, None)
+                    sharing = SharingScorer(model, tokenizer, notice=teller(console))
+                    table = compare_with_baselines(
+                        model,
+                        tokenizer,
+                        routed,
+                        prompts,
+                        [question.task for question in questions],
+                        training_rows,
+                        lambda asked, paths: score_paths(sharing, asked, paths),
+                        effort,
+                    )
+                    set_layer_budget(model, budget)
+                    report = replace(report, baselines=table)
+                if output is not None:
+                    plot_layers(report, folder / "layers.png")
+                    if report.baselines is not None or report.sweep is not None:
+                        plot_tradeoff(report, folder / "tradeoff.png")
+                    write_json_atomic(folder / EVALUATION_REPORT, {**settings, **report.to_json()})
+                (folder / BEGUN).unlink()
+                shutil.rmtree(folder / SCORES)
+    if output is not None and processes.is_main:
+        _show_on_card(adapter, folder)
+    return report
+
+
+def _training_rows(supervision: str | os.PathLike[str], tested: Sequence[Question]) -> list[Row]:
+    """The rows of a supervision set; a `DrLLMError` when one of its questions is to be tested."""
+    rows = read_rows(fetch_supervision(supervision))
+    shared = {row.id for row in rows} & {question.id for question in tested}
+    texts = {question.question for question in tested}
+    leaked = [row.id for row in rows if row.id in shared and any(text in row.prompt for text in texts)]
+    if leaked:
+        raise DrLLMError(
+            f"baselines are chosen on questions that are not tested, but {leaked[0]!r} is in {supervision} and among "
+            f"the tested; leave it out with --skip or evaluate on other data."
+        )
+    return rows
+
+
+def evaluate_with_lm_eval(
+    adapter: str,
+    tasks: Sequence[str],
+    output: str | os.PathLike[str] | None,
+    *,
+    include_path: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    base: str | None = None,
+    batch_size: int = 16,
+    depth_control: float | None = None,
+    layer_budget: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str | None = None,
+) -> "HarnessReport":
+    """Base against routed on tasks of lm-evaluation-harness; `report.json` lies in `output` afterwards.
+
+    Args:
+        adapter: folder or Hub name.
+        tasks, include_path, limit: see `evaluation.lm_eval.evaluate_with_harness`.
+        output: None writes nothing.
+
+    Raises:
+        DrLLMError: see `load_routed`, `evaluate_with_harness`.
+    """
+    # Imported here: it imports torch and the harness is an extra.
+    from ..evaluation.lm_eval import evaluate_with_harness
+
+    if output is not None:
+        check_claim(output, EVALUATION)
+    model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+    if depth_control is not None:
+        set_depth_control(model, depth_control)
+    if layer_budget is not None:
+        set_layer_budget(model, layer_budget)
+    report = evaluate_with_harness(
+        model, tokenizer, tasks, include_path=include_path, limit=limit, batch_size=batch_size, seed=seed
+    )
+    if output is not None:
+        folder = claim_folder(output, EVALUATION)
+        config: Any = model.peft_config["default"]
+        settings = {
+            "adapter": full_name(adapter),
+            "adapter_checksum": config.checksum,
+            "base": full_name(base or str(config.base_model_name_or_path)),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "depth_control": config.depth_control,
+            "layer_budget": config.layer_budget,
+            "version": __version__,
+        }
+        write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
+        _show_on_card(adapter, folder)
+    return report
+
+
+def _show_on_card(adapter: str, evaluation: Path) -> None:
+    """Renew the adapter's card when the evaluation lies inside the adapter's folder."""
+    if evaluation.resolve().parent == Path(adapter).resolve():
+        write_card(adapter)
+
+
+def score_all(
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    decisions: Sequence[tuple[int, ...]] | None,
+    what: str,
+    console: Console | None,
+) -> list[Score]:
+    """Scores of all prompts, similar lengths together, with a progress bar."""
+    from rich.progress import track
+
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].text))
+    size = scorer.batch_size
+    scores: dict[int, Score] = {}
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    hidden = console is None or not console.is_terminal
+    for places in track(batches, what, console=console, transient=True, disable=hidden):
+        chosen = None if decisions is None else [decisions[place] for place in places]
+        scores.update(zip(places, scorer.score([prompts[place] for place in places], chosen), strict=True))
+    return [scores[place] for place in range(len(prompts))]

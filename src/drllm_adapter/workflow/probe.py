@@ -1,0 +1,83 @@
+"""A base and questions in; out comes whether routers can help."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import Progress
+
+from .. import __version__
+from ..adapter.base import fingerprint
+from ..engine import SharingScorer
+from ..files import check_claim, claim_folder, write_json_atomic
+from ..loading import load_base, route_base
+from ..tasks import Question, sources_of
+from .begin import full_name, prompts_of, teller
+
+if TYPE_CHECKING:
+    from ..evaluation.probe import ProbeReport
+
+PROBE = "probe"
+
+
+def probe_model(
+    base: str,
+    questions: Sequence[Question],
+    output: str | os.PathLike[str],
+    *,
+    mode: str,
+    paths: int = 24,
+    edits: int = 6,
+    single_edits: int = 16,
+    price: float = 0.4,
+    batch_size: int = 64,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str | None = None,
+    console: Console | None = None,
+) -> "ProbeReport":
+    """Can routers help this model on these questions? `report.json` and `probe.png` lie in `output` afterwards.
+
+    Args:
+        base: folder or Hub name of the frozen model.
+        questions: their tasks, or their sources when all are of one task, are what differences are looked for between.
+        paths, edits, single_edits: see `evaluation.probe.measure`; `price` see `evaluation.probe.analyse`.
+
+    Raises:
+        DrLLMError: see `load_base`, `build_prompt`, `evaluation.probe.measure`.
+    """
+
+    from ..evaluation.figures import plot_probe
+    from ..evaluation.probe import analyse, measure
+
+    check_claim(output, PROBE)
+    names = [question.task for question in questions]
+    if len(set(names)) == 1:
+        names = [question.source.name if question.source is not None else question.task for question in questions]
+    model, tokenizer = load_base(base, dtype=dtype, device=device)
+    scorer = SharingScorer(route_base(model), tokenizer, batch_size=batch_size, notice=teller(console))
+    prompts = prompts_of(questions, mode, tokenizer, None)
+    hidden = console is None or not console.is_terminal
+    with Progress(console=console, transient=True, disable=hidden) as progress:
+        bar = progress.add_task("probe", total=1.0)
+        measured = measure(
+            scorer, prompts, names, paths=paths, edits=edits, single_edits=single_edits, seed=seed,
+            show=lambda done: progress.update(bar, completed=done),
+        )  # fmt: skip
+    report = analyse(measured, price=price, seed=seed)
+    folder = claim_folder(output, PROBE)
+    settings = {
+        "base": full_name(base),
+        "base_fingerprint": fingerprint(model),
+        "sources": sources_of(questions),
+        "mode": mode,
+        "edits": edits,
+        "single_edits": single_edits,
+        "seed": seed,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "version": __version__,
+    }
+    write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
+    plot_probe(report, folder / "probe.png")
+    return report

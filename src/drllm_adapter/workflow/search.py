@@ -1,0 +1,112 @@
+"""Questions and a base in, a supervision set out."""
+
+import os
+from collections.abc import Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import Progress
+
+from ..adapter.base import fingerprint
+from ..engine import GIGABYTE, SharingScorer
+from ..hub import write_card
+from ..jobs import Processes
+from ..loading import load_base, route_base
+from ..search import Labels, SearchConfig, SearchEstimate, SearchSummary, estimate_search, run_search
+from ..search.rows import INFO
+from ..tasks import Question
+from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
+
+
+def search_paths(
+    base: str,
+    questions: Sequence[Question],
+    output: str | os.PathLike[str],
+    *,
+    mode: str,
+    config: SearchConfig,
+    labels: Labels | None = None,
+    resume: bool = False,
+    bundle: int = 64,
+    memory: float = 2.0,
+    dtype: str = "auto",
+    device: str | None = None,
+    max_new_tokens: int | None = None,
+    console: Console | None = None,
+    log: TextIO | None = None,
+) -> SearchSummary:
+    """Search better layer paths for every question; the supervision set lies in the folder `output` afterwards.
+
+    Under `accelerate launch` every process calls this, and they share the questions.
+
+    Args:
+        base: folder or Hub name of the frozen model.
+        mode: "letter", "cloze", "contrast" or "free", what counts as an answer.
+        bundle: questions searched side by side.
+        memory: gigabytes of hidden states that are kept for the next paths of a bundle.
+        resume: go on with what an interrupted run left in `output`.
+        log: progress goes here as JSON lines, in place of a bar.
+
+    Raises:
+        DrLLMError: see `load_base`, `build_prompt`, `run_search`.
+        Interrupted: on SIGINT or SIGTERM, after the bundle in flight.
+    """
+    labels = labels or Labels()
+    processes = Processes.current()
+    if dtype == "auto" and resume:
+        dtype = begun_dtype(output, INFO)
+    model, tokenizer = load_once(
+        lambda dtype: load_base(base, dtype=dtype, device=device or processes.device), dtype, device, processes
+    )
+    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens)
+    scorer = SharingScorer(
+        route_base(model), tokenizer, memory=int(memory * GIGABYTE), batch_size=bundle, notice=teller(console)
+    )
+    for prompt in prompts:
+        scorer.plain.encode(prompt)  # what does not fit the model is refused before anything is written
+    summary = run_search(
+        questions,
+        prompts,
+        scorer,
+        config,
+        output,
+        rule=labels.rule,
+        price=labels.price,
+        resume=resume,
+        bundle=bundle,
+        base_model=full_name(base),
+        base_revision=getattr(model.config, "_commit_hash", None),
+        base_fingerprint=fingerprint(model),
+        dtype=dtype_name(model),
+        processes=processes,
+        console=console,
+        log=log,
+    )
+    if processes.is_main:
+        write_card(output)
+    return summary
+
+
+def estimate_paths(
+    base: str,
+    questions: Sequence[Question],
+    *,
+    mode: str,
+    config: SearchConfig,
+    bundle: int = 64,
+    memory: float = 2.0,
+    dtype: str = "auto",
+    device: str | None = None,
+    max_new_tokens: int | None = None,
+    console: Console | None = None,
+) -> SearchEstimate:
+    """What `search_paths` with the same arguments will cost on this device; a few questions are searched for it."""
+    model, tokenizer = load_base(base, dtype=dtype, device=device)
+    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens)
+    scorer = SharingScorer(
+        route_base(model), tokenizer, memory=int(memory * GIGABYTE), batch_size=bundle, notice=teller(console)
+    )
+    hidden = console is None or not console.is_terminal
+    with Progress(console=console, transient=True, disable=hidden) as progress:
+        bar = progress.add_task("trying", total=1.0)
+        return estimate_search(prompts, scorer, config, lambda done: progress.update(bar, completed=done))

@@ -1,0 +1,249 @@
+"""A supervision set in, an adapter out."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import get_peft_model
+from rich.console import Console
+
+from .. import __version__
+from ..adapter.base import fingerprint
+from ..adapter.config import DrLLMConfig
+from ..decisions import Decisions
+from ..download import fetch_supervision, split_revision
+from ..effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
+from ..errors import DrLLMError
+from ..files import check_claim, write_json_atomic
+from ..hub import write_card
+from ..jobs import Processes, open_folder
+from ..loading import load_base, refuse_folder_as_base
+from ..search import Labels, Row, choose_labels, read_rows, read_search_info
+from ..training import (
+    EffectRegression,
+    TrainingConfig,
+    TrainingResult,
+    check_labels,
+    collect_features,
+    load_weights_into,
+    plot_curves,
+    train_routers,
+)
+from .begin import BEGUN, begun_dtype, dtype_name, full_name, load_once
+
+ADAPTER = "adapter"
+TRAINING_REPORT = "training.json"
+
+
+def train_adapter(
+    supervision: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    base: str | None = None,
+    rule: str | None = None,
+    price: float | None = None,
+    config: TrainingConfig | None = None,
+    adapter: DrLLMConfig | None = None,
+    features: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    dtype: str = "auto",
+    device: str | None = None,
+    console: Console | None = None,
+    log: TextIO | None = None,
+) -> TrainingResult | None:
+    """Train routers on a supervision set; the adapter, its training report and its curves lie in `output` afterwards.
+
+    Under `accelerate launch` every process calls this; they share the forward pass over the questions, then the main
+    one trains, which takes seconds, and the others, which get None, wait for it.
+
+    Args:
+        supervision: folder that `search_paths` wrote, Parquet with such rows, or the name of a dataset on the Hub, see
+            `download.HubName`.
+        base: None is the model that the set was searched with.
+        rule, price: which paths to learn, see `Labels`; None is the rule and the price that each row was searched with.
+        adapter: windows, router width and routed blocks; None is the paper's.
+        features: folder that keeps what the routers read for the next training on the same labels; None keeps it in
+            `output` until the training is finished.
+        resume: go on with what an interrupted training left in `output`.
+        log: progress goes here as JSON lines, in place of a bar.
+
+    Raises:
+        DrLLMError: the set was made with another base, or holds nothing to learn, or see `collect_features` and
+            `train_routers`.
+        Interrupted: on SIGINT or SIGTERM, with everything saved.
+    """
+    check_claim(output, ADAPTER, resume=resume)
+    config = config or TrainingConfig()
+    adapter = adapter or DrLLMConfig()
+    if config.hidden != adapter.router_width:
+        config = replace(config, hidden=adapter.router_width)
+    source = fetch_supervision(supervision)
+    info = read_search_info(source)
+    labels = None
+    if rule is not None or price is not None or info["rule"] is not None:
+        labels = Labels(rule or info["rule"] or "price", (info["price"] or 0.0) if price is None else price)
+    rows, decisions, weights = _examples(read_rows(source), labels, supervision)
+    name = base or info["base_model"]
+    if base is None and source != Path(supervision):
+        refuse_folder_as_base(str(supervision), name)
+    processes = Processes.current()
+    folder = Path(output)
+    if dtype == "auto" and resume:
+        dtype = begun_dtype(folder, BEGUN)
+    model, tokenizer = load_once(
+        lambda dtype: load_base(name, dtype=dtype, device=device or processes.device), dtype, device, processes
+    )
+    found = fingerprint(model)
+    if info["base_fingerprint"] not in (None, found):
+        raise DrLLMError(
+            f"the supervision set {supervision} was made with {info['base_model']} (weights "
+            f"{info['base_fingerprint']}), but the base {name} has weights {found}; train with the base that was "
+            f"searched, or search again."
+        )
+    model.name_or_path, adapter.revision = split_revision(full_name(name))  # PEFT writes it into the adapter
+    routed = get_peft_model(model, adapter).eval()
+    # What routers read along: the paths to imitate, or for effects the best static path at this price.
+    paths = np.array(decisions, dtype=np.int8)
+    forced, average = paths.copy(), None
+    if labels is not None and labels.rule == "effects":
+        average = regress_effects(row.paths for row in rows)
+        forced[:] = static_at(average, MARGIN_OF_PROBABILITY * labels.price)
+    ids = [row.id for row in rows]
+    check_labels(ids, paths[:, adapter.routed_blocks(paths.shape[1])], config)
+    begun = {
+        "supervision": _supervision_digest(rows, [paths, forced, weights]),
+        "labels": None if labels is None else asdict(labels),
+        "base_fingerprint": found,
+        "training": asdict(config),
+        "windows": adapter.num_windows,
+        "layers": adapter.routed_blocks(paths.shape[1]),
+        "dtype": dtype_name(model),
+    }
+    with open_folder(
+        folder, ADAPTER, BEGUN, begun, resume=resume, processes=processes, finished_as=TRAINING_REPORT
+    ) as locks:
+        del locks  # the features have their own; the training itself is one piece
+        store_folder = Path(features or folder) / "features"
+        try:
+            store = collect_features(
+                routed,
+                tokenizer,
+                [row.prompt for row in rows],
+                forced,
+                store_folder,
+                ids=ids,
+                add_special_tokens=[not row.templated for row in rows],
+                processes=processes,
+                console=console,
+                log=log,
+            )
+        except DrLLMError:
+            if features is None and processes.count == 1:
+                shutil.rmtree(store_folder, ignore_errors=True)
+            raise
+        if not processes.is_main:
+            return None
+        effects = None
+        if average is not None and labels is not None:
+            per_model = MARGIN_OF_PROBABILITY * labels.price
+            regression = EffectRegression.of([row.paths for row in rows], store.layers, per_model)
+            effects = (regression, torch.from_numpy(average[list(store.layers)]))
+            store = replace(store, labels=paths)
+        checkpoint = folder / "checkpoint.safetensors"
+        place = None if device == "auto" else device
+        result = train_routers(
+            store,
+            config,
+            example_weights=weights,
+            effects=effects,
+            device=place,
+            checkpoint=checkpoint,
+            console=console,
+            log=log,
+        )
+        _write_adapter(folder, routed, adapter, config, rows, info, labels, result)
+        # The report was written last: from here on the training is finished.
+        for unfinished in (folder / BEGUN, checkpoint):
+            unfinished.unlink(missing_ok=True)
+        if features is None:
+            del store
+            shutil.rmtree(store_folder)
+    return result
+
+
+def _write_adapter(
+    folder: Path,
+    routed: Any,
+    adapter: DrLLMConfig,
+    config: TrainingConfig,
+    rows: Sequence[Row],
+    info: dict[str, Any],
+    labels: Labels | None,
+    result: TrainingResult,
+) -> None:
+    """The trained adapter, its card, curves and report."""
+    facts = {
+        "version": __version__,
+        "libraries": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "supervision": {
+            "questions": len({row.id for row in rows}),
+            "tasks": sorted({row.task for row in rows}),
+            "mode": rows[0].mode,
+            "sources": info.get("sources", []),
+            "labels": {"rule": info["rule"], "price": info["price"]} if labels is None else asdict(labels),
+            "search": info["search"],
+            "base_model": info["base_model"],
+            "base_revision": info["base_revision"],
+            "base_fingerprint": info["base_fingerprint"],
+        },
+        "training": asdict(config),
+        "metrics": result.metrics,
+        "best_epoch": result.best_epoch,
+    }
+    load_weights_into(routed, result.weights, result.layers)
+    adapter.training = facts
+    routed.save_pretrained(str(folder))
+    plot_curves(result, folder / "curves.png")
+    write_json_atomic(folder / TRAINING_REPORT, {**facts, "history": result.history, "lines": result.lines})
+    write_card(folder)
+
+
+def _supervision_digest(rows: Sequence[Row], learnt: Sequence[NDArray[Any] | None]) -> str:
+    """A hash of what is learnt."""
+    digest = hashlib.sha256()
+    for values in learnt:
+        digest.update(b"-" if values is None else values.tobytes())
+    for row in rows:
+        digest.update(json.dumps([row.id, row.prompt, row.templated]).encode())
+    return digest.hexdigest()
+
+
+def _examples(
+    rows: Sequence[Row], labels: Labels | None, supervision: str | os.PathLike[str]
+) -> tuple[list[Row], list[Decisions], NDArray[np.float32] | None]:
+    """What to imitate: a question and a path each, and how much each counts; None where all count alike.
+
+    Without a rule it is what the rows were labelled with.
+    """
+    if labels is None:
+        chosen = [(row, row.decisions, 1.0) for row in rows if row.decisions is not None]
+    else:
+        chosen = [(row, *label) for row in rows for label in choose_labels(row.paths, labels.rule, labels.price)]
+    if not chosen:
+        raise DrLLMError(
+            f"the supervision set {supervision} must hold at least one question with a "
+            f"{labels.rule + ' ' if labels else ''}label, but none of its {len(rows)} has one; search more questions "
+            f"or choose another rule."
+        )
+    weights = np.array([weight for *_, weight in chosen], dtype=np.float32)
+    one_each = (weights == 1).all()
+    return [row for row, *_ in chosen], [decisions for _, decisions, _ in chosen], None if one_each else weights
