@@ -182,7 +182,8 @@ def test_no_token_is_written_or_said(
     loopback.faults.clear()
     said += "".join(sentence or "" for sentence, _, _ in outcomes.values())
     assert OWNER not in said
-    written = [path for path in tmp_path.parent.rglob("*") if path.is_file() and not path.is_symlink()]
+    files = [path for path in tmp_path.parent.rglob("*") if path.is_file() and not path.is_symlink()]
+    written = [path for path in files if path.stat().st_size < 2**24]  # not the sparse giants of other tests
     assert len(written) > 20
     for path in written:
         assert OWNER.encode() not in path.read_bytes(), path
