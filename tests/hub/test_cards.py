@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from drllm_adapter import DrLLMError
 from drllm_adapter.demo import BASE
 from drllm_adapter.hub import TAGS, add_evaluation, sections, write_card
-from drllm_adapter.search import read_rows
+from drllm_adapter.search import SearchConfig, read_rows
 from drllm_adapter.search.rows import SCHEMA
 from drllm_adapter.tasks import load_questions
 from drllm_adapter.training import TrainingConfig
-from drllm_adapter.workflow import Labels, SearchConfig, evaluate_adapter, search_paths, train_adapter
+from drllm_adapter.workflow import Labels, evaluate_adapter, search_paths, train_adapter
 
 
 @pytest.fixture(scope="module")
