@@ -24,8 +24,15 @@ _DIMENSIONS = (
 def config_hash(model: Any) -> str:
     """A hash of the dimensions in the base's configuration."""
     text = model.config.get_text_config(decoder=True)
-    values = {name: getattr(text, name, None) for name in _DIMENSIONS}
+    values = {name: _dimension(text, name) for name in _DIMENSIONS}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _dimension(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # what transformers raises for a value that differs between blocks
+        return None
 
 
 def revision(model: Any) -> str | None:
