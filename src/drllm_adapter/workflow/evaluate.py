@@ -106,16 +106,10 @@ def evaluate_adapter(
     budget = config.layer_budget
     prompts = prompts_of(questions, mode, tokenizer, max_new_tokens)
     settings = {
-        "adapter": full_name(adapter),
-        "adapter_checksum": config.checksum,
-        "base": full_name(base or str(config.base_model_name_or_path)),
+        **_settings(adapter, base, model),
         "tasks": sorted({question.task for question in questions}),
         "sources": sources_of(questions),
         "mode": mode,
-        "dtype": dtype_name(model),
-        "depth_control": config.depth_control,
-        "layer_budget": config.layer_budget,
-        "version": __version__,
     }
     begun = {**settings, "questions_digest": digest_of(questions, prompts), "batch_size": batch_size}
     scorer = Scorer(model, tokenizer, batch_size=batch_size)
@@ -215,19 +209,23 @@ def evaluate_with_lm_eval(
     )
     if output is not None:
         folder = claim_folder(output, EVALUATION)
-        config: Any = model.peft_config["default"]
-        settings = {
-            "adapter": full_name(adapter),
-            "adapter_checksum": config.checksum,
-            "base": full_name(base or str(config.base_model_name_or_path)),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "depth_control": config.depth_control,
-            "layer_budget": config.layer_budget,
-            "version": __version__,
-        }
-        write_json_atomic(folder / "report.json", {**settings, **report.to_json()})
+        write_json_atomic(folder / EVALUATION_REPORT, {**_settings(adapter, base, model), **report.to_json()})
         _show_on_card(adapter, folder)
     return report
+
+
+def _settings(adapter: str, base: str | None, model: Any) -> dict[str, Any]:
+    """What was evaluated and how it was steered, for the report."""
+    config: Any = model.peft_config["default"]
+    return {
+        "adapter": full_name(adapter),
+        "adapter_checksum": config.checksum,
+        "base": full_name(base or str(config.base_model_name_or_path)),
+        "dtype": dtype_name(model),
+        "depth_control": config.depth_control,
+        "layer_budget": config.layer_budget,
+        "version": __version__,
+    }
 
 
 def _show_on_card(adapter: str, evaluation: Path) -> None:

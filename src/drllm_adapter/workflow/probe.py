@@ -13,7 +13,7 @@ from ..engine import SharingScorer
 from ..files import check_claim, claim_folder, write_json_atomic
 from ..loading import load_base, route_base
 from ..tasks import Question, sources_of
-from .begin import full_name, prompts_of, teller
+from .begin import dtype_name, full_name, prompts_of, teller
 
 if TYPE_CHECKING:
     from ..evaluation.probe import ProbeReport
@@ -75,7 +75,7 @@ def probe_model(
         "edits": edits,
         "single_edits": single_edits,
         "seed": seed,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model),
         "version": __version__,
     }
     write_json_atomic(folder / "report.json", {**settings, **report.to_json()})

@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import Progress
 
-from ..adapter.base import fingerprint
+from ..adapter.base import fingerprint, revision
 from ..engine import GIGABYTE, SharingScorer
 from ..hub import write_card
 from ..jobs import Processes
@@ -59,9 +59,7 @@ def search_paths(
         lambda dtype: load_base(base, dtype=dtype, device=device or processes.device), dtype, device, processes
     )
     prompts = prompts_of(questions, mode, tokenizer, max_new_tokens)
-    scorer = SharingScorer(
-        route_base(model), tokenizer, memory=int(memory * GIGABYTE), batch_size=bundle, notice=teller(console)
-    )
+    scorer = _scorer(model, tokenizer, memory, bundle, console)
     for prompt in prompts:
         scorer.plain.encode(prompt)  # what does not fit the model is refused before anything is written
     summary = run_search(
@@ -75,7 +73,7 @@ def search_paths(
         resume=resume,
         bundle=bundle,
         base_model=full_name(base),
-        base_revision=getattr(model.config, "_commit_hash", None),
+        base_revision=revision(model),
         base_fingerprint=fingerprint(model),
         dtype=dtype_name(model),
         processes=processes,
@@ -103,10 +101,13 @@ def estimate_paths(
     """What `search_paths` with the same arguments will cost on this device; a few questions are searched for it."""
     model, tokenizer = load_base(base, dtype=dtype, device=device)
     prompts = prompts_of(questions, mode, tokenizer, max_new_tokens)
-    scorer = SharingScorer(
-        route_base(model), tokenizer, memory=int(memory * GIGABYTE), batch_size=bundle, notice=teller(console)
-    )
+    scorer = _scorer(model, tokenizer, memory, bundle, console)
     hidden = console is None or not console.is_terminal
     with Progress(console=console, transient=True, disable=hidden) as progress:
         bar = progress.add_task("trying", total=1.0)
         return estimate_search(prompts, scorer, config, lambda done: progress.update(bar, completed=done))
+
+
+def _scorer(model: Any, tokenizer: Any, memory: float, bundle: int, console: Console | None) -> SharingScorer:
+    bytes_kept = int(memory * GIGABYTE)
+    return SharingScorer(route_base(model), tokenizer, memory=bytes_kept, batch_size=bundle, notice=teller(console))
