@@ -12,7 +12,7 @@ DATA holds arc_easy_train.jsonl, arc_easy_test_a.jsonl, arc_challenge_train.json
 logiqa_en.jsonl, gsm8k_train.jsonl and math_levels.jsonl, a question a line as for `drllm search --task jsonl`. ARC-Easy
 is tested on its own test file. Of the others, which have one file here, a hash of the question decides: a half is
 tested, a quarter searched, and a quarter is left for a continued training of the base (`training.jsonl`, see
-`depth_robust_base.py`).
+`train_robust_base.py`).
 """
 
 import argparse

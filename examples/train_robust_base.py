@@ -1,6 +1,6 @@
 """A base that tolerates skipped and repeated blocks, so that routers have room: continued training along random paths.
 
-    python examples/depth_robust_base.py HuggingFaceTB/SmolLM2-135M-Instruct training.jsonl --output robust-base
+    python examples/train_robust_base.py HuggingFaceTB/SmolLM2-135M-Instruct training.jsonl --output robust-base
 
 Every question of a batch runs along a random path of its own, a quarter of them along the base's, and a LoRA learns to
 predict prompts and right answers all the same; it is then merged, so that `--output` is an ordinary model to search.
@@ -49,7 +49,7 @@ for weight in weights:
 
 
 def random_path() -> list[int]:
-    """The base's path in a quarter of all cases, else 1 to `--edits` blocks changed: 3 of 4 skipped, others repeated."""
+    """The base's path in a quarter of all cases, else 1 to `--edits` blocks changed, 3 of 4 of them skipped."""
     path = [1] * base.config.num_hidden_layers
     if args.edits and generator.random() > 0.25:
         for block in generator.sample(range(len(path)), generator.randint(1, args.edits)):
