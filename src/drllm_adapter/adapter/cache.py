@@ -47,6 +47,10 @@ class RoutedEntry:
         # Keeps the length of a block that every row skips: a layer of the same class with one number per token, so
         # that lengths, mask sizes and cropping follow that class's own rules (sliding windows included).
         self._ledger: Any = None
+        self._not_in_ledger = 0
+        self.is_sliding = bool(getattr(layer, "is_sliding", False))
+        # Also says that the layer is longer than its tokens, so that masks must never be left out.
+        self.is_compileable = layer.is_compileable
         if filled:
             # A cache that the base model filled is one in which every block executed.
             self.decisions = RowDecisions((EXECUTE,) * batch_size)
@@ -65,10 +69,22 @@ class RoutedEntry:
         self.decisions = decisions
         self.passes = [copy.deepcopy(self._blank) for _ in range(decisions.max_passes)]
         self._ledger = None if self.passes else copy.deepcopy(self._blank)
+        self._not_in_ledger = 0
 
     def skip(self, tokens: int) -> None:
-        """Note that `tokens` tokens went by while every row skipped the block."""
-        _note_tokens(self._ledger, tokens)
+        """Note that `tokens` tokens went by while every row skipped the block.
+
+        They enter the ledger when it is looked at, which few blocks' ever is: a skipped block costs nothing. A compiled
+        graph would be compiled again for every number of them, so there they enter at once.
+        """
+        self._not_in_ledger += tokens
+        if self.is_compileable:
+            self._bring_ledger_up_to_date()
+
+    def _bring_ledger_up_to_date(self) -> None:
+        if self._not_in_ledger:
+            _note_tokens(self._ledger, self._not_in_ledger)
+            self._not_in_ledger = 0
 
     # What mask code asks of a cache layer is answered by the first pass.
 
@@ -76,6 +92,7 @@ class RoutedEntry:
     def _current(self) -> Any:
         if self.passes:
             return self.passes[0]
+        self._bring_ledger_up_to_date()
         return self._ledger if self._ledger is not None else self._blank
 
     def _refuse_to_be_written(self) -> NoReturn:
@@ -98,15 +115,6 @@ class RoutedEntry:
         return self._current.is_initialized
 
     @property
-    def is_sliding(self) -> bool:
-        return bool(getattr(self._blank, "is_sliding", False))
-
-    @property
-    def is_compileable(self) -> bool:
-        # Also says that the layer is longer than its tokens, so that masks must never be left out.
-        return self._blank.is_compileable
-
-    @property
     def is_croppable(self) -> bool:
         # States can be put back or not depending on what they hold, so the passes are asked.
         return all(layer.is_croppable for layer in self.passes or [self._blank])
@@ -121,6 +129,7 @@ class RoutedEntry:
     # What changes the whole cache reaches every pass.
 
     def _all(self) -> list[Any]:
+        self._bring_ledger_up_to_date()
         return self.passes + ([self._ledger] if self._ledger is not None else [])
 
     def offload(self) -> None:
@@ -141,7 +150,7 @@ class RoutedEntry:
             layer.crop(tokens_to_remove)
 
     def reset(self) -> None:
-        self.decisions, self.passes, self._ledger = None, [], None
+        self.decisions, self.passes, self._ledger, self._not_in_ledger = None, [], None, 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._take(beam_idx.cpu())
