@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from evidence_tables import markdown
 from rich.console import Console
 
 from drllm_adapter.demo import BASE
@@ -97,46 +98,6 @@ def run_seed(folder: Path, seed: int, options: argparse.Namespace, console: Cons
             console.print(report.baselines.table())
         reports[way] = report.to_json()
     return {"seed": seed, "seconds": time.perf_counter() - started, "reports": reports}
-
-
-def markdown(runs: list[dict[str, Any]]) -> str:
-    """The tables of all seeds."""
-    lines = ["| supervision | seed | base | routed | difference | mean passes |", "|---|---|---|---|---|---|"]
-    for way in WAYS:
-        for run in runs:
-            report = run["reports"][way]
-            lines.append(
-                f"| {way} | {run['seed']} | {percent(report['base']['value'], report['base']['interval'])} | "
-                f"{percent(report['routed']['value'], report['routed']['interval'])} | "
-                f"{percent(report['difference'], report['difference_interval'], '+')} | "
-                f"{report['mean_passes']:.2f} of {report['num_blocks']} |"
-            )
-    tables = [run["reports"][next(iter(WAYS))]["baselines"] for run in runs]
-    seeds = [run["seed"] for run in runs]
-    lines += ["", f"| path | passes | {' | '.join(f'seed {seed}: right, routed - it' for seed in seeds)} |"]
-    lines.append("|---" * (2 + len(runs)) + "|")
-    own = [percent(table["routed"]["accuracy"], table["routed"]["interval"]) for table in tables]
-    lines.append(f"| **routed** | {passes([table['routed'] for table in tables])} | {' | '.join(own)} |")
-    for rows in zip(*(table["baselines"] for table in tables), strict=True):
-        cells = [
-            f"{100 * row['accuracy']:.1f}, {percent(row['difference'], row['difference_interval'], '+')}"
-            for row in rows
-        ]
-        lines.append(f"| {rows[0]['name']} | {passes(rows)} | {' | '.join(cells)} |")
-    for name in ("search", "chance"):
-        found = [table["oracles"][name] for table in tables]
-        cells = [f"{100 * oracle['accuracy']:.1f}" for oracle in found]
-        lines.append(f"| oracle of {name} (training questions) | {passes(found)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def percent(value: float, interval: list[float], sign: str = "") -> str:
-    return f"{100 * value:{sign}.1f} [{100 * interval[0]:{sign}.1f}, {100 * interval[1]:{sign}.1f}]"
-
-
-def passes(rows: Any) -> str:
-    found = [f"{row['passes']:.2f}" for row in rows]
-    return found[0] if len(set(found)) == 1 else ", ".join(found)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,11 @@ class HubName:
         return cls(**match.groupdict())
 
 
+def is_hub_name(base: str) -> bool:
+    """Whether a model's name can be one on the Hub, and no folder's."""
+    return base != "" and base[0] != "." and not Path(base).is_absolute() and not Path(base).is_dir()
+
+
 def split_revision(name: str) -> tuple[str, str | None]:
     """The name of a model and the revision behind its @; a folder has none."""
     where, mark, revision = name.rpartition("@")

@@ -1,5 +1,6 @@
 """Loading a base model or an adapter by name for the commands: refusals in one sentence, and the choice of a dtype."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from transformers.utils import logging as transformers_logging
 from .adapter.config import DrLLMConfig
 from .adapter.integrity import check_adapter_folder, read_adapter_config
 from .adapter.stack import find_stack
+from .demo import BASE as DEMO_BASE
+from .demo import is_demo
 from .download import fetch_adapter, split_revision
 from .errors import DrLLMError
 from .hub_errors import without_tokens
@@ -97,8 +100,8 @@ def load_routed(
     name = base or config.base_model_name_or_path
     if not name:
         raise DrLLMError(f"the adapter {adapter!r} does not say which base model it fits; name it with --base.")
-    if base is None and not Path(adapter).exists():
-        refuse_folder_as_base(adapter, name)
+    if base is None:
+        name = find_base(adapter, name)
     if base is None and config.revision and "@" not in name:
         name = f"{name}@{config.revision}"
     model, tokenizer = load_base(name, dtype=dtype, device=device)
@@ -114,18 +117,32 @@ def load_routed(
     return routed.eval(), tokenizer
 
 
-def refuse_folder_as_base(source: str, base: str) -> None:
-    """What came from the Hub may name a base on the Hub, but no folder here: that is not for its author to choose.
+def find_base(source: str | os.PathLike[str], base: str) -> str:
+    """The base that an adapter or a supervision set names, where it can be loaded from here.
+
+    What came from the Hub may name a base on the Hub, but no folder here: that is not for its author to choose.
+
+    Args:
+        source: folder, file or Hub name of what names it.
 
     Raises:
-        DrLLMError: `base` is a path.
+        DrLLMError: `base` is a folder that is not here, or that `source`, on the Hub, may not choose.
     """
+    if is_demo(base):
+        return str(DEMO_BASE)
     place = Path(base).expanduser()
-    if place.is_absolute() or ".." in place.parts or place.exists():
+    is_path = base.startswith(".") or place.is_absolute() or ".." in place.parts
+    if not Path(source).exists() and (is_path or place.exists()):
         raise DrLLMError(
-            f"{source!r} from the Hub must name a base model on the Hub, but it names the folder {base!r} "
+            f"{os.fspath(source)!r} from the Hub must name a base model on the Hub, but it names the folder {base!r} "
             f"of the machine it was made on; say with --base where your copy of that model is."
         )
+    if is_path and not place.is_dir():
+        raise DrLLMError(
+            f"{os.fspath(source)!r} names the folder {base!r} as its base model, but there is no such folder here; say "
+            f"with --base where your copy of that model is."
+        )
+    return base
 
 
 def _device(name: str | None) -> torch.device:

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +128,17 @@ def test_drllm_eval(folder: Path, counted: tuple[float, float, float], monkeypat
     assert low < result["difference"] < high
 
 
-def test_the_harness_own_command(folder: Path, counted: tuple[float, float, float]) -> None:
-    command = [sys.executable, "-m", "drllm_adapter", "lm-eval", "--model", "hf", "--model_args",
+@pytest.mark.parametrize("program", [("drllm_adapter", "lm-eval"), ("lm_eval",)], ids=["through drllm", "plain"])
+def test_the_harness_own_command(folder: Path, counted: tuple[float, float, float], program: tuple[str, ...]) -> None:
+    if program == ("lm_eval",) and not entry_points(group="torch.backends", name="drllm_adapter"):
+        pytest.skip("entry points are those of an installed package, but drllm-adapter is not installed")
+    output = folder / program[0]
+    command = [sys.executable, "-m", *program, "--model", "hf", "--model_args",
                f"pretrained={DEMO},peft={folder / 'adapter'}", "--tasks", "local_khop", "--include_path",
                str(folder / "tasks"), "--batch_size", "1", "--device", "cpu",
-               "--output_path", str(folder / "results.json")]  # fmt: skip
+               "--output_path", str(output / "results.json")]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
-    (results,) = folder.glob("results*.json")
+    (results,) = output.glob("results*.json")
     assert json.loads(results.read_text())["results"]["local_khop"]["acc,none"] == pytest.approx(counted[1])
 
 

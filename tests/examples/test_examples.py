@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -21,12 +22,14 @@ from transformers import AutoModelForCausalLM
 from drllm_adapter import DrLLMConfig
 from drllm_adapter.demo import BASE
 from drllm_adapter.demo.khop import generate
-from drllm_adapter.loading import load_adapter_config
-from drllm_adapter.tasks import load_questions
+from drllm_adapter.engine import SharingScorer, score_paths
+from drllm_adapter.loading import load_adapter_config, load_base, route_base
+from drllm_adapter.tasks import build_prompts, load_questions
 from drllm_adapter.workflow import evaluate_adapter, search_paths
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if not path.name.startswith(("train_demo", "evidence_")))
+LONG = ("train_demo", "train_robust", "evidence_")
+SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if not path.name.startswith(LONG))
 
 
 Run = Callable[..., str]
@@ -109,6 +112,21 @@ def test_train_with_trainer(folder: Path, run: Run) -> None:
     weights = load_file(folder / "trained" / "adapter_model.safetensors")
     assert any(bool(value.any()) for name, value in weights.items() if name.endswith("up.weight"))
     assert load_adapter_config(str(folder / "trained")).depth_penalty == 0.5
+
+
+def test_train_robust_base(folder: Path, run: Run) -> None:
+    """An ordinary model with the base's layout comes out, and paths with skipped blocks cost it less than before."""
+    run("train_robust_base.py", BASE, "train.jsonl", "--output", "robust", "--mode", "cloze", "--edits", 3,
+        "--epochs", 12, "--learning-rate", 2e-3)  # fmt: skip
+    assert set(load_file(folder / "robust" / "model.safetensors")) == set(load_file(BASE / "model.safetensors"))
+    prompts = build_prompts(load_questions("jsonl", str(folder / "train.jsonl")), "cloze")
+    skipping = [tuple(int(block != skipped) for block in range(8)) for skipped in range(8)]
+    likelihoods = []
+    for name in (str(BASE), str(folder / "robust")):
+        base, tokenizer = load_base(name)
+        scores = score_paths(SharingScorer(route_base(base), tokenizer), prompts, [skipping] * len(prompts))
+        likelihoods.append(np.mean([np.log(score.probability) for of_prompt in scores for score in of_prompt]))
+    assert likelihoods[1] > likelihoods[0] + 0.1
 
 
 def test_mix_with_lora(folder: Path, run: Run) -> None:

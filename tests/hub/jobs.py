@@ -301,3 +301,40 @@ def load_with_small_files_only(repo: str, cache: str) -> str | None:
         return _load(repo, cache)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# Bases in folders
+
+
+def texts_of(repo: str, kind: str) -> dict[str, str]:
+    """What the files of a repository say; of Parquet, its rows."""
+    import pyarrow.parquet as pq
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(repo, repo_type=kind))
+    texts = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            is_rows = path.suffix == ".parquet"
+            content = repr(pq.read_table(path).to_pylist()) if is_rows else path.read_bytes().decode(errors="replace")
+            texts[path.relative_to(folder).as_posix()] = content
+    return texts
+
+
+def load_or_say(how: str, repo: str) -> str | None:
+    """What the library says when it cannot load the adapter without being told the base."""
+    try:
+        load(how, repo, "")
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def warnings_of_a_push(base: str, repo: str, seed: int) -> tuple[Any, list[str]]:
+    """PEFT's own `push_to_hub`: what the adapter answers, and what the user was told."""
+    import warnings
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        answer = push_with_peft(base, repo, seed)
+    return answer, [str(item.message) for item in caught]

@@ -2,6 +2,7 @@
 is what huggingface_hub and datasets read."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from huggingface_hub import DatasetCard, ModelCard, metadata_eval_result, metada
 from hypothesis import given
 from hypothesis import strategies as st
 
+import drllm_adapter
 from drllm_adapter import DrLLMError
 from drllm_adapter.demo import BASE
 from drllm_adapter.hub import TAGS, add_evaluation, sections, write_card
@@ -296,6 +298,19 @@ def test_no_card_for_other_folders(tmp_path: Path) -> None:
     with pytest.raises(DrLLMError, match="neither"):
         write_card(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_the_templates_no_long_work_begins(tmp_path: Path) -> None:
+    package = Path(drllm_adapter.__file__).parent
+    shutil.copytree(package, tmp_path / "src" / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "drllm_adapter", "search", str(BASE), "--task", "khop", "--limit", "2",
+               "--output", str(tmp_path / "paths")]  # fmt: skip
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(tmp_path / "src")}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"drllm: [^\n]*hub_cards[^\n]*\.\n", done.stderr), done.stderr
+    assert not (tmp_path / "paths").exists()
 
 
 # Supervision sets

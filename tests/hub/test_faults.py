@@ -138,8 +138,24 @@ def test_whole_or_not_at_all(item: Case, outcomes: dict[str, Any]) -> None:
         held = set() if repo is None else set(repo.refs["main"].files)
         expected = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
         assert held == (expected if item.says is None else set())
+        said = "the repository that was made for it stays" in (sentence or "")
+        assert said == (item.says is not None and repo is not None)
     else:
         assert again is None  # the same cache, without faults: loads and is checked against its checksums
+
+
+def test_a_branch_that_was_made_is_told_of(
+    outcomes: dict[str, Any], client: Any, loopback: Loopback, tmp_path: Path
+) -> None:
+    client(jobs.make_adapter, "me/base", str(tmp_path / "adapter"), 5)
+    loopback.faults.append(Fault(r"POST /api/models/me/whole/commit", 403))
+    try:
+        sentence = client.refuse("push", tmp_path / "adapter", "me/whole@dev")
+        assert sentence.endswith("the branch that was made for it stays.")
+        assert loopback.repo("me/whole").refs["dev"] is loopback.repo("me/whole").refs["main"]
+        assert "stays" not in client.refuse("push", tmp_path / "adapter", "me/whole@dev")
+    finally:
+        loopback.faults.clear()
 
 
 def test_two_pushes_at_once(outcomes: dict[str, Any], client: Any, loopback: Loopback, tmp_path: Path) -> None:

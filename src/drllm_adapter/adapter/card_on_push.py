@@ -1,6 +1,7 @@
 """The card of an adapter that is pushed with PEFT's or transformers' own `push_to_hub`."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 from ..errors import DrLLMError
@@ -18,9 +19,17 @@ class CardOnPush:
 
     def __call__(self, working_dir: str, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         self.model.__dict__.pop("_upload_modified_files", None)
-        from ..hub import write_card  # knows everything else, and so this module
-
         try:
+            from ..hub import share_base, write_card  # know everything else, and so this module
+
+            base = share_base(Path(working_dir))
+            if base.startswith("."):
+                warnings.warn(
+                    f"the adapter is pushed with {base} for its base model, which is a folder here; set "
+                    f"base_model_name_or_path in the model's peft_config to its name on the Hub first, and the adapter "
+                    f"loads it by itself.",
+                    stacklevel=3,
+                )
             write_card(working_dir, repo_id=repo_id)
         except DrLLMError as error:
             warnings.warn(f"the adapter is pushed without its own card: {error}", stacklevel=3)

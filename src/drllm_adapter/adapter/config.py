@@ -181,9 +181,9 @@ class DrLLMConfig(PeftConfig):
         """As PEFT's; makes the card, because PEFT saves the configuration last and has written its own card by then."""
         super().save_pretrained(save_directory, **kwargs)
         if (Path(save_directory) / CARD).is_file() and (Path(save_directory) / WEIGHTS).is_file():
-            from ..hub import write_card  # knows everything else, and so this module
-
             try:
+                from ..hub import write_card  # knows everything else, and so this module
+
                 write_card(save_directory)
             except DrLLMError as error:
                 warnings.warn(f"the adapter was saved, but its card was not renewed: {error}", stacklevel=3)

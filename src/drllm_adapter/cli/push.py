@@ -15,6 +15,10 @@ def push(
         bool | None, typer.Option("--private/--public", help="Of a new repository; the account's default otherwise.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch; made where there is none.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base model on the Hub, owner/name[@revision], where the files name a folder or another."),
+    ] = None,
     create_pr: Annotated[
         bool, typer.Option("--create-pr", help="Propose the commit as a pull request; nothing else changes.")
     ] = False,
@@ -27,17 +31,20 @@ def push(
     """Upload an adapter as a model, or a supervision set as a dataset, with its card, in one commit.
 
     The account is that of `hf auth login`, or of the token in HF_TOKEN. Only what drllm wrote is uploaded, whatever
-    else lies in the folder. The card is renewed from the folder's files; what somebody wrote into it stays. When
-    anything fails, the repository holds what it held before.
+    else lies in the folder. The card is renewed from the folder's files; what somebody wrote into it stays. No path of
+    this disk is uploaded: of a base model in a folder only the folder's name, or what --base says it is on the Hub.
+    When anything fails, the repository holds what it held before.
 
     Example: drllm push adapter me/routers --private
     """
     from ..hub.push import prepare_push
     from ..hub.push import push as upload
 
-    with prepare_push(folder, repo, revision=revision) as plan:
+    with prepare_push(folder, repo, revision=revision, base=base) as plan:
         facts = plan.to_json()
         console.print(plan.table())
+        if plan.advice is not None:
+            say(plan.advice)
         if dry_run:
             print(plan.card)
             say("Nothing was uploaded (--dry-run).")

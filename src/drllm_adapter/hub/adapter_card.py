@@ -7,8 +7,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard
 
 from ..adapter.config import DrLLMConfig
+from ..demo import is_demo
+from ..download import is_hub_name
 from .reports import FIGURE, Evaluation, Interval, evaluations
-from .wording import TAGS, base_link, base_name, constants, facts, is_demo, is_hub_name, source_names, template
+from .wording import ADAPTER_TEMPLATE, TAGS, base_link, base_name, base_option, constants, facts, source_names
 
 # By this the results that were taken from reports are told from those that somebody wrote into the card.
 MEASURED_BY = "https://pypi.org/project/drllm-adapter/"
@@ -41,7 +43,7 @@ def adapter_card(folder: Path, config: DrLLMConfig, name: str) -> RepoCard:
             # The Hub links the adapter from its base with this.
             base_model_relation="adapter" if on_hub else None,
         ),
-        template_str=template("adapter.md"),
+        template_str=ADAPTER_TEMPLATE,
         title=title,
         name=name,
         base_link=base_link(base, supervision.get("base_revision")),
@@ -51,6 +53,7 @@ def adapter_card(folder: Path, config: DrLLMConfig, name: str) -> RepoCard:
         routers=f"{len(routed)} routers of width {config.router_width} read the prompt in {config.num_windows} windows "
         f"({weights:,} weights)",
         code=_code(name, base),
+        base_option=base_option(base),
         results=_results(measured),
         training=_training(config.training),
     )
@@ -64,16 +67,18 @@ def _code(name: str, base: str) -> str:
             "from peft import AutoPeftModelForCausalLM\n\n"
             f'model = AutoPeftModelForCausalLM.from_pretrained("{name}")'
         )
-    demo = is_demo(base)
-    lines = ["from drllm_adapter.demo import BASE"] if demo else ["import drllm_adapter"]
-    where = "BASE" if demo else f'"{base_name(base)}"'
+    imports, where = ["import drllm_adapter"], f'"{base_name(base)}"'
+    if is_demo(base):
+        imports, where = ["from drllm_adapter.demo import BASE"], "BASE"
+    comment = "" if is_demo(base) else "  # the folder of your copy"
     return "\n".join(
         [
-            *lines,
+            *imports,
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM",
             "",
-            f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({where}), "{name}")',
+            f"base = AutoModelForCausalLM.from_pretrained({where}){comment}",
+            f'model = PeftModel.from_pretrained(base, "{name}")',
         ]
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, EvalResult, ModelCard, RepoCard
 
+from ..download import is_hub_name
 from ..errors import DrLLMError
 from ..files import MARKER, write_text_atomic
 from ..loading import load_adapter_config
@@ -14,7 +15,7 @@ from . import sections
 from .adapter_card import MEASURED_BY, adapter_card
 from .reports import FIGURE, REPORT, read_evaluation
 from .supervision_card import supervision_card
-from .wording import TAGS, is_hub_name
+from .wording import TAGS
 
 CARD = "README.md"
 # What PEFT's own card begins with: nobody's words, so it gives way.
@@ -26,6 +27,7 @@ def write_card(
     *,
     repo_id: str | None = None,
     license: str | None = None,
+    base: str | None = None,
     on_hub: str | None = None,
 ) -> Path:
     """Write or renew `README.md` in the folder of an adapter or a supervision set.
@@ -37,6 +39,7 @@ def write_card(
         folder: with an `adapter_config.json` or made by `drllm search`.
         repo_id: its name on the Hub, for the code on the card; None is the folder's name.
         license: identifier such as "apache-2.0"; None leaves what the card says.
+        base: name of the base model on the Hub, over what an older card says; None leaves that.
         on_hub: the card of that repository, which somebody may have edited there.
 
     Raises:
@@ -64,6 +67,8 @@ def write_card(
             card.data[field] = newer[field]
     if license is not None:
         card.data["license"] = license
+    if base is not None and kind is ModelCard:
+        card.data["base_model"] = base
     write_text_atomic(path, sections.seal(str(card)))
     return path
 

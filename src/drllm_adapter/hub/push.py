@@ -14,13 +14,15 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from rich.table import Table
 
 from ..adapter.integrity import check_adapter_folder
-from ..download import HubName
+from ..demo import is_demo
+from ..download import HubName, is_hub_name, split_revision
 from ..errors import DrLLMError
 from ..files import folder_kind
 from ..hub_errors import explained
 from ..search.rows import KIND as SUPERVISION
 from ..search.rows import read_rows
 from .cards import CARD, write_card
+from .shared_base import check_base, share_base
 
 ADAPTER = "adapter"
 # Nothing else is uploaded, whatever else lies in the folder.
@@ -49,14 +51,18 @@ class Push:
         repo: `owner/name`.
         revision: branch; None is the main one.
         folder: copy of what is uploaded, with the card as it will be.
+        base: the base model, as the uploaded files name it.
         head: commit that the new one follows; None for a new repository or branch.
+        new: "repository" or "branch" where there is none of that name yet.
     """
 
     kind: str
     repo: str
     revision: str | None
     folder: Path
+    base: str
     head: str | None
+    new: str | None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -75,13 +81,27 @@ class Push:
         table = Table("file", "bytes", title=f"{self.kind} {place}, {state}", title_justify="left")
         for name, size in self.sizes.items():
             table.add_row(name, f"{size:,}")
+        table.caption, table.caption_justify = f"base model: {self.base or 'not named'}", "left"
         return table
+
+    @property
+    def advice(self) -> str | None:
+        """What would make the upload better, in a sentence; None when nothing would."""
+        if is_hub_name(self.base) or is_demo(self.base):
+            return None
+        if not self.base:
+            return "The files name no base model; if it is on the Hub, push with --base owner/name."
+        return (
+            f"The base model is a folder here, of which only the name {self.base} is uploaded; if it is on the Hub, "
+            f"push with --base owner/name, and others need not say where their copy is."
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
             "repo": self.repo,
             "revision": self.revision,
+            "base": self.base,
             "head": self.head,
             "files": self.sizes,
             "card": self.card,
@@ -89,16 +109,21 @@ class Push:
 
 
 @contextmanager
-def prepare_push(folder: str | os.PathLike[str], repo: str, *, revision: str | None = None) -> Iterator[Push]:
+def prepare_push(
+    folder: str | os.PathLike[str], repo: str, *, revision: str | None = None, base: str | None = None
+) -> Iterator[Push]:
     """Look at an adapter or a supervision set and at what the repository holds; nothing is changed anywhere.
 
     Args:
         folder: that `drllm train`, `drllm search` or `save_pretrained` wrote.
         repo: `owner/name`, or `owner/name@branch`.
         revision: branch; None is the one in `repo`, or the main one.
+        base: name of the base model on the Hub, `owner/name` or `owner/name@revision`; None is the one in the folder's
+            files, where a folder of this disk is cut down to its name.
 
     Raises:
-        DrLLMError: the folder holds neither, is damaged or unfinished, the Hub cannot be asked, or see `write_card`.
+        DrLLMError: the folder holds neither, is damaged or unfinished, the Hub cannot be asked, `base` is not there or
+            does not fit, or see `write_card`.
     """
     folder = Path(folder)
     place = HubName.parse(repo)
@@ -110,7 +135,9 @@ def prepare_push(folder: str | os.PathLike[str], repo: str, *, revision: str | N
     contents = _contents(folder)
     kind = "model" if contents == ADAPTER else "dataset"
     with explained(repo, "looked at"):
-        head, on_hub = _on_hub(place.repo, kind, revision)
+        head, new, on_hub = _on_hub(place.repo, kind, revision)
+    if base is not None:
+        check_base(base, folder)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / folder.resolve().name
         with explained(repo, "uploaded"):
@@ -122,8 +149,9 @@ def prepare_push(folder: str | os.PathLike[str], repo: str, *, revision: str | N
                         target.symlink_to(path.resolve())
                     else:
                         shutil.copyfile(path, target)
-            write_card(copy, repo_id=place.repo, on_hub=on_hub)
-        yield Push(kind, place.repo, revision, copy, head)
+            named = share_base(copy, base)
+            write_card(copy, repo_id=place.repo, base=base and split_revision(base)[0], on_hub=on_hub)
+        yield Push(kind, place.repo, revision, copy, named, head, new)
 
 
 def push(
@@ -140,31 +168,40 @@ def push(
         The commit, and the address of it or of the pull request.
 
     Raises:
-        DrLLMError: the upload failed or the repository changed since `prepare_push`; it holds what it held before.
+        DrLLMError: the upload failed or the repository changed since `prepare_push`; it holds what it held before. A
+            repository or branch that was made for it stays, and the message says so: to delete is not ours.
     """
     if create_pr and plan.revision not in (None, "main"):
         raise DrLLMError(
             f"a pull request goes to the main branch, but the branch {plan.revision!r} was given; drop one of them."
         )
     what = "Routers" if plan.kind == "model" else "Supervision set"
-    with explained(plan.repo, "uploaded"):
-        api = HfApi()
-        head = plan.head
-        if head is None:
-            api.create_repo(plan.repo, repo_type=plan.kind, private=private, exist_ok=True)
-            if plan.revision not in (None, "main"):
-                api.create_branch(plan.repo, branch=str(plan.revision), repo_type=plan.kind, exist_ok=True)
-            head = api.repo_info(plan.repo, repo_type=plan.kind, revision=plan.revision).sha
-        commit = api.create_commit(
-            plan.repo,
-            [CommitOperationAdd(name, plan.folder / name) for name in plan.sizes],
-            commit_message=message or f"{what}, by drllm-adapter",
-            repo_type=plan.kind,
-            revision=plan.revision,
-            create_pr=create_pr,
-            # Refused when somebody else was faster: their files and ours must not mix.
-            parent_commit=head,
-        )
+    made = None
+    try:
+        with explained(plan.repo, "uploaded"):
+            api = HfApi()
+            head = plan.head
+            if head is None:
+                api.create_repo(plan.repo, repo_type=plan.kind, private=private, exist_ok=True)
+                made = "repository" if plan.new == "repository" else None
+                if plan.revision not in (None, "main"):
+                    api.create_branch(plan.repo, branch=str(plan.revision), repo_type=plan.kind, exist_ok=True)
+                    made = plan.new
+                head = api.repo_info(plan.repo, repo_type=plan.kind, revision=plan.revision).sha
+            commit = api.create_commit(
+                plan.repo,
+                [CommitOperationAdd(name, plan.folder / name) for name in plan.sizes],
+                commit_message=message or f"{what}, by drllm-adapter",
+                repo_type=plan.kind,
+                revision=plan.revision,
+                create_pr=create_pr,
+                # Refused when somebody else was faster: their files and ours must not mix.
+                parent_commit=head,
+            )
+    except DrLLMError as error:
+        if made is None:
+            raise
+        raise DrLLMError(f"{str(error).removesuffix('.')}; the {made} that was made for it stays.") from None
     return commit.oid, commit.pr_url or commit.commit_url
 
 
@@ -184,14 +221,16 @@ def _contents(folder: Path) -> str:
     )
 
 
-def _on_hub(repo: str, kind: str, revision: str | None) -> tuple[str | None, str | None]:
-    """The repository's commit and its card; None where there is none."""
+def _on_hub(repo: str, kind: str, revision: str | None) -> tuple[str | None, str | None, str | None]:
+    """The repository's commit, what is not there yet ("repository", "branch" or None), and the card."""
     try:
         head = HfApi().repo_info(repo, repo_type=kind, revision=revision).sha
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        return None, None
+    except RevisionNotFoundError:
+        return None, "branch", None
+    except RepositoryNotFoundError:
+        return None, "repository", None
     try:
         path = hf_hub_download(repo, CARD, repo_type=kind, revision=head)
     except EntryNotFoundError:
-        return head, None
-    return head, Path(path).read_text(encoding="utf-8")
+        return head, None, None
+    return head, None, Path(path).read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from ..errors import DrLLMError
 from ..evaluation.figures import plot_decisions
 from ..search.rows import DATA, label_counts, read_search_info
 from ..search.runner import SUMMARY
-from .wording import TAGS, base_link, base_name, constants, facts, source_names, template
+from .wording import SUPERVISION_TEMPLATE, TAGS, base_link, base_name, base_option, constants, facts, source_names
 
 LABELS_FIGURE = "labels.png"
 _LICENCES = {
@@ -72,11 +72,12 @@ def supervision_card(folder: Path, name: str) -> RepoCard:
     DatasetInfosDict({"default": described}).to_dataset_card_data(data_card)
     return DatasetCard.from_template(
         data_card,
-        template_str=template("supervision.md"),
+        template_str=SUPERVISION_TEMPLATE,
         title=f"Layer paths of {base_name(base)}",
         name=name,
         rows=f"{rows:,}",
         base_link=base_link(base, info["base_revision"]),
+        base_option=base_option(base),
         num_blocks=info["num_blocks"],
         found=_found(summary, counts.sum(axis=0).tolist()),
         search=facts(

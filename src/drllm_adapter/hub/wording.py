@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..demo import BASE as DEMO_BASE
+from ..demo import is_demo
+from ..download import is_hub_name
+from ..errors import DrLLMError
 
 TAGS = ["dr-llm", "layer-routing", "dynamic-depth"]
-_DEMO = DEMO_BASE.parts[-3:]
 
 
 def source_names(sources: Sequence[Mapping[str, Any]]) -> str:
@@ -30,21 +31,11 @@ def facts(values: Mapping[str, Any]) -> str:
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in values.items())
 
 
-def is_hub_name(base: str) -> bool:
-    """Whether a model's name can be one on the Hub, and no folder's."""
-    return base != "" and not Path(base).is_absolute() and not Path(base).is_dir()
-
-
 def base_name(base: str) -> str:
     """A short name of the base model, in a folder or on the Hub."""
     if is_demo(base):
         return "the demo base"
     return Path(base).name or "an unnamed model"
-
-
-def is_demo(base: str) -> bool:
-    """Whether it is the small model that ships in the package, wherever that was installed."""
-    return Path(base).parts[-len(_DEMO) :] == _DEMO
 
 
 def base_link(base: str, revision: str | None) -> str:
@@ -57,9 +48,24 @@ def base_link(base: str, revision: str | None) -> str:
     return f"[{base}](https://huggingface.co/{base}){at}"
 
 
-def template(name: str) -> str:
-    """The text of a file in `hub_cards/`."""
+def base_option(base: str) -> str:
+    """What a command needs beside the name of an adapter or a set whose base is in a folder."""
+    return "" if is_hub_name(base) or is_demo(base) else f" --base {base_name(base)}"
+
+
+def _template(name: str) -> str:
     # Inside the wheel the templates lie in the package, in a checkout beside its sources.
     package = Path(__file__).parents[1]
-    path = package / "hub_cards" / name
-    return (path if path.exists() else package.parents[1] / "hub_cards" / name).read_text(encoding="utf-8")
+    places = [root / "hub_cards" / name for root in (package, package.parents[1])]
+    for path in places:
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    raise DrLLMError(
+        f"the template of the cards must be in {places[0]} or in {places[1]}, but it is in neither; install "
+        f"drllm-adapter with pip, or copy hub_cards/ along with src/."
+    )
+
+
+# Read when this module is loaded: where they are missing, no long work begins that would end in a card.
+ADAPTER_TEMPLATE = _template("adapter.md")
+SUPERVISION_TEMPLATE = _template("supervision.md")

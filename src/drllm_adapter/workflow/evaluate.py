@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -13,12 +14,14 @@ from rich.console import Console
 
 from .. import __version__
 from ..adapter.steering import set_depth_control, set_layer_budget
+from ..decisions import Decisions
 from ..download import fetch_supervision
 from ..engine import SharingScorer, score_paths
 from ..errors import DrLLMError
 from ..evaluation import (
     SCORES,
     Effort,
+    PathScorer,
     Report,
     compare,
     compare_with_baselines,
@@ -29,7 +32,7 @@ from ..evaluation import (
 )
 from ..files import check_claim, claim_folder, write_json_atomic
 from ..hub import write_card
-from ..jobs import Processes, open_folder
+from ..jobs import Processes, job_progress, open_folder
 from ..loading import load_routed
 from ..scoring import Score, Scorer
 from ..search import Row, read_rows
@@ -138,7 +141,7 @@ def evaluate_adapter(
                         prompts,
                         [question.task for question in questions],
                         training_rows,
-                        lambda asked, paths: score_paths(sharing, asked, paths),
+                        _with_bars(sharing, console, log),
                         effort,
                     )
                     set_layer_budget(model, budget)
@@ -212,6 +215,18 @@ def evaluate_with_lm_eval(
         write_json_atomic(folder / EVALUATION_REPORT, {**_settings(adapter, base, model), **report.to_json()})
         _show_on_card(adapter, folder)
     return report
+
+
+def _with_bars(sharing: SharingScorer, console: Console | None, log: TextIO | None) -> PathScorer:
+    """Scores of prompts along paths, with a bar for each of the steps that the baselines are chosen by."""
+    step = count(1)
+
+    def score(asked: Sequence[Prompt], paths: Sequence[Sequence[Decisions]]) -> Sequence[Sequence[Score]]:
+        job = f"baselines, step {next(step)}"
+        with job_progress(job, "questions", len(asked), console=console, log=log) as progress:
+            return score_paths(sharing, asked, paths, show=progress.update)
+
+    return score
 
 
 def _settings(adapter: str, base: str | None, model: Any) -> dict[str, Any]:

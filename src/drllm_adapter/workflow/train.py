@@ -26,7 +26,7 @@ from ..errors import DrLLMError
 from ..files import check_claim, write_json_atomic
 from ..hub import write_card
 from ..jobs import Processes, open_folder
-from ..loading import load_base, refuse_folder_as_base
+from ..loading import find_base, load_base
 from ..search import Labels, Row, choose_labels, read_rows, read_search_info
 from ..training import (
     EffectRegression,
@@ -92,9 +92,7 @@ def train_adapter(
     if rule is not None or price is not None or info["rule"] is not None:
         labels = Labels(rule or info["rule"] or "price", (info["price"] or 0.0) if price is None else price)
     rows, decisions, weights = _examples(read_rows(source), labels, supervision)
-    name = base or info["base_model"]
-    if base is None and source != Path(supervision):
-        refuse_folder_as_base(str(supervision), name)
+    name = base or find_base(supervision, info["base_model"])
     processes = Processes.current()
     folder = Path(output)
     if dtype == "auto" and resume:
