@@ -134,9 +134,14 @@ class AwayLayer(DynamicLayer):
 class AwayCache(DynamicCache):
     """Offloads as transformers' cache does - the next entry is fetched ahead, the used one put away - on the CPU."""
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config=config)
+        self.layers = [AwayLayer() for _ in range(NUM_BLOCKS)]
+        self.offloading = True
+
     def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         self.layers[(layer_idx + 1) % len(self.layers)].prefetch()
-        result = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        result = self.layers[layer_idx].update(key_states, value_states, *args, **kwargs)
         self.layers[layer_idx].offload()
         return result
 
@@ -146,7 +151,6 @@ def test_an_offloaded_cache() -> None:
     routed = base_and_routed("llama")[1]
     ids, mask, _ = batch()
     cache = AwayCache(config=routed.config)
-    cache.layers = [AwayLayer() for _ in range(NUM_BLOCKS)]
     paths = [[1, 0, 2, 1], [1, 0, 1, 2], [0, 0, 2, 2]]
     with force_decisions(routed, paths):
         found = greedy(routed, ids, attention_mask=mask, past_key_values=cache)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from drllm_adapter import DrLLMError
+from drllm_adapter.jobs import Shards
 from drllm_adapter.search import SearchConfig, Work, read_rows, read_search_info, run_search
 from drllm_adapter.search.rows import DATA
 from drllm_adapter.tasks import Prompt, Question
@@ -252,6 +254,25 @@ def test_a_shard_damaged_while_the_search_runs_is_searched_again(tmp_path: Path)
     search(tmp_path / "set", Damages())
     assert data(tmp_path / "set") == data(tmp_path / "whole")
     assert len(list((tmp_path / "set" / "damaged").iterdir())) == 1
+
+
+def test_a_disk_that_damages_what_is_written_again_ends_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Shards.write
+
+    def damaging(self: Shards, number: int, content: bytes) -> None:
+        write(self, number, content)
+        self.finished()[number].write_bytes(b"")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shards, "write", damaging)
+        with pytest.raises(DrLLMError, match="check the disk"):
+            search(tmp_path / "set")
+    shutil.rmtree(tmp_path / "set" / "damaged")
+    search(tmp_path / "set", resume=True)
+    search(tmp_path / "whole")
+    assert data(tmp_path / "set") == data(tmp_path / "whole")
 
 
 def test_chapters_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

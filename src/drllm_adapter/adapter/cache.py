@@ -1,16 +1,16 @@
 """Where each pass of each block keeps its keys and values, row by row.
 
-A transformers `Cache` is a list of layers, one per block. Routing replaces each by a `RoutedCacheLayer`, which holds
-one ordinary cache layer per pass (none for a skipped block), with only the rows that make the pass. Everything
-transformers does to a cache - reorder for beams, crop, select, repeat, reset, offload - reaches the layers, so rows and
-routes stay together, and the caller's own cache object stays the one that is filled.
+A transformers `Cache` is a list of layers, one per block. Routing replaces each by a `RoutedEntry`, which holds one
+ordinary cache layer per pass (none for a skipped block), with only the rows that make the pass. While a pass runs, its
+layer takes the entry's place in the list, so that attention reads and writes it as it always does. Everything
+transformers does to a cache between the blocks - reorder for beams, crop, select, repeat, reset, offload - reaches the
+entries, so rows and routes stay together, and the caller's own cache object stays the one that is filled.
 """
 
 import copy
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from itertools import chain
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from peft import PeftModel
@@ -47,8 +47,10 @@ class RoutedEntry:
         # Keeps the length of a block that every row skips: a layer of the same class with one number per token, so
         # that lengths, mask sizes and cropping follow that class's own rules (sliding windows included).
         self._ledger: Any = None
-        self._running: Any = None
-        self._offloaded = False
+        self._not_in_ledger = 0
+        self.is_sliding = bool(getattr(layer, "is_sliding", False))
+        # Also says that the layer is longer than its tokens, so that masks must never be left out.
+        self.is_compileable = layer.is_compileable
         if filled:
             # A cache that the base model filled is one in which every block executed.
             self.decisions = RowDecisions((EXECUTE,) * batch_size)
@@ -67,39 +69,37 @@ class RoutedEntry:
         self.decisions = decisions
         self.passes = [copy.deepcopy(self._blank) for _ in range(decisions.max_passes)]
         self._ledger = None if self.passes else copy.deepcopy(self._blank)
-
-    def begin_pass(self, number: int) -> None:
-        """Make pass `number` the one that the block's attention reads and writes, until `end_pass`."""
-        self._running = self.passes[number]
-        # An offloaded cache fetches the next block's entry ahead of time, but not that of a block after a skipped one,
-        # and what it puts away after the first pass of a block is both passes.
-        if self._offloaded:
-            self._running.prefetch()
-
-    def end_pass(self) -> None:
-        self._running = None
+        self._not_in_ledger = 0
 
     def skip(self, tokens: int) -> None:
-        """Note that `tokens` tokens went by while every row skipped the block."""
-        _note_tokens(self._ledger, tokens)
+        """Note that `tokens` tokens went by while every row skipped the block.
 
-    # What attention and mask code ask of a cache layer is answered by the running pass, between blocks by the first.
+        They enter the ledger when it is looked at, which few blocks' ever is: a skipped block costs nothing. A compiled
+        graph would be compiled again for every number of them, so there they enter at once.
+        """
+        self._not_in_ledger += tokens
+        if self.is_compileable:
+            self._bring_ledger_up_to_date()
+
+    def _bring_ledger_up_to_date(self) -> None:
+        if self._not_in_ledger:
+            _note_tokens(self._ledger, self._not_in_ledger)
+            self._not_in_ledger = 0
+
+    # What mask code asks of a cache layer is answered by the first pass.
 
     @property
     def _current(self) -> Any:
-        if self._running is not None:
-            return self._running
         if self.passes:
             return self.passes[0]
+        self._bring_ledger_up_to_date()
         return self._ledger if self._ledger is not None else self._blank
 
-    def _pass_to_write(self) -> Any:
-        if self._running is None:
-            raise DrLLMError(
-                "this cache was filled along a route and must be continued with the same router adapter enabled, but "
-                "the base model wrote to it; enable the adapter again or begin with a new cache."
-            )
-        return self._running
+    def _refuse_to_be_written(self) -> NoReturn:
+        raise DrLLMError(
+            "this cache was filled along a route and must be continued with the same router adapter enabled, but "
+            "the base model wrote to it; enable the adapter again or begin with a new cache."
+        )
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         self._current.lazy_initialization(*args, **kwargs)
@@ -115,15 +115,6 @@ class RoutedEntry:
         return self._current.is_initialized
 
     @property
-    def is_sliding(self) -> bool:
-        return bool(getattr(self._blank, "is_sliding", False))
-
-    @property
-    def is_compileable(self) -> bool:
-        # Also says that the layer is longer than its tokens, so that masks must never be left out.
-        return self._blank.is_compileable
-
-    @property
     def is_croppable(self) -> bool:
         # States can be put back or not depending on what they hold, so the passes are asked.
         return all(layer.is_croppable for layer in self.passes or [self._blank])
@@ -131,17 +122,17 @@ class RoutedEntry:
     @property
     def batch_size(self) -> int:
         """Rows of the whole batch, those that skip the block included."""
-        return self._current.batch_size if self.decisions is None else len(self.decisions)
+        return self._current.batch_size if self.decisions is None else self.decisions.batch_size
 
     max_batch_size = batch_size  # its name in older versions of transformers
 
     # What changes the whole cache reaches every pass.
 
     def _all(self) -> list[Any]:
+        self._bring_ledger_up_to_date()
         return self.passes + ([self._ledger] if self._ledger is not None else [])
 
     def offload(self) -> None:
-        self._offloaded = True
         for layer in self.passes:
             layer.offload()
 
@@ -159,18 +150,18 @@ class RoutedEntry:
             layer.crop(tokens_to_remove)
 
     def reset(self) -> None:
-        self.decisions, self.passes, self._ledger = None, [], None
+        self.decisions, self.passes, self._ledger, self._not_in_ledger = None, [], None, 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._take(beam_idx.cpu())
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.decisions is not None:
-            self._take(torch.arange(len(self.decisions))[indices.cpu()])
+            self._take(torch.arange(self.decisions.batch_size)[indices.cpu()])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.decisions is not None:
-            self._take(torch.arange(len(self.decisions)).repeat_interleave(repeats))
+            self._take(torch.arange(self.decisions.batch_size).repeat_interleave(repeats))
 
     def _take(self, rows: Tensor) -> None:
         """Make row `rows[i]` of the batch its row i, in every pass."""
@@ -193,8 +184,7 @@ class RoutedCacheLayer(RoutedEntry, CacheLayerMixin):  # type: ignore[override]
     """For blocks with attention: keys and values."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        keys, values = self._pass_to_write().update(key_states, value_states, *args, **kwargs)
-        return keys, values
+        self._refuse_to_be_written()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._current.get_mask_sizes(query_length)
@@ -222,12 +212,10 @@ class RoutedStateLayer(RoutedEntry, LinearAttentionCacheLayerMixin):  # type: ig
     """For blocks with linear attention, state spaces or convolutions: states of a fixed size."""
 
     def update_conv_state(self, *args: Any, **kwargs: Any) -> Tensor:
-        states: Tensor = self._pass_to_write().update_conv_state(*args, **kwargs)
-        return states
+        self._refuse_to_be_written()
 
     def update_recurrent_state(self, *args: Any, **kwargs: Any) -> Tensor:
-        states: Tensor = self._pass_to_write().update_recurrent_state(*args, **kwargs)
-        return states
+        self._refuse_to_be_written()
 
 
 class RoutedHybridLayer(RoutedStateLayer, RoutedCacheLayer):  # type: ignore[override]
@@ -260,7 +248,7 @@ def find_cache(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cache | None:
     Raises:
         DrLLMError: it is not made of layers.
     """
-    for value in chain(kwargs.values(), args):
+    for value in (*kwargs.values(), *args):
         if isinstance(value, Cache):
             if not hasattr(value, "layers"):
                 raise DrLLMError(
@@ -295,9 +283,9 @@ def routed_entry(cache: Cache, block: int, batch_size: int) -> RoutedEntry:
     if not isinstance(entry, RoutedEntry):
         entry = _entry_class(entry)(entry, batch_size)
         layers[block] = entry
-    if entry.decisions is not None and len(entry.decisions) != batch_size:
+    if entry.decisions is not None and entry.decisions.batch_size != batch_size:
         raise DrLLMError(
-            f"the cache holds {len(entry.decisions)} rows, but {batch_size} rows of tokens were given; "
+            f"the cache holds {entry.decisions.batch_size} rows, but {batch_size} rows of tokens were given; "
             f"repeat or select the cache's rows to match."
         )
     routed: RoutedEntry = entry

@@ -60,7 +60,7 @@ class _StackHook:
         route.hidden_states = None
         if route.active_adapter is None:
             return
-        given = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
+        given = {**dict(zip(self.parameters, args, strict=False)), **kwargs} if args else kwargs
         config = getattr(module, "config", None)
         if _option(given, config, "output_hidden_states"):
             route.hidden_states = []

@@ -97,72 +97,65 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         return names[0] if names else None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        name = self.route.active_adapter
+        # Every token goes through here once a block, so what costs microseconds is kept out of it.
+        route = self.route
+        name = route.active_adapter
+        cache = find_cache(args, kwargs)
         if name is None:
-            self._return_cache(find_cache(args, kwargs))
+            self._return_cache(cache)
             return self.base_layer(*args, **kwargs)
         hidden = args[0] if args else kwargs[self._hidden_argument]
-        if self.route.hidden_states is not None:
-            self.route.hidden_states.append(hidden)
-        cache = find_cache(args, kwargs)
+        if route.hidden_states is not None:
+            route.hidden_states.append(hidden)
         entry = None if cache is None else routed_entry(cache, self.index, hidden.shape[0])
 
-        if self.route.at_prompt:
+        if route.at_prompt:
             router: Any = self.drllm_router[name] if name in self.drllm_router else None  # noqa: SIM401 - a ModuleDict
-            decisions = self.route.decide(self, self.drllm_config[name], router, hidden)
-            if self.training and torch.is_grad_enabled() and self.route.probabilities is not None:
-                return self._run_all_outcomes(decisions, self.route.probabilities, hidden, args, kwargs)
+            decisions = route.decide(self, self.drllm_config[name], router, hidden)
+            if self.training and torch.is_grad_enabled() and route.probabilities is not None:
+                return self._run_all_outcomes(decisions, route.probabilities, hidden, args, kwargs)
             if entry is not None:
                 entry.start(decisions)
         elif entry is not None and entry.decisions is not None:
             decisions = entry.decisions
-            self.route.check_continues(self.index, decisions)
+            if route.forced is not None:
+                route.check_continues(self.index, decisions)
         else:
-            decisions = self.route.decided(self.index)
+            decisions = route.decided(self.index)
 
-        if decisions.uniform is not None:
-            return self._run_all_rows(decisions.uniform, hidden, entry, args, kwargs)
-        return self.as_output(self._run_some_rows(decisions, hidden, entry, args, kwargs))
+        if decisions.uniform is None:
+            return self.as_output(self._run_some_rows(decisions, hidden, cache, args, kwargs))
+        if decisions.uniform == SKIP:
+            if entry is not None:
+                entry.skip(hidden.shape[1])
+            return self.as_output(hidden)
+        # Auxiliary outputs are those of the last pass.
+        output = self._run_pass(0, cache, args, kwargs)
+        for number in range(1, decisions.uniform):
+            output = self._run_pass(number, cache, *self._with_hidden(_hidden_of(output), args, kwargs))
+        return output
 
     def as_output(self, hidden: Tensor) -> Any:
         """The hidden states in the form that the forward loop expects; auxiliary outputs of no single pass are None."""
         return hidden if self._num_outputs is None else (hidden, *[None] * (self._num_outputs - 1))
 
-    def _run_all_rows(
-        self, times: int, hidden: Tensor, entry: RoutedEntry | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """What the block returns: auxiliary outputs are those of the last pass."""
-        if times == SKIP:
-            if entry is not None:
-                entry.skip(hidden.shape[1])
-            return self.as_output(hidden)
-        output = self._run_pass(0, hidden, entry, args, kwargs)
-        for number in range(1, times):
-            output = self._run_pass(number, _hidden_of(output), entry, args, kwargs)
-        return output
-
     def _run_some_rows(
         self,
         decisions: RowDecisions,
         hidden: Tensor,
-        entry: RoutedEntry | None,
+        cache: Cache | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:
         self.route.check_rows_may_differ()
-        batch_size = len(decisions)
+        batch_size = decisions.batch_size
         for number, rows in enumerate(decisions.rows_of_pass(hidden.device)):
+            given = self._with_hidden(hidden, args, kwargs)
             if len(rows) == batch_size:
-                hidden = _hidden_of(self._run_pass(number, hidden, entry, args, kwargs))
-                continue
-            output = self._run_pass(
-                number,
-                hidden.index_select(0, rows),
-                entry,
-                select_rows(args, rows, batch_size),
-                select_rows(kwargs, rows, batch_size),
-            )
-            hidden = hidden.index_copy(0, rows, _hidden_of(output))
+                hidden = _hidden_of(self._run_pass(number, cache, *given))
+            else:
+                output = self._run_pass(number, cache, *select_rows(given, rows, batch_size))
+                hidden = hidden.index_copy(0, rows, _hidden_of(output))
         return hidden
 
     def _run_all_outcomes(
@@ -179,8 +172,8 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         """
         args = tuple(None if isinstance(value, Cache) else value for value in args)
         kwargs = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
-        once = _hidden_of(self._run_pass(0, hidden, None, args, kwargs))
-        twice = _hidden_of(self._run_pass(1, once, None, args, kwargs))
+        once = _hidden_of(self._run_pass(0, None, args, kwargs))
+        twice = _hidden_of(self._run_pass(1, None, *self._with_hidden(once, args, kwargs)))
         output = mix((hidden, once, twice), decisions.decisions, probabilities)
         config = self.active_config
         if config is not None and config.depth_penalty:
@@ -188,27 +181,30 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             output = DepthPenalty.apply(output, penalty)
         return self.as_output(output)
 
-    def _run_pass(
-        self,
-        number: int,
-        hidden: Tensor,
-        entry: RoutedEntry | None,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def _with_hidden(
+        self, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The block's arguments with other hidden states."""
         if args:
-            args = (hidden, *args[1:])
-        else:
-            kwargs = {**kwargs, self._hidden_argument: hidden}
-        block = self._modules["base_layer"]  # this is the decode path: nn.Module's own lookup takes microseconds
-        assert block is not None
-        if entry is None:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, self._hidden_argument: hidden}
+
+    def _run_pass(self, number: int, cache: Cache | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        block: Any = self._modules["base_layer"]  # nn.Module's own lookup takes microseconds
+        if cache is None:
             return block(*args, **kwargs)
-        entry.begin_pass(number)
+        layers: list[Any] = cache.layers
+        entry: RoutedEntry = layers[self.index]
+        layer = entry.passes[number]
+        # An offloaded cache fetches the next block's entry ahead of time, but not that of a block after a skipped one,
+        # and puts a pass away while another pass of the block is still to come.
+        if cache.offloading:
+            layer.prefetch()
+        layers[self.index] = layer
         try:
             return block(*args, **kwargs)
         finally:
-            entry.end_pass()
+            layers[self.index] = entry
 
     def _return_cache(self, cache: Cache | None) -> None:
         """A routed cache whose route is the base model's continues in the base model; others are refused there."""

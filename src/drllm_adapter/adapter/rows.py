@@ -15,14 +15,12 @@ class RowDecisions:
 
     def __init__(self, decisions: Sequence[int]) -> None:
         self.decisions = tuple(decisions)
+        self.batch_size = len(self.decisions)
         first = self.decisions[0]
         self.uniform: int | None = first if all(value == first for value in self.decisions) else None
         self.max_passes = max(self.decisions)
         """How many passes some row makes."""
         self._rows_of_pass: dict[torch.device, tuple[Tensor, ...]] = {}
-
-    def __len__(self) -> int:
-        return len(self.decisions)
 
     def rows(self, number: int) -> Tensor:
         """Indices of the rows that make pass `number` (0 is the first), ascending int64 on the CPU."""

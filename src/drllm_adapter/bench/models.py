@@ -31,19 +31,26 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
         "num_key_value_heads": 8, "vocab_size": 128256,
     },
+    "llama-3.1-70b": {
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "vocab_size": 128256,
+    },
 }  # fmt: skip
 """Shapes of known models, to be filled with random weights: speed does not depend on what the weights say."""
 
 
-def random_model(shape: str, dtype: torch.dtype, device: str) -> Any:
+def random_model(shape: str, dtype: torch.dtype, device: str, **changes: int) -> Any:
     """A Llama of a known shape with random weights, made on `device`.
+
+    Args:
+        changes: what is different from the shape, by the names of the configuration.
 
     Raises:
         DrLLMError: the shape has no such name.
     """
     if shape not in SHAPES:
         raise DrLLMError(f"shape must be one of {', '.join(SHAPES)}, but {shape!r} was given; choose one of them.")
-    config = LlamaConfig(**SHAPES[shape], tie_word_embeddings=True, max_position_embeddings=4096)
+    config = LlamaConfig(**SHAPES[shape] | changes, tie_word_embeddings=True, max_position_embeddings=4096)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 

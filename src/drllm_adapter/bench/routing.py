@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from rich.console import Console
 from torch import Tensor
 from transformers import DynamicCache
@@ -85,12 +85,16 @@ def _mixed_batch(model: Any, num_blocks: int, decode_tokens: int, repetitions: i
 
 
 class Decoding:
-    """Greedy decoding of a fixed number of tokens after a prompt that is processed once, outside the measurement."""
+    """Greedy decoding of a fixed number of tokens after a prompt that is processed once, outside the measurement.
+
+    As in `generate`, which a `PeftModel` hands to the transformers model inside it.
+    """
 
     def __init__(
         self, model: Any, prompt: Tensor, tokens: int, decisions: Decisions | Sequence[Decisions] | None
     ) -> None:
-        self.model, self.prompt, self.tokens = model, prompt, tokens
+        self.model = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.prompt, self.tokens = prompt, tokens
         self.cache = DynamicCache(config=model.config)
         self.cached = {cache_keyword(model): self.cache}
         with torch.inference_mode():

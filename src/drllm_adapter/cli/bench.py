@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 bench = typer.Typer(no_args_is_help=True, help="Measure speed side by side, as ratios with goals; JSON beside it.")
 
 Model = Annotated[str | None, typer.Argument(help="A model; the small one of the package by default.")]
-Shape = Annotated[str | None, typer.Option(help="Random weights instead: smollm2-135m, llama-3.2-1b or llama-3.2-3b.")]
+SHAPE_NAMES = "smollm2-135m, llama-3.2-1b, llama-3.2-3b or llama-3.1-70b"  # of `bench.models`, which imports torch
+Shape = Annotated[str | None, typer.Option(help=f"Random weights instead: {SHAPE_NAMES}.")]
 Output = Annotated[Path, typer.Option(callback=writable, help="JSON file for the figures.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 
@@ -128,6 +129,46 @@ def train(
     say(f"Saved in {output}.")
     if not result.met:
         raise typer.Exit(1)
+
+
+@bench.command()
+def cost(
+    shape: Annotated[str, typer.Option(help=f"Of which one block is made, with random weights: {SHAPE_NAMES}.")],
+    output: Output = Path("bench_cost.json"),
+    questions: Annotated[int, typer.Option(min=1, help="To search.")] = 1_000_000,
+    tokens: Annotated[int, typer.Option(min=1, help="Prompt and answers of a question.")] = 80,
+    simulations: Annotated[int, typer.Option(min=1, help="Paths a question.")] = 50,
+    avoided: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of block passes avoided, as a search prints it.")
+    ] = 0.5,
+    devices: Annotated[int, typer.Option(min=1, help="Like this one, side by side.")] = 1,
+    rows: Annotated[int, typer.Option(min=1, help="Questions in a batch.")] = 16,
+    repetitions: Annotated[int, typer.Option(min=1, help="Batches; the median is reported.")] = 5,
+    threads: Threads = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    device: Device = None,
+) -> None:
+    """What a search would cost with a model of any size: one block is measured on this device, the rest is arithmetic.
+
+    Example: drllm bench cost --shape llama-3.1-70b --questions 1000000 --devices 8 --device cuda
+    """
+    import torch
+
+    from ..bench.cost import SearchSize, cost_table, measure_block, to_json
+    from ..bench.models import SHAPES, random_model
+    from ..bench.timing import environment
+    from ..files import write_json_atomic
+
+    _use_threads(threads)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = random_model(shape, getattr(torch, dtype), place, num_hidden_layers=1, vocab_size=256)
+    measured = measure_block(model, rows, tokens, repetitions, hidden=not console.is_terminal)
+    blocks = SHAPES[shape]["num_hidden_layers"]
+    size = SearchSize(blocks, questions, tokens, simulations, avoided, devices)
+    console.print(cost_table(measured, size))
+    facts = {name: value for name, value in environment(model).items() if name not in ("parameters", "blocks")}
+    write_json_atomic(output, {"shape": shape, **facts, **to_json(measured, size)})
+    say(f"Saved in {output}.")
 
 
 @bench.command()

@@ -3,8 +3,10 @@
 import hashlib
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
+from ..errors import DrLLMError
 from ..files import replacing
 
 DAMAGED = "damaged"
@@ -44,14 +46,24 @@ class Shards:
         return {int(match[1]): self.folder / name for match, name in matches if match is not None}
 
     def read(self, path: Path) -> bytes | None:
-        """The content of a shard; None when it is not what was written: the shard is then set aside in `damaged/`."""
+        """The content of a shard; None when it is not what was written: the shard is then set aside in `damaged/`.
+
+        Raises:
+            DrLLMError: the same shard was damaged before, so that writing it once more would not help.
+        """
         content = path.read_bytes()
         match = _NAME.fullmatch(path.name)
         if match is not None and _checksum(content) == match[2]:
             return content
         aside = self.set_aside_as(path)
+        if aside.exists() and path.exists():
+            raise DrLLMError(
+                f"{path} must hold what was written, but it is damaged again after it was made anew; check the disk, "
+                f"remove {aside.parent} and go on with --resume."
+            )
         aside.parent.mkdir(exist_ok=True)
-        os.replace(path, aside)
+        with suppress(FileNotFoundError):  # another process was faster
+            os.replace(path, aside)
         return None
 
     def set_aside_as(self, path: Path) -> Path:
