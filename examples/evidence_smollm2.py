@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for everything")
     parser.add_argument("--base", default=BASE, help="the model: a folder or a name on the Hub")
     parser.add_argument("--questions", type=int, default=40, help="to search, of each task and seed")
-    parser.add_argument("--test-questions", type=int, default=70, help="to evaluate on, of each task and seed")
+    parser.add_argument("--test-questions", type=int, default=40, help="to evaluate on, of each task and seed")
     parser.add_argument("--paths", type=int, default=20, help="random paths tried on each question")
     parser.add_argument("--router-width", type=int, default=32)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
