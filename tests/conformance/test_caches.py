@@ -129,7 +129,9 @@ def answers(cache: Cache) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("make", [DynamicCache, StaticCache])
-@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "lfm2", "qwen3_next", "falcon_h1", "mamba", "nemotron_h"])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "gemma3_text", "lfm2", "qwen3_next", "falcon_h1", "mamba", "nemotron_h"]
+)
 @torch.no_grad()
 def test_a_cache_answers_as_the_base_models(model_type: str, make: type[Cache]) -> None:
     """Full, sliding and linear attention, both in one block, or neither: kind and length follow no route."""
