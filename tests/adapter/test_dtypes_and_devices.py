@@ -316,8 +316,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 
 def on_gpu(model_type: str, dtype: torch.dtype, attention: str = "sdpa") -> tuple[Any, Any]:
-    if attention.startswith("flash") and importlib.util.find_spec("flash_attn") is None:
-        pytest.skip("flash-attn is not installed")
+    package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(attention)
+    if package is not None and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
     sizes = {"hidden_size": 64, "head_dim": 16} if model_type != "gpt2" else {"hidden_size": 64}
     base = tiny_model(model_type, attn_implementation=attention, **sizes).to("cuda", dtype)
     return base, routed(copy.deepcopy(base))
@@ -325,7 +326,7 @@ def on_gpu(model_type: str, dtype: torch.dtype, attention: str = "sdpa") -> tupl
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "flash_attention_2"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "mistral"])
 @torch.no_grad()
