@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from accelerate.hooks import AlignDevicesHook, ModelHook, SequentialHook, add_hook_to_module
 from peft import (
     PeftConfig,
     PeftModel,
@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM
 from unrolled import SIZES, VOCABULARY, tiny_model, unrolled
 
 from drllm_adapter import DrLLMConfig, DrLLMError, force_decisions, last_decisions
+from drllm_adapter.adapter.layer import routed_layers
 
 GENERATE = {"attention_mask": torch.ones_like(IDS), "max_new_tokens": 5, "do_sample": False}
 
@@ -188,6 +189,32 @@ def test_on_the_meta_device() -> None:
     model = get_peft_model(tiny_model("llama"), DrLLMConfig(), low_cpu_mem_usage=True)
     assert {weight.device.type for weight in routers(model).values()} == {"meta"}
     assert {weight.device.type for weight in routed(tiny_model("llama")).to("meta").parameters()} == {"meta"}
+
+
+def test_a_router_lies_where_its_block_computes() -> None:
+    """Not where the block's weights are kept meanwhile: accelerate's hooks say so."""
+    base = tiny_model("llama")
+    elsewhere = AlignDevicesHook(execution_device=torch.device("meta"), offload=True, weights_map={})
+    base.model.layers[1]._hf_hook = elsewhere
+    base.model.layers[2].mlp._hf_hook = SequentialHook(ModelHook(), elsewhere)
+    model = get_peft_model(base, DrLLMConfig())
+    places = [layer.drllm_router["default"].up.weight.device.type for layer in routed_layers(model)]
+    assert places == ["cpu", "meta", "meta", "cpu", "cpu"]
+
+
+def test_blocks_on_another_device_than_the_one_before() -> None:
+    """The meta device stands in for a second one: it computes nothing, but refuses tensors of two devices all the same.
+
+    Nothing comes back from it, so the routers are those of the blocks up to the first one there.
+    """
+    model = get_peft_model(tiny_model("llama"), DrLLMConfig(layers_to_transform=[0, 1, 2]))
+    base = model.get_base_model()
+    for module in (*(layer.base_layer for layer in routed_layers(model)[2:]), base.model.norm, base.lm_head):
+        add_hook_to_module(module, AlignDevicesHook(torch.device("meta"), place_submodules=True))
+    paths = [[1, 0, 2, 1, 0], [1, 1, 0, 2, 0], [1, 2, 1, 0, 0], [1, 1, 1, 1, 2]]
+    with force_decisions(model, paths), torch.no_grad():
+        assert model(IDS).logits.shape == (*IDS.shape, VOCABULARY)
+    assert model.train()(IDS).logits.shape == (*IDS.shape, VOCABULARY)  # every outcome of blocks on both devices
 
 
 # Quantized bases

@@ -177,7 +177,10 @@ def test_options_that_change_what_blocks_are_given(model_type: str, changes: dic
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
 def test_flex_attention(model_type: str) -> None:
-    """Block masks and their functions are cut to the rows that run. Not compiled: torch's own code for the CPU fails."""
+    """Block masks and their functions are cut to the rows that run.
+
+    Not compiled: for so small a model torch 2.13 writes code for the CPU that its compiler refuses.
+    """
     with torch.compiler.set_stance("force_eager"):
         check_exact(model_type, attention="flex_attention", head_dim=16)
     assert tiny_model(model_type, "flex_attention", head_dim=16).config._attn_implementation == "flex_attention"
@@ -186,8 +189,8 @@ def test_flex_attention(model_type: str) -> None:
 def attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **options: Any
 ) -> tuple[torch.Tensor, None]:
-    """Stands in for flash attention, which needs a GPU: it is given padding `[batch, keys]` or nothing, never a mask."""
-    assert mask is None or mask.ndim == 2 and len(mask) == len(query)
+    """Stands in for flash attention, which needs a GPU: `mask` is padding, `[batch, keys]`, or nothing."""
+    assert mask is None or mask.shape == (len(query), key.shape[2])
     ones = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)
     last = key.shape[2] - query.shape[2]
     allowed = ones.tril(last)
