@@ -29,16 +29,16 @@ def saved(tmp_path: Path) -> tuple[Path, Path]:
 
 LOADERS = (
     "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)",
+    "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter, is_trainable=True)",
     "AutoModelForCausalLM.from_pretrained(base).load_adapter(adapter)",
+    "AutoModelForCausalLM.from_pretrained(base).load_adapter(adapter, is_trainable=True)",
     "AutoModelForCausalLM.from_pretrained(adapter)",
 )
 
 
-def test_a_terabyte_is_refused_before_memory_is_taken(saved: tuple[Path, Path]) -> None:
-    """Routers of a terabyte, in a configuration that is consistent and a file that claims to hold them."""
-    base, adapter = saved
+def claim_a_terabyte(adapter: Path, width: int) -> None:
+    """Routers of that width, in a configuration that is consistent and a file that claims to hold them and more."""
     config = json.loads((adapter / "adapter_config.json").read_text())
-    width = 1 << 20
     header = {
         f"base_model.model.model.layers.{block}.drllm_router.{name}": {"dtype": "F32", "shape": shape}
         for block in range(5)
@@ -57,6 +57,12 @@ def test_a_terabyte_is_refused_before_memory_is_taken(saved: tuple[Path, Path]) 
         os.truncate(file.name, 8 + len(text) + min(end, 2**42))
     del config["settings_checksum"]
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "router_width": width}))
+
+
+@pytest.mark.parametrize("width", [1 << 12, 1 << 20])
+def test_a_terabyte_is_refused_before_memory_is_taken(width: int, saved: tuple[Path, Path]) -> None:
+    base, adapter = saved
+    claim_a_terabyte(adapter, width)
     code = (
         "import resource, sys, torch, drllm_adapter\n"
         "from peft import PeftModel\n"
@@ -71,7 +77,8 @@ def test_a_terabyte_is_refused_before_memory_is_taken(saved: tuple[Path, Path]) 
     done = subprocess.run([sys.executable, "-c", code, str(base), str(adapter)], capture_output=True, text=True)
     *sentences, grown = done.stdout.splitlines()
     assert len(sentences) == len(LOADERS), done.stderr
-    assert all("adapter_model.safetensors must be a safetensors file" in sentence for sentence in sentences)
+    said = "adapter_model.safetensors must be a safetensors file"
+    assert all(said in sentence or (width > 4096 and "router_width must be" in sentence) for sentence in sentences)
     assert int(grown) < 50_000, "kilobytes"
 
 

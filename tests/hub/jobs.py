@@ -32,13 +32,13 @@ def upload_base(repo: str) -> None:
     api.upload_folder(repo_id=repo, folder_path=BASE)
 
 
-def _routed(base: str, seed: int) -> Any:
+def _routed(base: str, seed: int, adapter_name: str = "default") -> Any:
     """A routed model whose routers choose different paths for different prompts."""
     torch, drllm = _prepare()
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), drllm.DrLLMConfig()).eval()
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), drllm.DrLLMConfig(), adapter_name).eval()
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "drllm_router" in name:
@@ -62,9 +62,11 @@ def make_adapter(base: str, folder: str, seed: int) -> tuple[list[float], list[l
     return _answer(model)
 
 
-def push_with_peft(base: str, repo: str, seed: int, **options: Any) -> tuple[list[float], list[list[int]]]:
+def push_with_peft(
+    base: str, repo: str, seed: int, adapter_name: str = "default", **options: Any
+) -> tuple[list[float], list[list[int]]]:
     """PEFT's own `push_to_hub`."""
-    model = _routed(base, seed)
+    model = _routed(base, seed, adapter_name)
     model.push_to_hub(repo, **options)
     return _answer(model)
 
@@ -321,10 +323,10 @@ def texts_of(repo: str, kind: str) -> dict[str, str]:
     return texts
 
 
-def load_or_say(how: str, repo: str) -> str | None:
+def load_or_say(how: str, repo: str, **options: Any) -> str | None:
     """What the library says when it cannot load the adapter without being told the base."""
     try:
-        load(how, repo, "")
+        load(how, repo, "", **options)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
@@ -338,3 +340,22 @@ def warnings_of_a_push(base: str, repo: str, seed: int) -> tuple[Any, list[str]]
         warnings.simplefilter("always")
         answer = push_with_peft(base, repo, seed)
     return answer, [str(item.message) for item in caught]
+
+
+def push_lora(base: str, repo: str, adapter_name: str) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config, adapter_name).push_to_hub(repo)
+
+
+def load_by_card(repo: str) -> tuple[list[float], list[list[int]]]:
+    """What the adapter answers when the code on its card loads it."""
+    import re
+
+    code = re.search(r"```python\n(.*?)```", read(repo, "README.md"), re.S)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    return _answer(names["model"])

@@ -110,6 +110,32 @@ def test_peft_pushes_the_same_files_and_card(client: Any, base: str, shared: dic
     assert "layer-routing" in card
 
 
+def test_an_adapter_of_another_name_lies_in_its_folder(client: Any, base: str, shared: dict[str, Answer]) -> None:
+    """Where PEFT saves it, whatever the method; the calls that load a LoRA from there load routers, and no others."""
+    name, lora = client.name("named"), client.name("named-lora")
+    answer = client(jobs.push_with_peft, base, name, 8, "mine")
+    client(jobs.push_lora, base, lora, "mine")
+    files = set(client(jobs.files_of, name)) - {".gitattributes"}
+    assert files == {"README.md", "mine/adapter_config.json", "mine/adapter_model.safetensors"}
+    assert files == set(client(jobs.files_of, lora)) - {".gitattributes"}
+    for how in ("PeftModel", "AutoModel", "load_adapter", "load_adapter of PEFT"):
+        assert client(jobs.load, how, name, base, subfolder="mine") == answer
+    assert client(jobs.load, "load_routed", f"{name}/mine", base) == answer
+    for repo in (name, lora):
+        for options in ({}, {"subfolder": "mine"}):
+            for how in ("AutoPeftModel", "pipeline"):
+                assert client(jobs.load_or_say, how, repo, **options) is not None
+    card = client(jobs.read, name, "README.md")
+    assert "layer-routing" in card
+    assert f"base_model: {base}" in card
+    assert f"drllm generate {name}/mine" in card
+    assert client(jobs.load_by_card, name) == answer
+    assert client(jobs.load_by_card, client.name("routers"))  # of an adapter at the root, too
+    client(jobs.upload_file, name, "README.md", (card + "\nMine, all mine.\n").encode())
+    client(jobs.push_with_peft, base, name, 9, "mine")
+    assert "Mine, all mine." in client(jobs.read, name, "README.md")
+
+
 def test_a_push_is_one_commit(client: Any, base: str, tmp_path: Path) -> None:
     name = client.name("one-commit")
     client(jobs.make_adapter, base, str(tmp_path / "adapter"), 0)

@@ -4,7 +4,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from peft.utils import CONFIG_NAME
+
 from ..errors import DrLLMError
+from .config import CARD
 
 
 class CardOnPush:
@@ -20,20 +23,29 @@ class CardOnPush:
     def __call__(self, working_dir: str, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         self.model.__dict__.pop("_upload_modified_files", None)
         try:
-            from ..hub import share_base, write_card  # know everything else, and so this module
+            self._prepare(Path(working_dir), repo_id)
+        except DrLLMError as error:
+            warnings.warn(f"the adapter is pushed without its own card: {error}", stacklevel=3)
+        return self.model._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
-            base = share_base(Path(working_dir))
+    @staticmethod
+    def _prepare(folder: Path, repo_id: str) -> None:
+        from ..hub import share_base, write_card  # know everything else, and so this module
+
+        # PEFT saves an adapter of another name than "default" into a folder of that name.
+        adapters = [file.parent for file in (folder / CONFIG_NAME, *sorted(folder.glob(f"*/{CONFIG_NAME}")))]
+        adapters = [adapter for adapter in adapters if (adapter / CONFIG_NAME).is_file()]
+        bases = dict.fromkeys(share_base(adapter) for adapter in adapters)
+        for base in bases:
             if base.startswith("."):
                 warnings.warn(
                     f"the adapter is pushed with {base} for its base model, which is a folder here; set "
                     f"base_model_name_or_path in the model's peft_config to its name on the Hub first, and the adapter "
                     f"loads it by itself.",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
-            write_card(working_dir, repo_id=repo_id)
-        except DrLLMError as error:
-            warnings.warn(f"the adapter is pushed without its own card: {error}", stacklevel=3)
-        return self.model._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        first = adapters[0]
+        write_card(first, repo_id="/".join((repo_id, *first.relative_to(folder).parts)), card=folder / CARD)
 
     def attach(self) -> None:
         if hasattr(type(self.model), "_upload_modified_files"):

@@ -22,6 +22,8 @@ from .route import Route
 from .stack import Stack, find_stack
 from .stacking import RouterConfigs, check_name, save_without_routers, transformers_model
 
+_WIDEST_ON_ANY_BASE = 4096
+
 
 class DrLLMModel(BaseTuner):
     """Wraps every decoder block of a causal language model; only the routers are trainable.
@@ -74,6 +76,13 @@ class DrLLMModel(BaseTuner):
                 )
         for name, found in fits.items():
             setattr(peft_config, name, found)
+        # transformers makes routers that are to be trained further before it looks for their file.
+        widest = max(_WIDEST_ON_ANY_BASE, 4 * stack.hidden_size)
+        if peft_config.router_width > widest:
+            raise DrLLMError(
+                f"router_width must be at most {widest:,} on a base of width {stack.hidden_size:,}, but it is "
+                f"{peft_config.router_width:,}: routers would be larger than the blocks; choose a smaller one."
+            )
         self._compare_base(peft_config)
         peft_config._check_layers_to_transform()
         num_routed = len(peft_config.routed_blocks(len(stack.blocks)))

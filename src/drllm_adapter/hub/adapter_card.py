@@ -60,25 +60,31 @@ def adapter_card(folder: Path, config: DrLLMConfig, name: str) -> RepoCard:
 
 
 def _code(name: str, base: str) -> str:
-    """The lines that load the adapter: PEFT finds a base on the Hub by itself, one in a folder must be loaded first."""
-    if is_hub_name(base):
+    """The lines that load the adapter: PEFT finds a base on the Hub by itself, one in a folder must be loaded first.
+
+    So must that of an adapter in a folder of its repository, where PEFT would look for the base as well.
+    """
+    repo, folder = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    if is_hub_name(base) and not folder:
         return (
             "import drllm_adapter\n"
             "from peft import AutoPeftModelForCausalLM\n\n"
             f'model = AutoPeftModelForCausalLM.from_pretrained("{name}")'
         )
-    imports, where = ["import drllm_adapter"], f'"{base_name(base)}"'
+    imports, where, comment = "import drllm_adapter", f'"{base}"', ""
     if is_demo(base):
-        imports, where = ["from drllm_adapter.demo import BASE"], "BASE"
-    comment = "" if is_demo(base) else "  # the folder of your copy"
+        imports, where = "from drllm_adapter.demo import BASE", "BASE"
+    elif not is_hub_name(base):
+        where, comment = f'"{base_name(base)}"', "  # the folder of your copy"
+    arguments = f'"{repo}"' + (f', subfolder="{folder}"' if folder else "")
     return "\n".join(
         [
-            *imports,
+            imports,
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM",
             "",
             f"base = AutoModelForCausalLM.from_pretrained({where}){comment}",
-            f'model = PeftModel.from_pretrained(base, "{name}")',
+            f"model = PeftModel.from_pretrained(base, {arguments})",
         ]
     )
 

@@ -29,6 +29,7 @@ def write_card(
     license: str | None = None,
     base: str | None = None,
     on_hub: str | None = None,
+    card: Path | None = None,
 ) -> Path:
     """Write or renew `README.md` in the folder of an adapter or a supervision set.
 
@@ -37,17 +38,19 @@ def write_card(
 
     Args:
         folder: with an `adapter_config.json` or made by `drllm search`.
-        repo_id: its name on the Hub, for the code on the card; None is the folder's name.
+        repo_id: its name on the Hub, for the code on the card, `owner/name` or `owner/name/folder`; None is the
+            folder's name.
         license: identifier such as "apache-2.0"; None leaves what the card says.
         base: name of the base model on the Hub, over what an older card says; None leaves that.
         on_hub: the card of that repository, which somebody may have edited there.
+        card: where the card is, if not in the folder.
 
     Raises:
         DrLLMError: the folder holds neither; a report was measured with other weights or is damaged; the front matter
             is no YAML; the card was edited both here and on the Hub.
     """
     folder = Path(folder)
-    path = folder / CARD
+    path = card or folder / CARD
     old, fields = _existing(path, on_hub)
     name = repo_id or folder.resolve().name
     kind: type[RepoCard]
@@ -60,16 +63,16 @@ def write_card(
             f"{folder} must hold an adapter or a supervision set to have a card, but it has neither "
             f"adapter_config.json nor {INFO}; correct the name."
         )
-    card = _renewed(kind, old, new, path)
+    renewed = _renewed(kind, old, new, path)
     if fields is not None and fields != old:
         newer = kind(fields, ignore_metadata_errors=True).data.to_dict()
         for field in newer.keys() - {"model-index", "dataset_info", "tags"}:
-            card.data[field] = newer[field]
+            renewed.data[field] = newer[field]
     if license is not None:
-        card.data["license"] = license
+        renewed.data["license"] = license
     if base is not None and kind is ModelCard:
-        card.data["base_model"] = base
-    write_text_atomic(path, sections.seal(str(card)))
+        renewed.data["base_model"] = base
+    write_text_atomic(path, sections.seal(str(renewed)))
     return path
 
 
