@@ -46,7 +46,21 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         found = [table["oracles"][name] for table in tables]
         cells = [f"{100 * oracle['accuracy']:.1f}" for oracle in found] + [""] * (len(found) > 1)
         lines.append(f"| oracle of {name} (training questions) | {passes(found)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + by_task([run["reports"][ways[0]] for run in runs])) + "\n"
+
+
+def by_task(reports: list[dict[str, Any]]) -> list[str]:
+    """The questions of each task, of all seeds together; no lines where all are of one."""
+    if not reports[0]["tasks"]:
+        return []
+    lines = ["", "| task | questions | base | routed | mean passes |", "|---|---|---|---|---|"]
+    for parts in zip(*(report["tasks"] for report in reports), strict=True):
+        count = sum(part["base"]["of"] for part in parts)
+        right = {name: sum(part[name]["right"] for part in parts) for name in ("base", "routed")}
+        passed = sum(part["mean_passes"] * part["base"]["of"] for part in parts)
+        shares = " | ".join(f"{100 * number / count:.1f}" for number in right.values())
+        lines.append(f"| {parts[0]['task']} | {count} | {shares} | {passed / count:.2f} |")
+    return lines
 
 
 def pooled(rows: list[dict[str, Any]]) -> str:

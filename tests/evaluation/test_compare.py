@@ -121,7 +121,7 @@ def test_report_equals_counting(rows: list[tuple[Outcome, Outcome, int | None]])
     assert sum(row[1] + 2 * row[2] for row in report.decisions) / count == pytest.approx(report.mean_passes)
     assert sum(report.decision_shares().values()) == pytest.approx(1)
     if any(level is not None for level in levels):
-        assert [item.level for item in report.levels] == sorted(set(levels), key=lambda level: (level is None, level))
+        assert [item.name for item in report.levels] == sorted(set(levels), key=lambda level: (level is None, level))
         assert sum(item.base.of for item in report.levels) == count
         assert sum(item.base.right for item in report.levels) == report.base.right
         assert sum(item.routed.right for item in report.levels) == report.routed.right
@@ -165,6 +165,18 @@ def test_one_level_is_the_report_on_its_questions() -> None:
     level = compare(base, routed, levels).levels[1]
     assert (level.base, level.routed) == (alone.base, alone.routed)
     assert level.mean_passes == pytest.approx(alone.mean_passes)
+
+
+def test_one_task_is_the_report_on_its_questions() -> None:
+    base, routed, levels = (list(column) for column in zip(*draw(90), strict=True))
+    tasks = ["arc" if place % 3 else "gsm8k" for place in range(90)]
+    report = compare(base, routed, levels, tasks)
+    assert [part.name for part in report.tasks] == ["arc", "gsm8k"]
+    alone = compare(base[::3], routed[::3], levels[::3])
+    assert (report.tasks[1].base, report.tasks[1].routed) == (alone.base, alone.routed)
+    assert report.tasks[1].mean_passes == pytest.approx(alone.mean_passes)
+    assert report.to_json()["tasks"][1]["task"] == "gsm8k"
+    assert compare(base, routed, levels, ["arc"] * 90).tasks == []
 
 
 def test_identical_models_differ_by_nothing() -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ..decisions import draw
 from ..errors import DrLLMError
-from ..evaluation import BaselineTable, Level, Report, plot_layers
+from ..evaluation import BaselineTable, Part, Report, plot_layers
 from ..files import claim_folder, write_json_atomic
 from ..generation import generate_text
 from ..loading import load_routed
@@ -145,6 +145,6 @@ def _requirements(report: Report, baselines: BaselineTable) -> dict[str, bool]:
     }
 
 
-def _mean_passes(levels: Sequence[Level]) -> float:
+def _mean_passes(levels: Sequence[Part]) -> float:
     """Over the questions of these levels."""
     return sum(level.mean_passes * level.base.of for level in levels) / sum(level.base.of for level in levels)

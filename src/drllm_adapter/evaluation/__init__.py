@@ -1,7 +1,7 @@
 """What routing gains and costs: paired comparison with the base, baselines at equal passes, sweeps, figures."""
 
 from .baselines import BaselineTable, Effort, PathScorer, compare_with_baselines
-from .compare import Level, Report, Share, compare
+from .compare import Part, Report, Share, compare
 from .contenders import Contender, paired_bootstrap
 from .figures import plot_layers, plot_tradeoff
 from .scores import SCORES, score_both
@@ -12,7 +12,7 @@ __all__ = [
     "BaselineTable",
     "Contender",
     "Effort",
-    "Level",
+    "Part",
     "PathScorer",
     "Report",
     "Share",

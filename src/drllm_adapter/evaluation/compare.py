@@ -53,13 +53,17 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Level:
-    """The questions of one difficulty; None is all those without one."""
+class Part:
+    """Some of the questions: those of one level (None: without one), or of one task."""
 
-    level: int | None
+    name: int | str | None
     base: Share
     routed: Share
     mean_passes: float
+
+    def to_json(self, kind: str) -> dict[str, Any]:
+        shares = {"base": self.base.to_json(), "routed": self.routed.to_json()}
+        return {kind: self.name, **shares, "mean_passes": self.mean_passes}
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ class Report:
         mean_passes: of the routed model.
         passes: how many questions took each number of passes.
         decisions: `[L][3]`, how many questions skip, execute, repeat each block.
-        levels: the same by difficulty; empty when no question has one.
+        levels: accuracy and passes by difficulty; empty when no question has one.
+        tasks: the same by task; empty when there is only one.
         baselines: the router against other ways to save passes; None when they were not asked for.
         sweep: accuracy and passes under every control; None when it was not asked for.
     """
@@ -94,7 +99,8 @@ class Report:
     mean_passes: float
     passes: dict[int, int]
     decisions: list[list[int]]
-    levels: list[Level]
+    levels: list[Part]
+    tasks: list[Part]
     baselines: "BaselineTable | None" = None
     sweep: "list[SweepPoint] | None" = None
 
@@ -108,17 +114,17 @@ class Report:
             plain["sweep"] = [point.to_json() for point in self.sweep]
         plain |= {"base": self.base.to_json(), "routed": self.routed.to_json()}
         plain["passes"] = {str(number): count for number, count in self.passes.items()}
-        plain["levels"] = [
-            {**asdict(level), "base": level.base.to_json(), "routed": level.routed.to_json()} for level in self.levels
-        ]
+        plain["levels"] = [part.to_json("level") for part in self.levels]
+        plain["tasks"] = [part.to_json("task") for part in self.tasks]
         return plain
 
     def table(self) -> Table:
         """The report for people."""
         table = Table("questions", "n", "base, %", "routed, %", "mean passes", title="Evaluation", title_justify="left")
-        for level in self.levels:
-            name = "no level" if level.level is None else f"level {level.level}"
-            table.add_row(name, str(level.base.of), _show(level.base), _show(level.routed), f"{level.mean_passes:.2f}")
+        named = [(str(part.name), part) for part in self.tasks]
+        named += [("no level" if part.name is None else f"level {part.name}", part) for part in self.levels]
+        for name, part in named:
+            table.add_row(name, str(part.base.of), _show(part.base), _show(part.routed), f"{part.mean_passes:.2f}")
         table.add_row(
             "all", str(self.base.of), _show(self.base), _show(self.routed),
             f"{self.mean_passes:.2f} (base: {self.num_blocks})",
@@ -137,23 +143,35 @@ class Report:
         return {name: sum(row[value] for row in self.decisions) / total for value, name in enumerate(CLASS_NAMES)}
 
 
-def compare(base: Sequence[ScoreLike], routed: Sequence[ScoreLike], levels: Sequence[int | None]) -> Report:
+def compare(
+    base: Sequence[ScoreLike],
+    routed: Sequence[ScoreLike],
+    levels: Sequence[int | None],
+    tasks: Sequence[str] = (),
+) -> Report:
     """The report on questions that both models answered, in the same order.
 
     The interval of the paired difference is Agresti and Min's (2005): Wald's with half a question added to each cell
     of the paired table, which keeps its coverage for small samples and for differences near zero.
+
+    Args:
+        levels, tasks: of each question; without `tasks` all are of one.
     """
     count = len(base)
     assert count == len(routed) == len(levels) > 0
     gained = sum(after.correct and not before.correct for before, after in zip(base, routed, strict=True))
     lost = sum(before.correct and not after.correct for before, after in zip(base, routed, strict=True))
     num_blocks = len(routed[0].decisions)
-    known = sorted({level for level in levels if level is not None})
-    groups: list[tuple[int | None, list[int]]] = [
-        (level, [place for place in range(count) if levels[place] == level]) for level in known
-    ]
-    if known and (rest := [place for place in range(count) if levels[place] is None]):
-        groups.append((None, rest))
+
+    def parts(names: Sequence[Any]) -> list[Part]:
+        """One for each name, in order, None last."""
+        distinct = sorted(set(names), key=lambda name: (name is None, name))
+        of_name = {name: [place for place in range(count) if names[place] == name] for name in distinct}
+        return [
+            Part(name, _share(base, places), _share(routed, places), _mean_passes(routed, places))
+            for name, places in of_name.items()
+        ]
+
     return Report(
         base=_share(base, range(count)),
         routed=_share(routed, range(count)),
@@ -169,10 +187,8 @@ def compare(base: Sequence[ScoreLike], routed: Sequence[ScoreLike], levels: Sequ
         passes=dict(sorted(Counter(passes(score.decisions) for score in routed).items())),
         decisions=[[sum(score.decisions[block] == value for score in routed) for value in range(len(CLASS_NAMES))]
                    for block in range(num_blocks)],
-        levels=[
-            Level(level, _share(base, places), _share(routed, places), _mean_passes(routed, places))
-            for level, places in groups
-        ],
+        levels=parts(levels) if any(level is not None for level in levels) else [],
+        tasks=parts(tasks) if len(set(tasks)) > 1 else [],
     )  # fmt: skip
 
 

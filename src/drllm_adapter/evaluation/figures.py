@@ -161,7 +161,7 @@ def _passes(axes: "Axes", report: Report) -> None:
 
 
 def _accuracy(axes: "Axes", report: Report) -> None:
-    groups: list[tuple[str, Share, Share]] = [(str(level.level), level.base, level.routed) for level in report.levels]
+    groups: list[tuple[str, Share, Share]] = [(str(level.name), level.base, level.routed) for level in report.levels]
     groups.append(("all", report.base, report.routed))
     series = (
         (-0.12, "black", "base", [base for _, base, _ in groups]),

@@ -125,7 +125,8 @@ def evaluate_adapter(
             in_base, routed = score_both(
                 scorer, prompts, folder, locks, processes, layer_budget=budget, console=console, log=log
             )
-            report = compare(in_base, routed, [question.level for question in questions])
+            tasks = [question.task for question in questions]
+            report = compare(in_base, routed, [question.level for question in questions], tasks)
             processes.meet()  # everybody has read the scores
             if processes.is_main:
                 if sweep:
@@ -139,7 +140,7 @@ def evaluate_adapter(
                         tokenizer,
                         routed,
                         prompts,
-                        [question.task for question in questions],
+                        tasks,
                         training_rows,
                         _with_bars(sharing, console, log),
                         effort,
