@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from accelerate.hooks import AlignDevicesHook, ModelHook, SequentialHook, add_hook_to_module
 from peft import (
     PeftConfig,
     PeftModel,
@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM
 from unrolled import SIZES, VOCABULARY, tiny_model, unrolled
 
 from drllm_adapter import DrLLMConfig, DrLLMError, force_decisions, last_decisions
+from drllm_adapter.adapter.layer import routed_layers
 
 GENERATE = {"attention_mask": torch.ones_like(IDS), "max_new_tokens": 5, "do_sample": False}
 
@@ -190,6 +191,32 @@ def test_on_the_meta_device() -> None:
     assert {weight.device.type for weight in routed(tiny_model("llama")).to("meta").parameters()} == {"meta"}
 
 
+def test_a_router_lies_where_its_block_computes() -> None:
+    """Not where the block's weights are kept meanwhile: accelerate's hooks say so."""
+    base = tiny_model("llama")
+    elsewhere = AlignDevicesHook(execution_device=torch.device("meta"), offload=True, weights_map={})
+    base.model.layers[1]._hf_hook = elsewhere
+    base.model.layers[2].mlp._hf_hook = SequentialHook(ModelHook(), elsewhere)
+    model = get_peft_model(base, DrLLMConfig())
+    places = [layer.drllm_router["default"].up.weight.device.type for layer in routed_layers(model)]
+    assert places == ["cpu", "meta", "meta", "cpu", "cpu"]
+
+
+def test_blocks_on_another_device_than_the_one_before() -> None:
+    """The meta device stands in for a second one: it computes nothing, but refuses tensors of two devices all the same.
+
+    Nothing comes back from it, so the routers are those of the blocks up to the first one there.
+    """
+    model = get_peft_model(tiny_model("llama"), DrLLMConfig(layers_to_transform=[0, 1, 2]))
+    base = model.get_base_model()
+    for module in (*(layer.base_layer for layer in routed_layers(model)[2:]), base.model.norm, base.lm_head):
+        add_hook_to_module(module, AlignDevicesHook(torch.device("meta"), place_submodules=True))
+    paths = [[1, 0, 2, 1, 0], [1, 1, 0, 2, 0], [1, 2, 1, 0, 0], [1, 1, 1, 1, 2]]
+    with force_decisions(model, paths), torch.no_grad():
+        assert model(IDS).logits.shape == (*IDS.shape, VOCABULARY)
+    assert model.train()(IDS).logits.shape == (*IDS.shape, VOCABULARY)  # every outcome of blocks on both devices
+
+
 # Quantized bases
 
 
@@ -316,8 +343,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 
 def on_gpu(model_type: str, dtype: torch.dtype, attention: str = "sdpa") -> tuple[Any, Any]:
-    if attention.startswith("flash") and importlib.util.find_spec("flash_attn") is None:
-        pytest.skip("flash-attn is not installed")
+    package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(attention)
+    if package is not None and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
     sizes = {"hidden_size": 64, "head_dim": 16} if model_type != "gpt2" else {"hidden_size": 64}
     base = tiny_model(model_type, attn_implementation=attention, **sizes).to("cuda", dtype)
     return base, routed(copy.deepcopy(base))
@@ -325,7 +353,7 @@ def on_gpu(model_type: str, dtype: torch.dtype, attention: str = "sdpa") -> tupl
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "flash_attention_2"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "mistral"])
 @torch.no_grad()

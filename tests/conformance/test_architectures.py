@@ -14,6 +14,8 @@ import torch
 import transformers
 from peft import get_peft_model
 from tiny import MODEL_TYPES, NUM_BLOCKS, VOCABULARY, tiny_config, tiny_model
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import flash_attention_mask
 from unroll import layer_list, unrolled
 
 from drllm_adapter import DrLLMConfig, DrLLMError, force_decisions, last_decisions
@@ -170,6 +172,46 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
 @pytest.mark.parametrize(("model_type", "changes"), VARIANTS)
 def test_options_that_change_what_blocks_are_given(model_type: str, changes: dict[str, Any]) -> None:
     check_exact(model_type, **changes)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_flex_attention(model_type: str) -> None:
+    """Block masks and their functions are cut to the rows that run.
+
+    Not compiled: for so small a model torch 2.13 writes code for the CPU that its compiler refuses.
+    """
+    with torch.compiler.set_stance("force_eager"):
+        check_exact(model_type, attention="flex_attention", head_dim=16)
+    assert tiny_model(model_type, "flex_attention", head_dim=16).config._attn_implementation == "flex_attention"
+
+
+def attend(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """Stands in for flash attention, which needs a GPU: `mask` is padding, `[batch, keys]`, or nothing."""
+    assert mask is None or mask.shape == (len(query), key.shape[2])
+    ones = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)
+    last = key.shape[2] - query.shape[2]
+    allowed = ones.tril(last)
+    if options.get("sliding_window"):
+        allowed = allowed & ones.triu(last - options["sliding_window"] + 1)
+    if mask is not None:
+        allowed = allowed & mask[:, None, None, :].bool() | ones.tril(last).triu(last)
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scale = options.get("scaling")
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=scale)
+    return out.transpose(1, 2).contiguous(), None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "mixtral"])
+def test_padding_of_two_dimensions_as_flash_attention_has_it(model_type: str) -> None:
+    AttentionInterface.register("by_padding", attend)
+    AttentionMaskInterface.register("by_padding", flash_attention_mask)
+    check_exact(model_type, attention="by_padding")
+    assert tiny_model(model_type, "by_padding").config._attn_implementation == "by_padding"
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -10,13 +10,13 @@ import torch
 from peft import get_peft_model
 from test_architectures import DECISIONS, batch, relative
 from tiny import NUM_BLOCKS, VOCABULARY, tiny_model
-from transformers import Cache, DynamicCache, QuantizedCache, StaticCache
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache, DynamicCache, QuantizedCache, StaticCache, cache_utils
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 from unroll import unrolled
 
 from drllm_adapter import DrLLMConfig, DrLLMError, force_decisions, last_decisions
-from drllm_adapter.adapter.cache import cache_keyword
-from drllm_adapter.adapter.layer import routed_layers
+from drllm_adapter.adapter.cache import cache_keyword, routed_entry
+from drllm_adapter.adapter.layer import observe_router_inputs, routed_layers
 
 ATTENTION = ("llama", "gemma3_text", "mixtral", "deepseek_v3", "gpt2", "bloom")
 STATES = ("lfm2", "qwen3_next", "mamba")
@@ -113,6 +113,62 @@ def test_a_quantized_cache_is_the_unrolled_models(backend: str, path: list[int])
         beams = greedy(routed, ids, 8, num_beams=2, past_key_values=QuantizedCache(backend, routed.config, **options))
     assert found == greedy(model, ids, 8, past_key_values=QuantizedCache(backend, model.config, **options))
     assert beams == greedy(model, ids, 8, num_beams=2, past_key_values=QuantizedCache(backend, model.config, **options))
+
+
+def answers(cache: Cache) -> dict[str, Any]:
+    """What transformers asks a cache about its blocks when it makes masks and positions, or takes tokens back."""
+    found: dict[str, Any] = {name: getattr(cache, name, None) for name in ("is_linear", "is_sliding", "is_dummy")}
+    found["is_compileable"] = cache.is_compileable
+    for block, layer in enumerate(cache.layers):
+        if isinstance(layer, CacheLayerMixin):
+            found[f"length of {block}"] = int(cache.get_seq_length(block))
+            found[f"mask sizes of {block}"] = tuple(map(int, cache.get_mask_sizes(2, block)))
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            found[f"state of {block}"] = cache.has_previous_state(block)
+    return found
+
+
+@pytest.mark.parametrize("make", [DynamicCache, StaticCache])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "gemma3_text", "lfm2", "qwen3_next", "falcon_h1", "mamba", "nemotron_h"]
+)
+@torch.no_grad()
+def test_a_cache_answers_as_the_base_models(model_type: str, make: type[Cache]) -> None:
+    """Full, sliding and linear attention, both in one block, or neither: kind and length follow no route."""
+    base, routed = base_and_routed(model_type)
+    keyword = "cache_params" if model_type == "mamba" else cache_keyword(routed)
+    options = {} if make is DynamicCache else {"max_cache_len": 16}
+    expected = make(config=base.config, **options)
+    for ids in (tokens(1, 9), tokens(1, 1)):
+        base(ids, **{keyword: expected})
+    for path in ([1, 1, 1, 1], [0, 2, 1, 2], [2, 0, 0, 1], [0, 0, 0, 0]):
+        cache = make(config=base.config, **options)
+        with force_decisions(routed, path):
+            for ids in (tokens(1, 9), tokens(1, 1)):
+                routed(ids, **{keyword: cache})
+        assert answers(cache) == answers(expected)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "DynamicLayer": {},
+    "DynamicSlidingWindowLayer": {"sliding_window": 6},
+    "StaticLayer": {"max_cache_len": 16},
+    "StaticSlidingWindowLayer": {"max_cache_len": 16, "sliding_window": 6},
+    "LinearAttentionLayer": {},
+    "LinearAttentionAndFullAttentionLayer": {},
+    "LinearAttentionAndSlidingWindowAttentionLayer": {"sliding_window": 6},
+    "DummyLayer": {},
+}
+KINDS = {name: options for name, options in KINDS.items() if hasattr(cache_utils, name)}  # some came after 5.9
+
+
+def test_every_kind_of_cache_layer_stays_of_its_kind() -> None:
+    """Those of no model here too: a route changes what a block keeps, not what transformers takes its entry for."""
+    cache = Cache(layers=[getattr(cache_utils, name)(**options) for name, options in KINDS.items()])
+    before = answers(cache)
+    for block, layer in enumerate(cache.layers):
+        assert type(routed_entry(cache, block, batch_size=2).blank()) is type(layer)
+    assert answers(cache) == before
 
 
 class AwayLayer(DynamicLayer):
@@ -293,6 +349,11 @@ def test_padding_is_found_in_a_mask_of_four_dimensions() -> None:
     added = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
     routed(ids, attention_mask=added, position_ids=positions)
     assert last_decisions(routed).tolist() == decided
+    # A window hides tokens from the last one, and they are no padding.
+    windows: list[list[int]] = []
+    with observe_router_inputs(routed, lambda block, means, used: windows.append(used.tolist())):
+        routed(ids, attention_mask=allowed & torch.ones(9, 9, dtype=torch.bool).triu(-2), position_ids=positions)
+    assert windows == [[6, 8, 8]] * NUM_BLOCKS  # tokens of each row, eight windows at most
 
 
 @torch.no_grad()

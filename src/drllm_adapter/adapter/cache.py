@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from transformers import Cache, cache_utils
 from transformers.cache_utils import (
     CacheLayerMixin,
+    DynamicLayer,
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionCacheLayerMixin,
+    QuantizedLayer,
 )
 
 from ..decisions import EXECUTE
@@ -68,7 +70,7 @@ class RoutedEntry:
         """Begin a sequence: one empty entry for each pass that some row makes."""
         self.decisions = decisions
         self.passes = [copy.deepcopy(self._blank) for _ in range(decisions.max_passes)]
-        self._ledger = None if self.passes else copy.deepcopy(self._blank)
+        self._ledger = None if self.passes else _empty_ledger(self._blank)
         self._not_in_ledger = 0
 
     def skip(self, tokens: int) -> None:
@@ -175,7 +177,8 @@ class RoutedEntry:
                 layer.reorder_cache(torch.tensor(kept, dtype=torch.long))
         # Rows that leave the batch may have been the only ones to make a pass.
         if not after.max_passes and self.passes:
-            self._ledger = _ledger_of(self._blank, _length(self.passes[0]))
+            self._ledger = _empty_ledger(self._blank)
+            _note_tokens(self._ledger, _length(self.passes[0]))
         del self.passes[after.max_passes :]
         self.decisions = after
 
@@ -334,10 +337,9 @@ def _emptied(layer: Any) -> Any:
     return blank
 
 
-def _ledger_of(blank: Any, length: int) -> Any:
-    ledger = copy.deepcopy(blank)
-    _note_tokens(ledger, length)
-    return ledger
+def _empty_ledger(blank: Any) -> Any:
+    # One number a token makes no group to quantise; lengths are a dynamic layer's there.
+    return DynamicLayer() if isinstance(blank, QuantizedLayer) else copy.deepcopy(blank)
 
 
 def _note_tokens(ledger: Any, tokens: int) -> None:

@@ -65,6 +65,13 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             router.to_empty(device=self._device())
 
     def _device(self) -> torch.device:
+        """Where the block computes. Of weights that are kept elsewhere meanwhile, accelerate's hooks know."""
+        for module in self.base_layer.modules():
+            hook = getattr(module, "_hf_hook", None)
+            for single in getattr(hook, "hooks", (hook,)):
+                device: Any = getattr(single, "execution_device", None)
+                if device is not None:
+                    return torch.device(device)
         parameter = next(self.base_layer.parameters(), None)
         known = parameter is not None and parameter.device.type != "meta"
         return parameter.device if known and parameter is not None else torch.device("cpu")
@@ -154,8 +161,9 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             if len(rows) == batch_size:
                 hidden = _hidden_of(self._run_pass(number, cache, *given))
             else:
-                output = self._run_pass(number, cache, *select_rows(given, rows, batch_size))
-                hidden = hidden.index_copy(0, rows, _hidden_of(output))
+                output = _hidden_of(self._run_pass(number, cache, *select_rows(given, rows, batch_size)))
+                # The block may lie on another device than the one before.
+                hidden = hidden.to(output.device).index_copy(0, rows.to(output.device), output)
         return hidden
 
     def _run_all_outcomes(
@@ -174,7 +182,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         kwargs = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
         once = _hidden_of(self._run_pass(0, None, args, kwargs))
         twice = _hidden_of(self._run_pass(1, None, *self._with_hidden(once, args, kwargs)))
-        output = mix((hidden, once, twice), decisions.decisions, probabilities)
+        output = mix((hidden.to(once.device), once, twice), decisions.decisions, probabilities.to(once.device))
         config = self.active_config
         if config is not None and config.depth_penalty:
             penalty = config.depth_penalty * expected_passes(probabilities) / self.route.num_blocks

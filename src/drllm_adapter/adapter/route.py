@@ -106,7 +106,7 @@ class Route:
             if self.observer is not None:
                 self.observer(layer.index, means, windows.used)
             if router is not None and self._forced_rows is None:
-                logits = router(means, windows.used)
+                logits = router(*_beside(router, means, windows.used))
 
         if self._forced_rows is not None:
             decisions = [row[layer.index] for row in self._forced_rows]
@@ -205,6 +205,12 @@ class Route:
         # A copy or a pickle of the model carries what steers it, not the sequences it was last run on.
         fresh = Route(self.num_blocks).__dict__
         return {**fresh, "layers": self.layers, "forced": self.forced, "unverified": self.unverified}
+
+
+def _beside(router: Router, *tensors: Tensor) -> list[Tensor]:
+    """What a router reads, moved to its device: the block before may lie on another one."""
+    device = router.up.weight.device
+    return [tensor.to(device) if device.type != "meta" else tensor for tensor in tensors]
 
 
 def blend(probabilities: Tensor, depth_control: float) -> Tensor:

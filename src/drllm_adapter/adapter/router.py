@@ -16,12 +16,12 @@ class Windows:
     """How each row's prompt is cut into windows.
 
     weights: `[batch, windows, tokens]` float32, row-stochastic over the tokens of a window, zero elsewhere.
-    padding: `[batch, tokens]` bool, true where a token is not part of the prompt.
+    padding: `[batch, tokens]` bool, true where a token is not part of the prompt; None when there is no such token.
     used: `[batch]` int64, how many windows hold tokens (fewer than asked for when the prompt is shorter).
     """
 
     weights: Tensor
-    padding: Tensor
+    padding: Tensor | None
     used: Tensor
 
     @classmethod
@@ -36,17 +36,20 @@ class Windows:
         window = (rank * used).div(length.clamp(min=1), rounding_mode="floor")
         member = (window[:, None, :] == torch.arange(num_windows, device=prompt.device)[:, None]) & prompt[:, None, :]
         weights = member.float() / member.sum(dim=2, keepdim=True).clamp(min=1)
-        return cls(weights=weights, padding=~prompt, used=used.squeeze(1))
+        return cls(weights=weights, padding=None if bool(prompt.all()) else ~prompt, used=used.squeeze(1))
 
     def to(self, device: torch.device) -> "Windows":
         if self.weights.device == device:
             return self
-        return Windows(self.weights.to(device), self.padding.to(device), self.used.to(device))
+        padding = None if self.padding is None else self.padding.to(device)
+        return Windows(self.weights.to(device), padding, self.used.to(device))
 
     def mean(self, hidden_states: Tensor) -> Tensor:
         """Mean of each window in float32: `[batch, tokens, width]` to `[batch, windows, width]`."""
-        # Zeroed rather than only weighted by zero: states at padding may be infinite or NaN.
-        states = hidden_states.float().masked_fill(self.padding[:, :, None], 0.0)
+        states = hidden_states.float()
+        if self.padding is not None:
+            # Zeroed rather than only weighted by zero: states at padding may be infinite or NaN.
+            states = torch.where(self.padding[:, :, None], 0.0, states)
         with torch.autocast(states.device.type, enabled=False):
             return torch.bmm(self.weights, states)
 
