@@ -359,3 +359,75 @@ def load_by_card(repo: str) -> tuple[list[float], list[list[int]]]:
     names: dict[str, Any] = {}
     exec(code[1], names)
     return _answer(names["model"])
+
+
+# Tokens
+
+
+def share_loudly(base: str, adapter: str, again: str, unknown_token: str) -> None:
+    """Push and load in every way, well and badly, with every logger at DEBUG and every exception printed in whole."""
+    import logging
+    import traceback
+
+    logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s: %(message)s")
+    _prepare()
+    import datasets
+    import peft
+    import transformers
+    from huggingface_hub import constants
+    from huggingface_hub import logging as hub_logging
+
+    for library in (datasets.logging, transformers.logging, hub_logging):
+        library.set_verbosity_debug()
+    for name in list(logging.root.manager.loggerDict):
+        logging.getLogger(name).setLevel(logging.DEBUG)
+
+    def attempt(action: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return action(*arguments, **options)
+        except Exception as error:
+            print("".join(traceback.format_exception(error)))
+            return None
+
+    def push(repo: str, *options: str) -> None:
+        print(*drllm("push", adapter, repo, *options))
+        attempt(_push_or_raise, repo, adapter)
+
+    doors = ("PeftModel", "AutoPeftModel", "AutoModel", "load_adapter", "pipeline", "load_routed")
+    token = os.environ["HF_TOKEN"]
+    push("me/loud", "--private")
+    for repo in ("me/loud-403", "me/loud-cut", "me/loud-lost"):
+        push(repo)
+    loaded = [attempt(load, how, "me/loud", base) for how in doors]
+    print(f"pushed me/loud, {sum(answer is not None for answer in loaded)} doors")
+    rows = datasets.Dataset.from_dict({"id": ["a", "b"]})
+    rows.push_to_hub("me/loud-rows", private=True)
+    datasets.load_dataset("me/loud-rows")
+
+    # The token as an argument, of somebody who is not logged in; what was loaded with it is saved and pushed again.
+    del os.environ["HF_TOKEN"]
+    model = peft.AutoPeftModelForCausalLM.from_pretrained("me/loud", token=token)
+    model.save_pretrained(again)
+    model.push_to_hub("me/loud-again", token=token, private=True)
+    for repo in ("me/loud-403", "me/loud-lost"):
+        attempt(model.push_to_hub, repo, token=token)
+    attempt(datasets.load_dataset, "me/loud-rows")
+    for how in doors:
+        attempt(load, how, "me/loud", base)
+        attempt(load, how, "me/no-such-thing", base, token=token)
+
+    # One that the Hub does not know, which does not look like one.
+    os.environ["HF_TOKEN"] = unknown_token
+    shutil.move(constants.HF_HUB_CACHE, f"{again}-cache")  # kept to be looked at
+    push("me/loud")
+    for how in doors:
+        attempt(load, how, "me/loud", base)
+    attempt(model.push_to_hub, "me/loud", token=unknown_token)
+    attempt(rows.push_to_hub, "me/loud-rows", token=unknown_token)
+
+
+def _push_or_raise(repo: str, folder: str) -> None:
+    from drllm_adapter.hub.push import prepare_push, push
+
+    with prepare_push(folder, repo) as plan:
+        push(plan)

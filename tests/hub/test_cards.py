@@ -346,6 +346,13 @@ def test_the_viewer_finds_rows_features_and_splits(made: Path) -> None:
     assert declared["default"].download_size == file.stat().st_size
 
 
+def test_a_revision_of_the_base_is_no_part_of_its_link(made: Path) -> None:
+    (made / "paths" / "README.md").unlink()
+    change_json(made / "paths" / "search.json", lambda info: info.update(base_model="acme/tiny@v1.2"))
+    text = write_card(made / "paths").read_text()
+    assert "[acme/tiny](https://huggingface.co/acme/tiny) at revision `v1.2`" in text
+
+
 def test_an_unknown_licence_is_not_guessed(made: Path) -> None:
     (made / "paths" / "README.md").unlink()
     source = {"name": "questions.jsonl", "config": None, "split": None, "hub": False}

@@ -133,6 +133,19 @@ def test_a_name_that_cannot_be_the_bases_is_refused(local: Path, client: Any, ba
             assert said in sentence
 
 
+def test_the_base_that_ships_with_the_package_needs_no_name(client: Any, tmp_path: Path) -> None:
+    """Wherever it was installed where the adapter was made."""
+    name = client.name("demo-routers")
+    own = client(jobs.make_adapter, str(BASE), str(tmp_path / "adapter"), 4)
+    assert "--base" not in client.drllm("push", tmp_path / "adapter", name)
+    texts = client(jobs.texts_of, name, "model")
+    assert all(str(BASE.parent) not in text for text in texts.values())
+    assert json.loads(texts["adapter_config.json"])["base_model_name_or_path"] == "./drllm_adapter/demo/base"
+    assert client(jobs.load, "load_routed", name, "") == own
+    assert client(jobs.load_by_card, name) == own
+    assert "8 blocks" in client.drllm("generate", name, "x", "--show-path")
+
+
 def test_pefts_own_push_leaves_the_path_out_and_says_so(local: Path, client: Any, base: str) -> None:
     name = client.name("peft-local")
     answer, said = client(jobs.warnings_of_a_push, str(local / "elsewhere" / "tiny"), name, 3)

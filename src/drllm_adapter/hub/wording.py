@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..demo import is_demo
-from ..download import is_hub_name
+from ..download import is_hub_name, split_revision
 from ..errors import DrLLMError
 
 TAGS = ["dr-llm", "layer-routing", "dynamic-depth"]
@@ -44,8 +44,9 @@ def base_link(base: str, revision: str | None) -> str:
         return "the small model that ships with drllm-adapter"
     if not is_hub_name(base):
         return f"`{base_name(base)}` in a folder of its own"
-    at = f" at revision `{revision[:12]}`" if revision else ""
-    return f"[{base}](https://huggingface.co/{base}){at}"
+    name, asked = split_revision(base)
+    at = f" at revision `{(revision or asked or '')[:12]}`" if revision or asked else ""
+    return f"[{name}](https://huggingface.co/{name}){at}"
 
 
 def base_option(base: str) -> str:
