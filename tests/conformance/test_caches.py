@@ -299,6 +299,24 @@ def test_candidates_in_a_second_turn_are_taken_back_from_windows(path: list[int]
     assert found == two_turns(model)
 
 
+@pytest.mark.parametrize("model_type", [*ATTENTION, *STATES, "falcon_h1", "nemotron_h"])
+@torch.no_grad()
+def test_a_cache_that_the_base_filled(model_type: str) -> None:
+    """It continues as a route in which every block executes, whatever was decided elsewhere, and goes back."""
+    base, routed = base_and_routed(model_type)
+    keyword = "cache_params" if model_type == "mamba" else cache_keyword(routed)
+    whole = tokens(2, 9, seed=11)
+    cache = DynamicCache(config=routed.config)
+    with routed.disable_adapter():
+        routed(whole[:, :6], **{keyword: cache})
+    with force_decisions(routed, [0] * NUM_BLOCKS):
+        routed(tokens(3, 5))
+    found = [routed(whole[:, place : place + 1], **{keyword: cache}).logits for place in (6, 7)]
+    with routed.disable_adapter():
+        found.append(routed(whole[:, 8:], **{keyword: cache}).logits)
+    assert relative(torch.cat(found, dim=1), base(whole).logits[:, 6:]) < TOLERANCE
+
+
 @torch.no_grad()
 def test_a_prompt_in_chunks() -> None:
     """Right where nothing is decided or nothing is cut, refused otherwise."""

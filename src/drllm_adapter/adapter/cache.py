@@ -53,8 +53,8 @@ class RoutedEntry:
         self.is_sliding = bool(getattr(layer, "is_sliding", False))
         # Also says that the layer is longer than its tokens, so that masks must never be left out.
         self.is_compileable = layer.is_compileable
-        if filled:
-            # A cache that the base model filled is one in which every block executed.
+        if filled or isinstance(layer, DummyLayer):
+            # A cache that the base model filled is one in which every block executed; one of a prompt starts anew.
             self.decisions = RowDecisions((EXECUTE,) * batch_size)
             self.passes = [layer]
 
@@ -327,12 +327,12 @@ def _emptied(layer: Any) -> Any:
     for name, value in vars(layer).items():
         if name.endswith("initialized") or name == "has_previous_state":
             setattr(blank, name, dict.fromkeys(value, False) if isinstance(value, dict) else False)
-        elif name.endswith("_states"):
+        elif name in ("conv_states", "recurrent_states"):
             setattr(blank, name, dict.fromkeys(value) if isinstance(value, dict) else None)
         elif name in ("keys", "values", "indexer_keys"):
             setattr(blank, name, None)
-        elif isinstance(value, Tensor):
-            setattr(blank, name, value.clone())
+        elif isinstance(value, (Tensor, dict)):
+            setattr(blank, name, copy.deepcopy(value))
     blank.reset()
     return blank
 
