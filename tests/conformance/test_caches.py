@@ -372,6 +372,8 @@ def test_padding_is_found_in_a_mask_of_four_dimensions() -> None:
     with observe_router_inputs(routed, lambda block, means, used: windows.append(used.tolist())):
         routed(ids, attention_mask=allowed & torch.ones(9, 9, dtype=torch.bool).triu(-2), position_ids=positions)
     assert windows == [[6, 8, 8]] * NUM_BLOCKS  # tokens of each row, eight windows at most
+    with pytest.raises(DrLLMError, match=r"\[3, 1, 1, 9\] for 9 tokens"):
+        routed(ids, attention_mask=mask.bool()[:, None, None, :], position_ids=positions)
 
 
 @torch.no_grad()

@@ -137,13 +137,13 @@ def _real_tokens(mask: Any, batch_size: int, length: int, device: torch.device) 
         )
     if mask.ndim == 2:
         return mask[:, -length:].to(device).bool()
-    if mask.ndim == 4:
+    if mask.ndim == 4 and mask.shape[-2] == length:
         # A token that may not attend to itself is padding.
-        diagonal = mask[:, 0].diagonal(dim1=-2, dim2=-1)[:, :length].to(device)
+        diagonal = mask[:, 0].diagonal(dim1=-2, dim2=-1).to(device)
         return (diagonal if diagonal.dtype == torch.bool else diagonal == 0).expand(batch_size, -1)
     raise DrLLMError(
-        f"attention_mask must be [batch, tokens] or [batch, 1, query, key], but its shape is {list(mask.shape)}; "
-        f"pass one of these."
+        f"attention_mask must be [batch, tokens] or [batch, 1, tokens, keys], so that padding can be told from the "
+        f"prompt, but its shape is {list(mask.shape)} for {length} tokens; pass one of these."
     )
 
 
