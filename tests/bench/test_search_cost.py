@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from drllm_adapter.cli import main
 
 
 def test_only_the_blocks_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("drllm_adapter.bench.cost.now", lambda: clock[0])
     changes = {"num_hidden_layers": 2, "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16,
                "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
     model = random_model("smollm2-135m", torch.float32, "cpu", **changes)
@@ -23,7 +24,7 @@ def test_only_the_blocks_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         forward = module.forward
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            time.sleep(seconds)
+            clock[0] += seconds
             return forward(*args, **kwargs)
 
         monkeypatch.setattr(module, "forward", run)
@@ -33,7 +34,7 @@ def test_only_the_blocks_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     slow(model.model.embed_tokens, 0.5)
     slow(model.lm_head, 0.5)
     cost = measure_block(model, rows=2, tokens=5, repetitions=1, hidden=True)
-    assert 0.05 <= cost.seconds * 2 * 5 < 0.5
+    assert cost.seconds * 2 * 5 == pytest.approx(0.05)
     assert cost.weights == sum(weight.numel() for weight in model.model.layers[0].parameters())
 
 

@@ -1,7 +1,6 @@
 """What a search of any size costs, from one measured number: the time of a block pass of a token on this device."""
 
 import statistics
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ..adapter.stack import find_stack
+from .timing import now
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ def measure_block(model: Any, rows: int, tokens: int, repetitions: int, hidden: 
 
     def begin(*_: Any) -> None:
         nonlocal started
-        started = _now()
+        started = now()
 
     def end(*_: Any) -> None:
         nonlocal spent
-        spent += _now() - started
+        spent += now() - started
 
     handles = [block.register_forward_pre_hook(begin) for block in blocks]
     handles += [block.register_forward_hook(end) for block in blocks]
@@ -101,9 +101,8 @@ def cost_table(cost: BlockCost, size: SearchSize) -> Table:
     """The measured number, and what follows from it."""
     table = Table(title="Cost of a search, in decoder blocks", title_justify="left", show_header=False)
     table.add_row("weights a block", f"{cost.weights / 1e6:,.1f} M")
-    table.add_row(
-        "a block pass of a token", f"{1e6 * cost.seconds:.3g} µs ({cost.operations_per_second / 1e12:.3g} T/s)"
-    )
+    table.add_row("a block pass of a token", f"{1e6 * cost.seconds:,.1f} µs")
+    table.add_row("operations a second", f"{cost.operations_per_second / 1e12:.3g} T")
     table.add_row("block passes of a token", f"{size.token_passes:,.0f}")
     table.add_row("time", f"{size.seconds(cost) / 3600:,.2f} h with {size.devices} such device(s)")
     return table
@@ -114,9 +113,3 @@ def to_json(cost: BlockCost, size: SearchSize) -> dict[str, Any]:
         "block": {**asdict(cost), "operations_per_second": cost.operations_per_second},
         "search": {**asdict(size), "token_passes": size.token_passes, "seconds": size.seconds(cost)},
     }
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

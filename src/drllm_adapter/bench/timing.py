@@ -107,18 +107,21 @@ def table(results: Sequence[Comparison]) -> Table:
     return shown
 
 
-def _seconds(run: Callable[[], None]) -> float:
-    """How long `run` takes; on one thread of the CPU its processor time, which neighbours on a shared machine change
-    less than the time on the clock.
+def now() -> float:
+    """Seconds; on one thread of the CPU its processor time, which neighbours on a shared machine change less than the
+    time on the clock.
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    clock = time.process_time if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter
-    start = clock()
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
+    return time.perf_counter()
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    start = now()
     run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return clock() - start
+    return now() - start
 
 
 def write_report(path: str | os.PathLike[str], results: Sequence[Comparison], **facts: Any) -> None:
