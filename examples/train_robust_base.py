@@ -20,6 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 
 import drllm_adapter
 from drllm_adapter import DrLLMConfig
+from drllm_adapter.decisions import Decisions, execute_all
+from drllm_adapter.search import random_path
 from drllm_adapter.tasks import build_prompts, load_questions
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,19 +44,18 @@ if tokenizer.pad_token is None:
     tokenizer.pad_token = tokenizer.eos_token
 base = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
 with_lora = get_peft_model(base, LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear"))
+num_blocks = base.config.num_hidden_layers
 weights = [weight for weight in with_lora.parameters() if weight.requires_grad]
 model = get_peft_model(with_lora, DrLLMConfig(), adapter_name="routers")  # for forced decisions; it learns nothing here
 for weight in weights:
     weight.requires_grad_(True)  # a second adapter froze the first
 
 
-def random_path() -> list[int]:
-    """The base's path in a quarter of all cases, else 1 to `--edits` blocks changed, 3 of 4 of them skipped."""
-    path = [1] * base.config.num_hidden_layers
+def draw_path() -> Decisions:
+    """The base's path in a quarter of all cases, else one as a search by random paths tries."""
     if args.edits and generator.random() > 0.25:
-        for block in generator.sample(range(len(path)), generator.randint(1, args.edits)):
-            path[block] = 0 if generator.random() < 0.75 else 2
-    return path
+        return random_path(num_blocks, args.edits, generator)
+    return execute_all(num_blocks)
 
 
 def mean_loss(logits: Tensor, ids: Tensor, counted: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ losses = []
 for step, rows in enumerate(track(batches, "continued training"), start=1):
     batch = collate(rows)
     ids, attended = batch["input_ids"], batch["attention_mask"].bool()
-    with drllm_adapter.force_decisions(model, [random_path() for _ in rows]):
+    with drllm_adapter.force_decisions(model, [draw_path() for _ in rows]):
         logits = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits
     in_answer = batch["labels"] != -100
     loss = mean_loss(logits, ids, in_answer) + mean_loss(logits, ids, attended & ~in_answer)

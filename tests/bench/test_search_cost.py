@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from drllm_adapter.bench.cost import measure_block
-from drllm_adapter.bench.models import random_model
+from drllm_adapter.bench.models import SHAPES, random_model
 from drllm_adapter.cli import main
+from drllm_adapter.cli.bench import SHAPE_NAMES
 
 
 def test_only_the_blocks_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +37,10 @@ def test_only_the_blocks_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     cost = measure_block(model, rows=2, tokens=5, repetitions=1, hidden=True)
     assert cost.seconds * 2 * 5 == pytest.approx(0.05)
     assert cost.weights == sum(weight.numel() for weight in model.model.layers[0].parameters())
+
+
+def test_help_names_every_shape() -> None:
+    assert all(name in SHAPE_NAMES for name in SHAPES)
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

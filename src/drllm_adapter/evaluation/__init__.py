@@ -1,6 +1,6 @@
 """What routing gains and costs: paired comparison with the base, baselines at equal passes, sweeps, figures."""
 
-from .baselines import BaselineTable, Effort, PathScorer, compare_with_baselines
+from .baselines import BaselineTable, Effort, ScorePaths, compare_with_baselines
 from .compare import Part, Report, Share, compare
 from .contenders import Contender, paired_bootstrap
 from .figures import plot_layers, plot_tradeoff
@@ -13,8 +13,8 @@ __all__ = [
     "Contender",
     "Effort",
     "Part",
-    "PathScorer",
     "Report",
+    "ScorePaths",
     "Share",
     "SweepPoint",
     "compare",

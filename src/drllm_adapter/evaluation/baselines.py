@@ -25,7 +25,7 @@ from ..tasks import Prompt
 from .compare import ScoreLike
 from .contenders import Contender, Outcomes, best_mixture, comparison
 
-PathScorer = Callable[[Sequence[Prompt], Sequence[Sequence[Decisions]]], Sequence[Sequence[ScoreLike]]]
+ScorePaths = Callable[[Sequence[Prompt], Sequence[Sequence[Decisions]]], Sequence[Sequence[ScoreLike]]]
 """Outcomes `[i][j]` of prompt i along path j of its own list, as `engine.score_paths` gives them."""
 
 _BUCKETS = 4
@@ -108,7 +108,7 @@ def _shown(value: float, interval: Sequence[float], sign: str = "") -> str:
 class PathOutcomes:
     """Questions of one kind, with what every static path made of them, each path scored once."""
 
-    def __init__(self, prompts: Sequence[Prompt], score: PathScorer) -> None:
+    def __init__(self, prompts: Sequence[Prompt], score: ScorePaths) -> None:
         self.prompts, self._score = list(prompts), score
         self._known: dict[Decisions, Sequence[ScoreLike]] = {}
 
@@ -140,7 +140,7 @@ def compare_with_baselines(
     prompts: Sequence[Prompt],
     tasks: Sequence[str],
     supervision: Sequence[Supervised],
-    score: PathScorer,
+    score: ScorePaths,
     effort: Effort | None = None,
 ) -> BaselineTable:
     """The router's outcomes against all baselines at the router's mean number of passes.
@@ -372,7 +372,7 @@ def _grouped(
 # Oracles
 
 
-def oracles(supervision: Sequence[Supervised], score: PathScorer, effort: Effort) -> dict[str, Any]:
+def oracles(supervision: Sequence[Supervised], score: ScorePaths, effort: Effort) -> dict[str, Any]:
     """How often some path of those tried is right, and how often it would be if the right answers were drawn by lot.
 
     Both on the same training questions and paths. An answer drawn by lot says nothing about the question: whatever the

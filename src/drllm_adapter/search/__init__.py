@@ -3,6 +3,7 @@
 from .bundle import PathScorer, Work, search_bundle
 from .estimate import SearchEstimate, estimate_search
 from .labels import LABEL_RULES, Labels, choose_label, choose_labels
+from .random_paths import random_path
 from .rows import Row, iterate_rows, read_rows, read_search_info
 from .runner import run_search
 from .summary import SearchSummary, Tally
@@ -24,6 +25,7 @@ __all__ = [
     "choose_labels",
     "estimate_search",
     "iterate_rows",
+    "random_path",
     "read_rows",
     "read_search_info",
     "run_search",

@@ -14,11 +14,19 @@ from .tree import ScoredPath, SearchConfig
 _SKIPPED = 0.75
 
 
+def random_path(num_blocks: int, edits: int, generator: random.Random) -> Decisions:
+    """A path with 1 to `edits` edited blocks, each number equally likely, at most L - 1; three of four are skipped."""
+    decisions = [EXECUTE] * num_blocks
+    count = generator.randint(1, max(1, min(edits, num_blocks - 1)))
+    for block in generator.sample(range(num_blocks), count):
+        decisions[block] = SKIP if generator.random() < _SKIPPED else REPEAT
+    return tuple(decisions)
+
+
 class RandomPaths:
     """Proposes the base model's path, then random ones; the same interface as `PathSearch`.
 
-    A path has 1 to `config.edits` edited blocks (each number equally likely, at most L - 1), each skipped with
-    probability 3/4 and repeated otherwise; what is drawn twice is scored once.
+    Each is a `random_path`; what is drawn twice is scored once.
 
     Args:
         num_blocks: L.
@@ -34,7 +42,7 @@ class RandomPaths:
         digest = hashlib.sha256(f"random:{config.seed}:{question_id}".encode()).digest()
         self._random = random.Random(int.from_bytes(digest[:8], "big"))
         # Sorted: paths that begin alike follow one another, and what they share need not run again.
-        drawn = {self._draw() for _ in range(config.simulations)}
+        drawn = {random_path(num_blocks, config.edits, self._random) for _ in range(config.simulations)}
         self._drawn = sorted(drawn - {execute_all(num_blocks)}, reverse=True)
 
     @property
@@ -57,10 +65,3 @@ class RandomPaths:
         assert self._pending is not None, "nothing was proposed"
         self._scores[self._pending] = ScoredPath(self._pending, probability, correct)
         self._pending = None
-
-    def _draw(self) -> Decisions:
-        decisions = [EXECUTE] * self.num_blocks
-        count = self._random.randint(1, max(1, min(self.config.edits, self.num_blocks - 1)))
-        for block in self._random.sample(range(self.num_blocks), count):
-            decisions[block] = SKIP if self._random.random() < _SKIPPED else REPEAT
-        return tuple(decisions)

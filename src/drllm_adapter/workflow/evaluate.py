@@ -21,8 +21,8 @@ from ..errors import DrLLMError
 from ..evaluation import (
     SCORES,
     Effort,
-    PathScorer,
     Report,
+    ScorePaths,
     compare,
     compare_with_baselines,
     plot_layers,
@@ -218,7 +218,7 @@ def evaluate_with_lm_eval(
     return report
 
 
-def _with_bars(sharing: SharingScorer, console: Console | None, log: TextIO | None) -> PathScorer:
+def _with_bars(sharing: SharingScorer, console: Console | None, log: TextIO | None) -> ScorePaths:
     """Scores of prompts along paths, with a bar for each of the steps that the baselines are chosen by."""
     step = count(1)
 
