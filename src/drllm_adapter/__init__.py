@@ -64,12 +64,3 @@ def _route_on_contexts(huggingface: Any) -> None:
     from .evaluation.lm_eval import install
 
     install(huggingface)
-
-
-def _register_without_import() -> None:
-    """Called by `import torch`, an entry point of its group `torch.backends`; importing this module is all it takes.
-
-    PEFT looks for no methods in what is installed, so programs that never import this package (`lm_eval`, a server)
-    would not know router adapters. torch is the one library below all of them that looks, for device backends. Nothing
-    but the two hooks above is done before PEFT is imported; TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns it off.
-    """
