@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from .adapter.calling import last_position
 from .adapter.config import DrLLMConfig
 from .adapter.integrity import check_adapter_folder, read_adapter_config
 from .adapter.stack import find_stack
@@ -164,13 +165,12 @@ def _in_faster_dtype(model: Any) -> Any:
     """The model in its own dtype or in float32, whichever takes less time for a short batch on this CPU."""
     own = model.dtype
     ids = torch.ones(8, 64, dtype=torch.long)
-    last = torch.tensor([-1])
 
     def seconds() -> float:
         times = []
         for _ in range(4):
             start = time.perf_counter()
-            model(ids, use_cache=False, logits_to_keep=last)
+            model(ids, use_cache=False, logits_to_keep=last_position())
             times.append(time.perf_counter() - start)
         return min(times)
 

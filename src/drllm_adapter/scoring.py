@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
-from .adapter.cache import cache_keyword
+from .adapter.calling import cache_keyword, last_position
 from .adapter.layer import routed_layers
 from .adapter.steering import force_decisions, last_decisions
 from .decisions import Decisions, passes
@@ -77,9 +77,6 @@ class Scorer:
         self._padding = next(
             (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0
         )
-        # As indices rather than as the number 1: a slice is not contiguous, and the product with the head's weights
-        # would then copy these once for every row.
-        self._last = torch.tensor([-1], device=model.device)
         self._cache = cache_keyword(model)
         ends = model.generation_config.eos_token_id
         self._end_tokens: list[int | None] = ends if isinstance(ends, list) else [ends]
@@ -142,7 +139,7 @@ class Scorer:
         inputs = self._pad_left([row.prompt for row in encoded])
         cache = DynamicCache(config=self.model.config.get_text_config())
         with _forced(self.model, decisions):
-            output = self.model(**inputs, **{self._cache: cache}, logits_to_keep=self._last)
+            output = self.model(**inputs, **{self._cache: cache}, logits_to_keep=last_position())
         ran = [tuple(row) for row in last_decisions(self.model).tolist()]
         made = sum(map(passes, ran))
         self.work += Work(paths=len(ran), passes=made, passes_run=made)

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from unrolled import SIZES, VOCABULARY, tiny_model, unrolled
 
 from drllm_adapter import DrLLMConfig, force_decisions, last_decisions
-from drllm_adapter.adapter.cache import cache_keyword
+from drllm_adapter.adapter.calling import cache_keyword
 
 BLOCKS = 5
 # Two batch sizes of the base model differ by about as much.

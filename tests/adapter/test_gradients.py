@@ -91,7 +91,7 @@ def test_gradients_are_those_of_the_mixture(base: Any) -> None:
 
     hidden = run(1, run(0, states))
     windows = torch.stack([torch.stack([part.mean(0) for part in torch.tensor_split(row[:6], 6)]) for row in hidden])
-    probabilities = router(windows, torch.full((4,), 6)).softmax(-1)
+    probabilities = router(windows, torch.full((4, 6), 1 / 6)).softmax(-1)
     once = run(2, hidden)
     outcomes = torch.stack([hidden, once, run(2, once)], dim=1)
     hard = torch.nn.functional.one_hot(decisions.long(), 3).float()

@@ -21,7 +21,7 @@ from drllm_adapter import (
     set_depth_control,
     set_layer_budget,
 )
-from drllm_adapter.adapter.cache import cache_keyword
+from drllm_adapter.adapter.calling import cache_keyword
 from drllm_adapter.adapter.layer import observe_router_inputs, routed_layers
 from drllm_adapter.adapter.route import blend
 

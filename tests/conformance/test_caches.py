@@ -15,7 +15,8 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttent
 from unroll import unrolled
 
 from drllm_adapter import DrLLMConfig, DrLLMError, force_decisions, last_decisions
-from drllm_adapter.adapter.cache import cache_keyword, routed_entry
+from drllm_adapter.adapter.cache import routed_entry
+from drllm_adapter.adapter.calling import cache_keyword
 from drllm_adapter.adapter.layer import observe_router_inputs, routed_layers
 
 ATTENTION = ("llama", "gemma3_text", "mixtral", "deepseek_v3", "gpt2", "bloom")

@@ -14,6 +14,7 @@ from stores import Numbers, learnable_store, random_labels, random_prompts, rand
 
 from drllm_adapter import DrLLMConfig, DrLLMError, force_decisions, last_decisions
 from drllm_adapter.adapter.layer import observe_router_inputs, routed_layers
+from drllm_adapter.adapter.router import window_shares
 from drllm_adapter.training import (
     FeatureStore,
     TrainingConfig,
@@ -60,7 +61,7 @@ def test_gradients_equal_those_of_training_inside_the_model(tmp_path: Path, rout
 
     def run_router(block: int, means: torch.Tensor, used: torch.Tensor) -> None:
         if "default" in blocks[block].drllm_router:
-            logits[block] = blocks[block].drllm_router["default"](means, used)
+            logits[block] = blocks[block].drllm_router["default"](means, window_shares(used, means.shape[1]))
 
     tokens = [torch.tensor(Numbers()(prompt)["input_ids"]) for prompt in prompts]
     with force_decisions(model, store.labels.tolist()), observe_router_inputs(model, run_router):

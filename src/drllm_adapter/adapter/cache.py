@@ -8,13 +8,11 @@ entries, so rows and routes stay together, and the caller's own cache object sta
 """
 
 import copy
-import inspect
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, cache_utils
 from transformers.cache_utils import (
     CacheLayerMixin,
@@ -69,7 +67,7 @@ class RoutedEntry:
     def start(self, decisions: RowDecisions) -> None:
         """Begin a sequence: one empty entry for each pass that some row makes."""
         self.decisions = decisions
-        self.passes = [copy.deepcopy(self._blank) for _ in range(decisions.max_passes)]
+        self.passes = [_another(self._blank) for _ in range(decisions.max_passes)]
         self._ledger = None if self.passes else _empty_ledger(self._blank)
         self._not_in_ledger = 0
 
@@ -251,21 +249,16 @@ def find_cache(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cache | None:
     Raises:
         DrLLMError: it is not made of layers.
     """
-    for value in (*kwargs.values(), *args):
-        if isinstance(value, Cache):
-            if not hasattr(value, "layers"):
-                raise DrLLMError(
-                    f"the cache must be a transformers Cache made of layers (DynamicCache, StaticCache, ...), but a "
-                    f"{type(value).__name__} was given; pass one of those or none."
-                )
-            return value
+    for values in (kwargs.values(), args):
+        for value in values:
+            if isinstance(value, Cache):
+                if not hasattr(value, "layers"):
+                    raise DrLLMError(
+                        f"the cache must be a transformers Cache made of layers (DynamicCache, StaticCache, ...), but "
+                        f"a {type(value).__name__} was given; pass one of those or none."
+                    )
+                return value
     return None
-
-
-def cache_keyword(model: nn.Module) -> str:
-    """What a call of the model names its cache: `cache` since transformers 5.24, `past_key_values` before."""
-    model = model.get_base_model() if isinstance(model, PeftModel) else model
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def routed_entry(cache: Cache, block: int, batch_size: int) -> RoutedEntry:
@@ -337,9 +330,19 @@ def _emptied(layer: Any) -> Any:
     return blank
 
 
+def _another(blank: Any) -> Any:
+    """What `copy.deepcopy` makes of an empty layer, sooner: most hold nothing that needs copying."""
+    layer = copy.copy(blank)
+    memo: dict[int, Any] = {}
+    for name, value in vars(blank).items():
+        if value is not None and not isinstance(value, (bool, int, str)):
+            setattr(layer, name, copy.deepcopy(value, memo))
+    return layer
+
+
 def _empty_ledger(blank: Any) -> Any:
     # One number a token makes no group to quantise; lengths are a dynamic layer's there.
-    return DynamicLayer() if isinstance(blank, QuantizedLayer) else copy.deepcopy(blank)
+    return DynamicLayer() if isinstance(blank, QuantizedLayer) else _another(blank)
 
 
 def _note_tokens(ledger: Any, tokens: int) -> None:

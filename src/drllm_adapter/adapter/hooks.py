@@ -57,7 +57,7 @@ class _StackHook:
         in_generate, route.in_generate = route.in_generate, False
         # Once for all blocks: what PEFT's properties look up is the same for each of them.
         route.active_adapter = route.layers[0].active_router_adapter
-        route.hidden_states = None
+        route.hidden_states = route.executes = None
         if route.active_adapter is None:
             return
         given = {**dict(zip(self.parameters, args, strict=False)), **kwargs} if args else kwargs
@@ -73,7 +73,7 @@ class _StackHook:
         batch_size, length = tokens.shape[:2]
         cache = find_cache(args, kwargs)
         if continues or (cache is not None and has_tokens(cache)):
-            route.continue_prompt(batch_size, in_generate=in_generate)
+            route.continue_prompt(batch_size, cache, in_generate=in_generate)
             return
         verify_once(route)
         if route.forced is None:

@@ -106,6 +106,9 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         # Every token goes through here once a block, so what costs microseconds is kept out of it.
         route = self.route
+        executes = route.executes
+        if executes is not None and executes[self.index]:
+            return self._run_pass(0, find_cache(args, kwargs), args, kwargs)
         name = route.active_adapter
         cache = find_cache(args, kwargs)
         if name is None:

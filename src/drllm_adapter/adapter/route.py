@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from ..decisions import EXECUTE, REPEAT, SKIP
 from ..errors import DrLLMError
+from .cache import RoutedEntry
 from .config import DEPTH_CONTROL_AS_TRAINED, DrLLMConfig
 from .router import Router, Windows
 from .rows import RowDecisions
@@ -50,6 +52,8 @@ class Route:
         self.hidden_states: list[Tensor] | None = None
         # The option by which the caller asked for outputs that only the rows that run a block have.
         self.output_of_each_pass: str | None = None
+        # Of a call that continues sequences: at which blocks every row executes, so that these need not find out.
+        self.executes: list[bool] | None = None
         self._decisions: list[RowDecisions | None] = [None] * num_blocks
         self._prompt: Tensor | None = None
         self._windows: dict[tuple[int, torch.device], Windows] = {}
@@ -60,17 +64,31 @@ class Route:
 
     def begin_prompt(self, prompt: Tensor, *, in_generate: bool) -> None:
         """Start new sequences; `prompt` `[batch, tokens]` bool is true for the tokens that routers may read."""
-        self.at_prompt = True
+        self.at_prompt, self.executes = True, None
         self._prompt = prompt
         self._windows.clear()
         self._passes = [0] * prompt.shape[0]
         self._decisions = [None] * self.num_blocks
         self._forced_rows = self._forced_for_batch(prompt.shape[0], in_generate)
 
-    def continue_prompt(self, batch_size: int, *, in_generate: bool) -> None:
+    def continue_prompt(self, batch_size: int, cache: Cache | None, *, in_generate: bool) -> None:
         """Go on with sequences whose prompt has been processed."""
         self.at_prompt = False
         self._forced_rows = self._forced_for_batch(batch_size, in_generate)
+        self.executes = None if cache is None else self._where_all_execute(cache, batch_size)
+
+    def _where_all_execute(self, cache: Cache, batch_size: int) -> list[bool] | None:
+        """The blocks that have nothing to do but to run; None when each has to look for itself."""
+        if self.hidden_states is not None or isinstance(self.forced, list) or len(cache.layers) < self.num_blocks:
+            return None
+        routes = [entry.decisions if isinstance(entry, RoutedEntry) else None for entry in cache.layers]
+        all_execute = [
+            decisions is not None and decisions.uniform == EXECUTE and decisions.batch_size == batch_size
+            for decisions in routes
+        ]
+        if self.forced is None:
+            return all_execute
+        return [here and forced == EXECUTE for here, forced in zip(all_execute, self.forced, strict=False)]
 
     def _forced_for_batch(self, batch_size: int, in_generate: bool) -> list[list[int]] | None:
         if self.forced is None:
@@ -106,7 +124,7 @@ class Route:
             if self.observer is not None:
                 self.observer(layer.index, means, windows.used)
             if router is not None and self._forced_rows is None:
-                logits = router(*_beside(router, means, windows.used))
+                logits = router(*_beside(router, means, windows.shares))
 
         if self._forced_rows is not None:
             decisions = [row[layer.index] for row in self._forced_rows]
@@ -218,6 +236,8 @@ def blend(probabilities: Tensor, depth_control: float) -> Tensor:
 
     Linear between the anchors all-skip (p = -1), the router as trained (-0.5), all-execute (0.5), all-repeat (1).
     """
+    if depth_control == DEPTH_CONTROL_AS_TRAINED:
+        return probabilities
     one_hot = torch.eye(3, dtype=probabilities.dtype, device=probabilities.device)
     anchors = [
         (-1.0, one_hot[SKIP]),

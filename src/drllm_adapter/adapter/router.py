@@ -11,6 +11,12 @@ from torch.nn import functional as F
 from ..decisions import EXECUTE
 
 
+def window_shares(used: Tensor, num_windows: int) -> Tensor:
+    """`[batch, num_windows]` float32: 1 / used for each of the `used` `[batch]` windows of a row, zero for the rest."""
+    holds = torch.arange(num_windows, device=used.device) < used[:, None]
+    return holds.float() / used.clamp(min=1)[:, None]
+
+
 @dataclass(frozen=True)
 class Windows:
     """How each row's prompt is cut into windows.
@@ -18,11 +24,13 @@ class Windows:
     weights: `[batch, windows, tokens]` float32, row-stochastic over the tokens of a window, zero elsewhere.
     padding: `[batch, tokens]` bool, true where a token is not part of the prompt; None when there is no such token.
     used: `[batch]` int64, how many windows hold tokens (fewer than asked for when the prompt is shorter).
+    shares: `[batch, windows]` float32, the weight of each window in a router's answer.
     """
 
     weights: Tensor
     padding: Tensor | None
     used: Tensor
+    shares: Tensor
 
     @classmethod
     def cut(cls, prompt: Tensor, num_windows: int) -> "Windows":
@@ -36,13 +44,15 @@ class Windows:
         window = (rank * used).div(length.clamp(min=1), rounding_mode="floor")
         member = (window[:, None, :] == torch.arange(num_windows, device=prompt.device)[:, None]) & prompt[:, None, :]
         weights = member.float() / member.sum(dim=2, keepdim=True).clamp(min=1)
-        return cls(weights=weights, padding=None if bool(prompt.all()) else ~prompt, used=used.squeeze(1))
+        used = used.squeeze(1)
+        padding = None if bool(prompt.all()) else ~prompt
+        return cls(weights=weights, padding=padding, used=used, shares=window_shares(used, num_windows))
 
     def to(self, device: torch.device) -> "Windows":
         if self.weights.device == device:
             return self
         padding = None if self.padding is None else self.padding.to(device)
-        return Windows(self.weights.to(device), padding, self.used.to(device))
+        return Windows(self.weights.to(device), padding, self.used.to(device), self.shares.to(device))
 
     def mean(self, hidden_states: Tensor) -> Tensor:
         """Mean of each window in float32: `[batch, tokens, width]` to `[batch, windows, width]`."""
@@ -75,20 +85,19 @@ class Router(nn.Module):
         nn.init.zeros_(self.up.weight)
         self.up.bias.copy_(F.one_hot(torch.tensor(EXECUTE), 3))
 
-    def forward(self, means: Tensor, used: Tensor) -> Tensor:
+    def forward(self, means: Tensor, shares: Tensor) -> Tensor:
         """Logits over skip, execute, repeat.
 
         Args:
             means: `[batch, windows, width]` float32.
-            used: `[batch]`, how many of the windows hold tokens.
+            shares: `[batch, windows]` float32, the weight of each window: see `window_shares`.
 
         Returns:
             `[batch, 3]` float32; zeros for a row without any prompt token.
         """
         with torch.autocast(means.device.type, enabled=False):
             logits = self.up(F.gelu(self.down(means), approximate="tanh"))
-            holds = torch.arange(means.shape[1], device=means.device) < used[:, None]
-            return (logits * holds[:, :, None]).sum(dim=1) / used.clamp(min=1)[:, None]
+            return torch.bmm(shares[:, None], logits)[:, 0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # `model.half()` or `model.to(torch.bfloat16)` move the base to another precision; the routers only follow to

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import DynamicCache
 
-from ..adapter.cache import cache_keyword
+from ..adapter.calling import cache_keyword, last_position
 from ..adapter.steering import last_decisions
 from ..errors import DrLLMError
 from ..tasks import Prompt
@@ -152,7 +152,7 @@ class _Run:
         self._caches, self._first = [], []
         for inputs in self.inputs:
             cache = DynamicCache(config=self.model.config.get_text_config())
-            logits = self.model(**inputs, **{self.keyword: cache}, logits_to_keep=1).logits
+            logits = self.model(**inputs, **{self.keyword: cache}, logits_to_keep=last_position()).logits
             self._caches.append(cache)
             self._first.append(logits[:, -1:].argmax(dim=-1))
 
@@ -161,7 +161,7 @@ class _Run:
         """`[batch, blocks]` of every batch."""
         taken = []
         for inputs in self.inputs:
-            self.model(**inputs, use_cache=False, logits_to_keep=1)
+            self.model(**inputs, use_cache=False, logits_to_keep=last_position())
             taken.append(last_decisions(self.model))
         return taken
 

@@ -8,6 +8,7 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
+from ..adapter.calling import last_position
 from ..adapter.stack import find_stack
 from .timing import now
 
@@ -87,7 +88,7 @@ def measure_block(model: Any, rows: int, tokens: int, repetitions: int, hidden: 
     try:
         for repetition in track(range(repetitions + 1), "blocks", transient=True, disable=hidden):
             spent = 0.0
-            model(input_ids=ids, use_cache=False, logits_to_keep=1)
+            model(input_ids=ids, use_cache=False, logits_to_keep=last_position())
             if repetition:  # the first one warms up
                 times.append(spent / len(blocks))
     finally:

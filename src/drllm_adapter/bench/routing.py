@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import DynamicCache
 
-from ..adapter.cache import cache_keyword
+from ..adapter.calling import cache_keyword, last_position
 from ..adapter.config import DrLLMConfig
 from ..adapter.stack import find_stack
 from ..adapter.steering import force_decisions
@@ -99,22 +99,22 @@ class Decoding:
         self.cached = {cache_keyword(model): self.cache}
         with torch.inference_mode():
             if decisions is None:
-                model(prompt, **self.cached, logits_to_keep=1)
+                model(prompt, **self.cached, logits_to_keep=last_position())
             else:
                 with force_decisions(model, decisions):
-                    model(prompt, **self.cached, logits_to_keep=1)
+                    model(prompt, **self.cached, logits_to_keep=last_position())
 
     @torch.inference_mode()
     def __call__(self) -> None:
         token = self.prompt[:, -1:]
         for _ in range(self.tokens):
-            token = self.model(token, **self.cached, logits_to_keep=1).logits.argmax(-1)
+            token = self.model(token, **self.cached, logits_to_keep=last_position()).logits.argmax(-1)
         self.cache.crop(-self.tokens)
 
 
 @torch.inference_mode()
 def _prefill(model: Any, prompt: Tensor) -> None:
-    model(prompt, **{cache_keyword(model): DynamicCache(config=model.config)}, logits_to_keep=1)
+    model(prompt, **{cache_keyword(model): DynamicCache(config=model.config)}, logits_to_keep=last_position())
 
 
 def _tokens(model: Any, batch_size: int, length: int) -> Tensor:

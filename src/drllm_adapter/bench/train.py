@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from ..adapter.calling import last_position
 from ..adapter.layer import observe_router_inputs, routed_layers
+from ..adapter.router import window_shares
 from ..adapter.steering import force_decisions
 from ..loading import route_base
 from ..tasks import Prompt
@@ -190,7 +192,7 @@ def _inside(
         logits: dict[int, Tensor] = {}
 
         def run_router(block: int, means: Tensor, used: Tensor, logits: dict[int, Tensor] = logits) -> None:
-            logits[block] = blocks[block].drllm_router["default"](means, used)
+            logits[block] = blocks[block].drllm_router["default"](means, window_shares(used, means.shape[1]))
 
         tokens = [
             torch.tensor(tokenizer(prompts[row].text, add_special_tokens=not prompts[row].templated)["input_ids"])
@@ -202,7 +204,7 @@ def _inside(
                 input_ids=nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(routed.device),
                 attention_mask=nn.utils.rnn.pad_sequence(masks, batch_first=True).to(routed.device),
                 use_cache=False,
-                logits_to_keep=1,
+                logits_to_keep=last_position(),
             )
         found = torch.stack([logits[block] for block in range(len(blocks))], dim=1)
         expected = torch.from_numpy(labels[some].astype(np.int64)).to(found.device)

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from ..adapter.calling import last_position
 from ..adapter.layer import RoutedLayer, routed_layers
 from ..adapter.rows import select_rows
 
@@ -73,9 +74,8 @@ class Blocks:
             return hidden
 
         with self._standing_in(note):
-            # One position as an index: a slice is not contiguous, and the head's weights would be copied for every row.
-            one = torch.tensor([0], device=self.model.device)
-            self.model(input_ids=input_ids.to(self.model.device), use_cache=False, logits_to_keep=one, **given)
+            ids = input_ids.to(self.model.device)
+            self.model(input_ids=ids, use_cache=False, logits_to_keep=last_position(), **given)
         return Prepared(seen[0], tuple(calls))
 
     def run(self, block: int, hidden: Tensor, prepared: Prepared, rows: Sequence[int]) -> Tensor:

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ..adapter.cache import cache_keyword
+from ..adapter.calling import cache_keyword, last_position
 from ..adapter.layer import RoutedLayer
 from ..adapter.steering import last_decisions
 from ..errors import DrLLMError
@@ -122,7 +122,7 @@ def _score_batch(
         attention_mask=mask,
         position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
         **cached,
-        logits_to_keep=1,
+        logits_to_keep=last_position(),
     ).logits
     pairs = [(row, tokens) for row, group in enumerate(continuations) for tokens in group]
     answers = [_answer(logits[row, -1:], tokens[:1]) for row, tokens in pairs]

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ..adapter.base import fingerprint
+from ..adapter.calling import last_position
 from ..adapter.layer import observe_router_inputs, routed_layers
 from ..adapter.steering import force_decisions
 from ..decisions import EXECUTE, check
@@ -199,7 +200,7 @@ class _Collector:
                 input_ids=input_ids.to(device),
                 attention_mask=attention_mask.to(device),
                 use_cache=False,
-                logits_to_keep=1,
+                logits_to_keep=last_position(),
             )
         return torch.stack([read[layer] for layer in self._layers], dim=1), used
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapter.layer import routed_layers
+from ..adapter.router import window_shares
 from ..decisions import CLASS_NAMES
 from ..errors import DrLLMError
 
@@ -111,8 +112,6 @@ def stacked_logits(weights: Mapping[str, Tensor], means: Tensor, windows: Tensor
         weights["down_weight"].transpose(1, 2),
     )
     hidden = F.gelu(hidden, approximate="tanh").view(routers, batch, count, -1)
-    used = torch.arange(count, device=windows.device) < windows.unsqueeze(1)
-    shares = used.to(hidden.dtype) / windows.unsqueeze(1)
-    pooled = torch.einsum("rbkh,bk->rbh", hidden, shares)
+    pooled = torch.einsum("rbkh,bk->rbh", hidden, window_shares(windows, count))
     logits = torch.baddbmm(weights["up_bias"].unsqueeze(1), pooled, weights["up_weight"].transpose(1, 2))
     return logits.transpose(0, 1)
