@@ -136,6 +136,53 @@ def test_the_route_stays_with_the_cache(model: Any) -> None:
     torch.testing.assert_close(interleaved, whole, rtol=1e-4, atol=1e-4)
 
 
+PATHS = [[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [2, 1, 0, 1, 2]]
+
+
+def filled_cache(model: Any, ids: torch.Tensor, path: list[int] | list[list[int]]) -> dict[str, DynamicCache]:
+    """The cache of a prompt along a path, by the name that the model gives it."""
+    cached = {cache_keyword(model): DynamicCache(config=model.config)}
+    with force_decisions(model, path):
+        model(ids, **cached)
+    return cached
+
+
+@pytest.mark.parametrize("path", PATHS)
+@torch.no_grad()
+def test_a_cache_continues_with_its_own_number_of_rows(model: Any, path: list[int]) -> None:
+    cached = filled_cache(model, torch.randint(1, VOCABULARY, (1, 9)), path)
+    with pytest.raises(DrLLMError, match="holds 1 rows, but 2 rows"):
+        model(torch.tensor([[7], [8]]), **cached)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("by_row", [False, True])
+@torch.no_grad()
+def test_forced_decisions_are_those_of_the_cache(model: Any, path: list[int], by_row: bool) -> None:
+    cached = filled_cache(model, torch.randint(1, VOCABULARY, (2, 9)), path)
+    token = torch.tensor([[7], [8]])
+    for block in range(BLOCKS):
+        other = [*path[:block], (path[block] + 1) % 3, *path[block + 1 :]]
+        forced = [path, other] if by_row else other
+        with pytest.raises(DrLLMError, match=f"block {block} has"), force_decisions(model, forced):
+            model(token, **cached)
+    cached = filled_cache(model, torch.randint(1, VOCABULARY, (2, 9)), path)
+    with force_decisions(model, [path, path] if by_row else path):
+        model(token, **cached)
+
+
+@pytest.mark.parametrize("path", [*PATHS, [[1, 1, 1, 1, 1], [1, 2, 1, 0, 1]]])
+@torch.no_grad()
+def test_hidden_states_while_decoding_are_those_of_the_whole(model: Any, path: Any) -> None:
+    ids = torch.randint(1, VOCABULARY, (2, 9))
+    token = torch.tensor([[7], [8]])
+    step = model(token, **filled_cache(model, ids, path), output_hidden_states=True).hidden_states
+    with force_decisions(model, path):
+        whole = model(torch.cat([ids, token], dim=1), output_hidden_states=True).hidden_states
+    assert len(step) == BLOCKS + 1
+    torch.testing.assert_close(step, tuple(states[:, -1:] for states in whole), rtol=1e-4, atol=1e-4)
+
+
 @settings(max_examples=20)
 @given(
     ids=st.lists(st.lists(st.integers(1, VOCABULARY - 1), min_size=9, max_size=9), min_size=1, max_size=3),

@@ -1,7 +1,8 @@
-"""What routing costs: forced paths against unrolled models, all EXECUTE and routers against the base."""
+"""What routing costs: forced paths against unrolled models, all EXECUTE and routers against the base, mixed batches."""
 
+import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import DynamicCache
 
 from ..adapter.calling import cache_keyword, last_position
 from ..adapter.config import DrLLMConfig
+from ..adapter.rows import select_rows
 from ..adapter.stack import find_stack
 from ..adapter.steering import force_decisions
 from ..decisions import Decisions, execute_all, passes
@@ -55,7 +57,7 @@ def bench_routing(
                 decode_ours = Decoding(ours, prompt, decode_tokens, decisions)
                 decode_other = Decoding(other, prompt, decode_tokens, None)
                 results.append(compare(name, setting, decode_ours, decode_other, repetitions, GOALS[name]))
-    results.append(_mixed_batch(routed, num_blocks, decode_tokens, repetitions, console))
+    results += _mixed_batch(model, routed, decode_tokens, repetitions, console)
     prompt = _tokens(model, 1, prompt_tokens)
     with console.status("routers"):
         results.append(
@@ -67,21 +69,57 @@ def bench_routing(
     return results
 
 
-def _mixed_batch(model: Any, num_blocks: int, decode_tokens: int, repetitions: int, console: Console) -> Comparison:
+def _mixed_batch(model: Any, routed: Any, decode_tokens: int, repetitions: int, console: Console) -> list[Comparison]:
     """Decoding rows of different paths together against the mean of their paths, each for a whole batch.
 
-    Four paths stand for the sixteen: so many batches are measured in turn.
+    Four paths stand for the sixteen: so many batches are measured in turn. The second comparison says how much of the
+    difference no way of routing could avoid: it is with a model that makes the same passes of as many rows.
     """
+    num_blocks = len(find_stack(model).blocks)
     prompt = _tokens(model, MIXED_ROWS, 64)
     paths = [mixed_path(num_blocks, seed) for seed in range(4)]
-    mixed = Decoding(model, prompt, decode_tokens, [paths[row % 4] for row in range(MIXED_ROWS)])
-    uniform = [Decoding(model, prompt, decode_tokens, path) for path in paths]
+    by_row = [paths[row % 4] for row in range(MIXED_ROWS)]
+    mixed = Decoding(routed, prompt, decode_tokens, by_row)
+    uniform = [Decoding(routed, prompt, decode_tokens, path) for path in paths]
+    written_out = Decoding(_written_out(model, by_row), prompt, decode_tokens, None)
     turn = itertools.cycle(uniform)
+    repetitions = max(repetitions // 4, 1) * 4
     with console.status("mixed batch"):
         setting = f"decode, batch {MIXED_ROWS}, {len(paths)} paths"
-        return compare(
-            "mixed batch", setting, mixed, lambda: next(turn)(), max(repetitions // 4, 1) * 4, GOALS["mixed batch"]
-        )
+        return [
+            compare("mixed batch", setting, mixed, lambda: next(turn)(), repetitions, GOALS["mixed batch"]),
+            compare("mixed, written out", setting, mixed, written_out, repetitions),
+        ]
+
+
+def _written_out(model: Any, decisions: Sequence[Decisions]) -> Any:
+    """The ordinary model with a block for each pass that some row makes, for as many rows, which are the first ones.
+
+    So it finds no rows and puts none back; that the wrong ones run takes as long.
+    """
+    twin = unroll(model, tuple(map(max, zip(*decisions, strict=True))))
+    rows = [
+        sum(times > number for times in block) for block in zip(*decisions, strict=True) for number in range(max(block))
+    ]
+    for block, count in zip(find_stack(twin).blocks, rows, strict=True):
+        if count < len(decisions):
+            block.forward = _for_the_first(count, block.forward)
+    return twin
+
+
+def _for_the_first(count: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's forward that computes the first `count` rows and passes the others by."""
+    hidden_argument = next(iter(inspect.signature(forward).parameters))
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        hidden, *others = args or (kwargs.pop(hidden_argument),)
+        others, kwargs = select_rows((others, kwargs), torch.arange(count, device=hidden.device), len(hidden))
+        output = forward(hidden[:count], *others, **kwargs)
+        computed, *more = output if isinstance(output, tuple) else (output,)
+        whole = torch.cat([computed, hidden[count:]])
+        return (whole, *more) if isinstance(output, tuple) else whole
+
+    return run
 
 
 class Decoding:

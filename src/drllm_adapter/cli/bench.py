@@ -33,7 +33,7 @@ def routing(
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
-    """Decoding along a forced path against the unrolled model, all EXECUTE and the routers against the base.
+    """Decoding along a forced path and in mixed batches, all EXECUTE, and prompts with routers, against models without.
 
     Example: drllm bench routing --shape llama-3.2-3b --dtype bfloat16 --device cuda
     """
