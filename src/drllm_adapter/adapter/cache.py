@@ -51,8 +51,8 @@ class RoutedEntry:
         self.is_sliding = bool(getattr(layer, "is_sliding", False))
         # Also says that the layer is longer than its tokens, so that masks must never be left out.
         self.is_compileable = layer.is_compileable
-        if filled or isinstance(layer, DummyLayer):
-            # A cache that the base model filled is one in which every block executed; one of a prompt starts anew.
+        if filled:
+            # A cache that the base model filled is one in which every block executed.
             self.decisions = RowDecisions((EXECUTE,) * batch_size)
             self.passes = [layer]
 

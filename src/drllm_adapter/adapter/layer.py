@@ -126,12 +126,16 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
                 return self._run_all_outcomes(decisions, route.probabilities, hidden, args, kwargs)
             if entry is not None:
                 entry.start(decisions)
-        elif entry is not None and entry.decisions is not None:
+        elif entry is None:
+            decisions = route.decided(self.index)
+        else:
+            if entry.decisions is None:
+                # The base model filled the cache, in which this block keeps nothing (an MLP alone, say).
+                entry.start(RowDecisions((EXECUTE,) * hidden.shape[0]))
+            assert entry.decisions is not None
             decisions = entry.decisions
             if route.forced is not None:
                 route.check_continues(self.index, decisions)
-        else:
-            decisions = route.decided(self.index)
 
         if decisions.uniform is None:
             return self.as_output(self._run_some_rows(decisions, hidden, cache, args, kwargs))
