@@ -48,6 +48,8 @@ class RoutedEntry:
         # that lengths, mask sizes and cropping follow that class's own rules (sliding windows included).
         self._ledger: Any = None
         self._not_in_ledger = 0
+        # Training mode ran the block with all three outcomes, of which no cache entry is kept.
+        self.only_trained = False
         self.is_sliding = bool(getattr(layer, "is_sliding", False))
         # Also says that the layer is longer than its tokens, so that masks must never be left out.
         self.is_compileable = layer.is_compileable
@@ -70,6 +72,14 @@ class RoutedEntry:
         self.passes = [_another(self._blank) for _ in range(decisions.max_passes)]
         self._ledger = None if self.passes else _empty_ledger(self._blank)
         self._not_in_ledger = 0
+
+    def refuse_if_only_trained(self) -> None:
+        """Refuse to go on from a call in training mode."""
+        if self.only_trained:
+            raise DrLLMError(
+                "a cache must come from a call in evaluation mode to be continued, but this one was given to a call in "
+                "training mode, which keeps nothing in it; call eval() first and begin with a new cache."
+            )
 
     def skip(self, tokens: int) -> None:
         """Note that `tokens` tokens went by while every row skipped the block.
@@ -96,10 +106,7 @@ class RoutedEntry:
         return self._ledger if self._ledger is not None else self._blank
 
     def _refuse_to_be_written(self) -> NoReturn:
-        raise DrLLMError(
-            "this cache was filled along a route and must be continued with the same router adapter enabled, but "
-            "the base model wrote to it; enable the adapter again or begin with a new cache."
-        )
+        raise _filled_along_a_route()
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         self._current.lazy_initialization(*args, **kwargs)
@@ -151,6 +158,7 @@ class RoutedEntry:
 
     def reset(self) -> None:
         self.decisions, self.passes, self._ledger, self._not_in_ledger = None, [], None, 0
+        self.only_trained = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._take(beam_idx.cpu())
@@ -286,6 +294,65 @@ def routed_entry(cache: Cache, block: int, batch_size: int) -> RoutedEntry:
         )
     routed: RoutedEntry = entry
     return routed
+
+
+def check_route(cache: Cache, forced: tuple[int, ...] | Sequence[Sequence[int]]) -> None:
+    """Refuse forced decisions that differ from the route a cache was filled along, before any block writes to it.
+
+    Args:
+        forced: `[blocks]` for all rows, a tuple, or `[batch][blocks]`.
+
+    Raises:
+        DrLLMError: naming the first block that differs.
+    """
+    for block, entry in enumerate(cache.layers):
+        if not isinstance(entry, RoutedEntry) or entry.decisions is None:
+            continue
+        if isinstance(forced, tuple):
+            wanted, agrees = [forced[block]], entry.decisions.uniform == forced[block]
+        else:
+            wanted = [row[block] for row in forced]
+            agrees = list(entry.decisions.decisions) == wanted
+        if not agrees:
+            raise DrLLMError(
+                f"forced decisions must agree with the route that the cache was filled along, but block {block} has "
+                f"{list(entry.decisions.decisions)} in the cache and {wanted} was forced; begin with a new cache."
+            )
+
+
+def check_base_route(cache: Cache) -> None:
+    """Refuse to go on in the base model with a cache in which not every block executed.
+
+    Raises:
+        DrLLMError: some row skipped or repeated a block.
+    """
+    for entry in cache.layers:
+        if isinstance(entry, RoutedEntry) and entry.decisions is not None and entry.decisions.uniform != EXECUTE:
+            raise _filled_along_a_route()
+
+
+def is_mixed(cache: Cache) -> bool:
+    """Whether the rows of a cache took different paths."""
+    routes = [entry.decisions for entry in cache.layers if isinstance(entry, RoutedEntry)]
+    return any(decisions is not None and decisions.uniform is None for decisions in routes)
+
+
+def check_kept(cache: Cache) -> None:
+    """Refuse a cache that was given to a call in training mode.
+
+    Raises:
+        DrLLMError: it was.
+    """
+    for entry in cache.layers:
+        if isinstance(entry, RoutedEntry):
+            entry.refuse_if_only_trained()
+
+
+def _filled_along_a_route() -> DrLLMError:
+    return DrLLMError(
+        "this cache was filled along a route and must be continued with the same router adapter enabled, but the base "
+        "model was to write to it; enable the adapter again or begin with a new cache."
+    )
 
 
 def has_tokens(cache: Cache) -> bool:

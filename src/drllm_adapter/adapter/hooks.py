@@ -7,7 +7,7 @@ own.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from threading import get_ident
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import Cache
 from transformers.utils.generic import ModelOutput
 
 from ..errors import DrLLMError
-from .cache import find_cache, has_tokens
+from .cache import check_base_route, check_kept, find_cache, has_tokens
 from .integrity import verify_once
 from .route import NextCall, Route
 from .stack import Stack
@@ -32,15 +32,21 @@ OUTPUTS_OF_EACH_PASS = ("output_attentions", "output_router_logits")
 class _ModelHook:
     """At the model: which tokens are not the prompt is said by arguments that blocks never see."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, model: nn.Module) -> None:
         self.route = route
+        self.parameters = list(inspect.signature(model.forward).parameters)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = self.route.next_call
-        call.labels = kwargs.get("labels")
-        # Assisted generation sends the first candidates along with the prompt and asks for one logit more than those.
-        kept = kwargs.get("logits_to_keep")
-        call.candidate_tokens = kept - 1 if call.in_generate and isinstance(kept, int) and kept else 0
+        given = _by_name(self.parameters, args, kwargs)
+        # What generate prepared is for this call alone, whether or not the call gets as far as the decoder stack.
+        call, self.route.prepared = self.route.prepared or NextCall(), None
+        call.labels = given.get("labels")
+        # Assisted generation sends the first candidates along with the prompt, and changes the number of logits that
+        # was prepared to one more than those.
+        kept = given.get("logits_to_keep")
+        if call.in_generate and isinstance(kept, int) and kept and kept != call.logits_to_keep:
+            call.candidate_tokens = kept - 1
+        self.route.next_call = call
 
 
 class _StackHook:
@@ -58,9 +64,12 @@ class _StackHook:
         # Once for all blocks: what PEFT's properties look up is the same for each of them.
         route.active_adapter = route.layers[0].active_router_adapter
         route.hidden_states = route.executes = None
+        cache = find_cache(args, kwargs)
         if route.active_adapter is None:
+            if cache is not None:
+                check_base_route(cache)
             return
-        given = {**dict(zip(self.parameters, args, strict=False)), **kwargs} if args else kwargs
+        given = _by_name(self.parameters, args, kwargs)
         config = getattr(module, "config", None)
         if _option(given, config, "output_hidden_states"):
             route.hidden_states = []
@@ -71,11 +80,18 @@ class _StackHook:
         if tokens is None:
             return  # the model itself says what is missing
         batch_size, length = tokens.shape[:2]
-        cache = find_cache(args, kwargs)
-        if call.continues_without_cache or (cache is not None and has_tokens(cache)):
+        if (call.longer_prompt and route.continues(tokens)) or (cache is not None and has_tokens(cache)):
             route.continue_prompt(batch_size, cache, in_generate=call.in_generate)
             return
+        if call.longer_prompt and call.in_loop_of_generate:
+            raise DrLLMError(
+                "generation without a cache keeps the route of its prompt from call to call, but the model was called "
+                "with something else in between (guidance, a logits processor, ...); use a cache."
+            )
         verify_once(route)
+        if cache is not None:
+            check_kept(cache)
+        _refuse_paged(given)
         if route.forced is None:
             _refuse_packed(given)
         mask = given.get("attention_mask") if call.generation_mask is None else call.generation_mask
@@ -84,7 +100,7 @@ class _StackHook:
             prompt = _before_answer(prompt, call.labels)
         if call.candidate_tokens:
             prompt = prompt & (torch.arange(length, device=prompt.device) < length - call.candidate_tokens)
-        route.begin_prompt(prompt, in_generate=call.in_generate)
+        route.begin_prompt(prompt, tokens[:, : length - call.candidate_tokens], in_generate=call.in_generate)
 
 
 class _OutputHook:
@@ -93,16 +109,42 @@ class _OutputHook:
     def __init__(self, route: Route) -> None:
         self.route = route
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         entering, self.route.hidden_states = self.route.hidden_states, None
-        if entering and isinstance(output, ModelOutput) and "hidden_states" in output:
-            output["hidden_states"] = (*entering, output["last_hidden_state"])
+        if not entering:
+            return None
+        if isinstance(output, ModelOutput):
+            if "hidden_states" in output:
+                output["hidden_states"] = (*entering, output["last_hidden_state"])
+            return None
+        # With return_dict=False they are the first tuple of states, the last ones standing before it.
+        last = output[0]
+        place = next((i for i, item in enumerate(output) if _are_states(item, last)), None)
+        return None if place is None else (*output[:place], (*entering, last), *output[place + 1 :])
+
+
+def _are_states(item: Any, last: Tensor) -> bool:
+    return isinstance(item, tuple) and bool(item) and isinstance(item[0], Tensor) and item[0].shape == last.shape
 
 
 def _option(given: Mapping[str, Any], config: Any, name: str) -> Any:
     """An output option of a call, which the configuration may set for all calls."""
     value = given.get(name)
     return getattr(config, name, False) if value is None else value
+
+
+def _by_name(parameters: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(parameters, args, strict=False)), **kwargs} if args else kwargs
+
+
+def _refuse_paged(given: Mapping[str, Any]) -> None:
+    """Continuous batching packs requests into one row and keeps them in a cache of pages, not of blocks' layers."""
+    cache = given.get("cache")
+    if cache is not None and not isinstance(cache, Cache):
+        raise DrLLMError(
+            f"routed execution needs a transformers Cache made of layers, but a {type(cache).__name__} was given, as "
+            f"continuous batching (generate_batch) does; call generate on a padded batch."
+        )
 
 
 def _refuse_packed(given: Mapping[str, Any]) -> None:
@@ -136,7 +178,8 @@ def _real_tokens(mask: Any, batch_size: int, length: int, device: torch.device) 
             f"{type(mask).__name__} was given; pass [batch, tokens] and let the model build its mask."
         )
     if mask.ndim == 2:
-        return mask[:, -length:].to(device).bool()
+        # A longer one is for tokens that are still to come, as the base model reads it.
+        return mask[:, :length].to(device).bool()
     if mask.ndim == 4 and mask.shape[-2] == length:
         # A token that may not attend to itself is padding.
         diagonal = mask[:, 0].diagonal(dim1=-2, dim2=-1).to(device)
@@ -165,6 +208,8 @@ class GenerationInputs:
     def __init__(self, model: Any, route: Route) -> None:
         self.model = model
         self.route = route
+        # generate looks here for the kinds of inputs that the model takes.
+        self.__signature__ = inspect.signature(type(model).prepare_inputs_for_generation.__get__(model))
         # The id of the cache whose first tokens may be the first chunk of a chunked prompt.
         self._chunked: int | None = None
 
@@ -172,12 +217,15 @@ class GenerationInputs:
         method = type(self.model).prepare_inputs_for_generation
         inputs: dict[str, Any] = method(self.model, input_ids, *args, **kwargs)
         mask = kwargs.get("attention_mask")
-        call = self.route.next_call
-        call.generation_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        call.in_generate = True
         first = kwargs.get("is_first_iteration", False)
         cache = find_cache((), inputs)
-        call.continues_without_cache = cache is None and not first
+        self.route.prepared = NextCall(
+            generation_mask=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
+            logits_to_keep=inputs.get("logits_to_keep"),
+            in_generate=True,
+            in_loop_of_generate="next_sequence_length" in kwargs,
+            longer_prompt=cache is None and not first,
+        )
         # Decoding and whole prompts say how many of the tokens are new; chunks of a prompt come cut.
         is_chunk = "next_sequence_length" not in kwargs and (first or input_ids.shape[1] > 1)
         self._refuse_chunks(cache, is_chunk=is_chunk)
@@ -199,7 +247,7 @@ class GenerationInputs:
 
 def attach(model: nn.Module, stack: Stack, route: Route) -> None:
     """Hook the route to the model."""
-    model.register_forward_pre_hook(_ModelHook(route), with_kwargs=True)
+    model.register_forward_pre_hook(_ModelHook(route, model), with_kwargs=True)
     stack.owner.register_forward_pre_hook(_StackHook(route, stack.owner), with_kwargs=True)
     # Models that collect hidden states in their own forward loop have them right.
     if "hidden_states" in (getattr(stack.owner, "_can_record_outputs", None) or {}):

@@ -14,7 +14,7 @@ from ..decisions import EXECUTE, SKIP
 from ..errors import DrLLMError
 from .cache import RoutedEntry, find_cache, routed_entry
 from .config import DrLLMConfig
-from .route import Route, RouterInputs
+from .route import MIXED, Route, RouterInputs
 from .router import Router
 from .rows import RowDecisions, select_rows
 from .straight_through import DepthPenalty, expected_passes, mix
@@ -139,19 +139,18 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             router: Any = self.drllm_router[name] if name in self.drllm_router else None  # noqa: SIM401 - a ModuleDict
             decisions = route.decide(self, self.drllm_config[name], router, hidden)
             if self.training and torch.is_grad_enabled() and route.probabilities is not None:
-                return self._run_all_outcomes(decisions, route.probabilities, hidden, args, kwargs)
+                return self._run_all_outcomes(decisions, route.probabilities, hidden, cache, args, kwargs)
             if entry is not None:
                 entry.start(decisions)
         elif entry is None:
             decisions = route.decided(self.index)
         else:
             if entry.decisions is None:
+                entry.refuse_if_only_trained()
                 # The base model filled the cache, in which this block keeps nothing (an MLP alone, say).
                 entry.start(RowDecisions((EXECUTE,) * hidden.shape[0]))
             assert entry.decisions is not None
             decisions = entry.decisions
-            if route.forced is not None:
-                route.check_continues(self.index, decisions)
 
         if decisions.uniform is None:
             return self.as_output(self._run_some_rows(decisions, hidden, cache, args, kwargs))
@@ -177,7 +176,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:
-        self.route.check_rows_may_differ()
+        self.route.check_outputs(MIXED)
         batch_size = decisions.batch_size
         for number, rows in enumerate(decisions.rows_of_pass(hidden.device)):
             given = self._with_hidden(hidden, args, kwargs)
@@ -185,8 +184,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
                 hidden = hidden_of(self._run_pass(number, cache, *given))
             else:
                 output = hidden_of(self._run_pass(number, cache, *select_rows(given, rows, batch_size)))
-                # The block may lie on another device than the one before.
-                hidden = hidden.to(output.device).index_copy(0, rows.to(output.device), output)
+                hidden = _with_rows(hidden, rows, output)
         return hidden
 
     def _run_all_outcomes(
@@ -194,13 +192,17 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         decisions: RowDecisions,
         probabilities: Tensor,
         hidden: Tensor,
+        cache: Cache | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
         """In training: both passes for every row, so that the router has a gradient; see straight_through.py.
 
-        Models make a cache in training as well, unless told not to; it stays empty.
+        Models make a cache in training as well, unless told not to; it stays empty and cannot be continued.
         """
+        self.route.check_outputs("training mode runs every block twice; run the model in evaluation mode")
+        if cache is not None:
+            routed_entry(cache, self.index, hidden.shape[0]).only_trained = True
         args = tuple(None if isinstance(value, Cache) else value for value in args)
         kwargs = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
         once = hidden_of(self._run_pass(0, None, args, kwargs))
@@ -255,6 +257,16 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             if name.startswith("_") or name == "base_layer":
                 raise
             return getattr(self.base_layer, name)
+
+
+def _with_rows(hidden: Tensor, rows: Tensor, output: Tensor) -> Tensor:
+    """`hidden` `[batch, tokens, width]` with `output` in its `rows`; the block may lie on another device or widen."""
+    if hidden.device != output.device or hidden.dtype != output.dtype:
+        dtype = torch.promote_types(hidden.dtype, output.dtype)
+        hidden, output = hidden.to(output.device, dtype), output.to(dtype)
+    # Autocast refuses states that are of another half precision than its own.
+    with torch.autocast(output.device.type, enabled=False) if torch.is_autocast_enabled() else nullcontext():
+        return hidden.index_copy(0, rows.to(output.device), output)
 
 
 def hidden_of(output: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """The route of the current sequences: what is prompt, what was decided for it, and what steers the decisions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import get_ident
@@ -12,13 +12,15 @@ from transformers import Cache
 
 from ..decisions import EXECUTE, REPEAT, SKIP
 from ..errors import DrLLMError
-from .cache import RoutedEntry
+from .cache import RoutedEntry, check_route, is_mixed
 from .config import DEPTH_CONTROL_AS_TRAINED, DrLLMConfig
 from .router import Router, Windows
 from .rows import RowDecisions
 
 if TYPE_CHECKING:
     from .layer import RoutedLayer
+
+MIXED = "these rows take different paths; run them one at a time or force one path"
 
 RouterInputs = Callable[[int, Tensor, Tensor], None]
 """Called with a block's index, its window means `[batch, windows, width]` float32 and the windows used `[batch]`."""
@@ -31,15 +33,19 @@ class NextCall:
     labels: `[batch, tokens]`, -100 where nothing is scored; routers read what comes before.
     candidate_tokens: how many tokens at the end are guesses of assisted generation.
     generation_mask: `[batch, tokens]`, the padding mask of `generate`.
-    in_generate: whether `generate` makes the call.
-    continues_without_cache: whether it repeats a prompt with generated tokens behind it.
+    logits_to_keep: what `generate` prepared, which its assisted kind changes.
+    in_generate: whether the call was prepared for `generate`.
+    in_loop_of_generate: whether by its own decoding loop.
+    longer_prompt: whether, without a cache, the tokens may be those of a prompt with generated ones behind it.
     """
 
     labels: Tensor | None = None
     candidate_tokens: int = 0
     generation_mask: Tensor | None = None
+    logits_to_keep: int | Tensor | None = None
     in_generate: bool = False
-    continues_without_cache: bool = False
+    in_loop_of_generate: bool = False
+    longer_prompt: bool = False
 
 
 class Route:
@@ -64,6 +70,7 @@ class Route:
         self.probabilities: Tensor | None = None
         # Adapters whose loaded weights have not been checked yet, with the checksum they should have.
         self.unverified: dict[str, str] = {}
+        self.prepared: NextCall | None = None
         self.next_call = NextCall()
         # What enters each block, `[batch, tokens, width]`, when the caller asked for hidden states.
         self.hidden_states: list[Tensor] | None = None
@@ -73,26 +80,62 @@ class Route:
         self.executes: list[bool] | None = None
         self._decisions: list[RowDecisions | None] = [None] * num_blocks
         self._prompt: Tensor | None = None
+        self._begins_with: Tensor | None = None
         self._windows: dict[tuple[int, torch.device], Windows] = {}
         self._passes: list[int] = []
         self._forced_rows: list[list[int]] | None = None
 
     # Which tokens the routers may read
 
-    def begin_prompt(self, prompt: Tensor, *, in_generate: bool) -> None:
-        """Start new sequences; `prompt` `[batch, tokens]` bool is true for the tokens that routers may read."""
+    def begin_prompt(self, prompt: Tensor, tokens: Tensor, *, in_generate: bool) -> None:
+        """Start new sequences.
+
+        Args:
+            prompt: `[batch, tokens]` bool, true for the tokens that routers may read.
+            tokens: `[batch, tokens]` ids or `[batch, tokens, width]` embeddings, what a longer prompt begins with.
+            in_generate: whether `generate` makes the call.
+        """
         self.at_prompt, self.executes = True, None
-        self._prompt = prompt
+        self._prompt, self._begins_with = prompt, tokens
         self._windows.clear()
         self._passes = [0] * prompt.shape[0]
         self._decisions = [None] * self.num_blocks
-        self._forced_rows = self._forced_for_batch(prompt.shape[0], in_generate)
+        self._forced_rows = self._forced_for_batch(prompt.shape[0], in_generate, tokens)
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        config = self.layers[0].active_config
+        if config is None or config.layer_budget is None or self._forced_rows is None:
+            return
+        longest = max(map(sum, self._forced_rows))
+        if longest > config.layer_budget:
+            raise DrLLMError(
+                f"the layer budget allows {config.layer_budget} block passes, but the forced decisions make {longest}; "
+                f"raise the budget or force a shorter path."
+            )
+
+    def continues(self, tokens: Tensor) -> bool:
+        """Whether these are the tokens of the last prompt with more behind them."""
+        before = self._begins_with
+        return (
+            before is not None
+            and before.shape[0] == tokens.shape[0]
+            and before.ndim == tokens.ndim
+            and before.shape[1] < tokens.shape[1]
+            and torch.equal(before, tokens[:, : before.shape[1]])
+        )
 
     def continue_prompt(self, batch_size: int, cache: Cache | None, *, in_generate: bool) -> None:
         """Go on with sequences whose prompt has been processed."""
         self.at_prompt = False
         self._forced_rows = self._forced_for_batch(batch_size, in_generate)
         self.executes = None if cache is None else self._where_all_execute(cache, batch_size)
+        if cache is None:
+            return
+        if self.forced is not None and self._forced_rows is not None:
+            check_route(cache, self.forced if isinstance(self.forced, tuple) else self._forced_rows)
+        if self.output_of_each_pass is not None and is_mixed(cache):
+            self.check_outputs(MIXED)
 
     def _where_all_execute(self, cache: Cache, batch_size: int) -> list[bool] | None:
         """The blocks that have nothing to do but to run; None when each has to look for itself."""
@@ -107,15 +150,18 @@ class Route:
             return all_execute
         return [here and forced == EXECUTE for here, forced in zip(all_execute, self.forced, strict=False)]
 
-    def _forced_for_batch(self, batch_size: int, in_generate: bool) -> list[list[int]] | None:
+    def _forced_for_batch(
+        self, batch_size: int, in_generate: bool, tokens: Tensor | None = None
+    ) -> list[list[int]] | None:
         if self.forced is None:
             return None
         if isinstance(self.forced, tuple):
             return [list(self.forced)] * batch_size
         rows = self.forced
-        if in_generate and batch_size % len(rows) == 0:
+        copies = batch_size // len(rows)
+        if in_generate and copies * len(rows) == batch_size and (tokens is None or _come_in(copies, tokens)):
             # generate repeats every prompt for beams and returned sequences, in this order.
-            rows = [row for row in rows for _ in range(batch_size // len(rows))]
+            rows = [row for row in rows for _ in range(copies)]
         if len(rows) != batch_size:
             raise DrLLMError(
                 f"forced decisions must be given once for all rows or once per row, but {len(rows)} rows were "
@@ -150,7 +196,8 @@ class Route:
         else:
             decisions = self._choose(layer, config, logits)
         self.check_thread()  # another one had time to begin while the router ran
-        self._spend(layer, config, decisions)
+        for row, times in enumerate(decisions):
+            self._passes[row] += times
         self._decisions[layer.index] = RowDecisions(decisions)
         return self.decided(layer.index)
 
@@ -170,17 +217,6 @@ class Route:
         taken = [decisions.decisions for decisions in self._decisions if decisions is not None]
         return torch.tensor(taken, dtype=torch.int8).T.contiguous()
 
-    def check_continues(self, block: int, decisions: RowDecisions) -> None:
-        """Refuse forced decisions that differ from the route a cache was filled along."""
-        if self._forced_rows is None:
-            return
-        forced = tuple(row[block] for row in self._forced_rows)
-        if forced != decisions.decisions:
-            raise DrLLMError(
-                f"forced decisions must agree with the route that the cache was filled along, but block {block} has "
-                f"{list(decisions.decisions)} in the cache and {list(forced)} was forced; begin with a new cache."
-            )
-
     def check_thread(self) -> None:
         """Refuse a second call at the same time, which would take this one's route for its own.
 
@@ -193,12 +229,12 @@ class Route:
                 "thread a copy.deepcopy of it."
             )
 
-    def check_rows_may_differ(self) -> None:
-        """Refuse outputs that are recorded for each pass of a block where only some rows make that pass."""
+    def check_outputs(self, otherwise: str) -> None:
+        """Refuse outputs that are recorded each time a block runs where not every row runs it as often."""
         if self.output_of_each_pass is not None:
             raise DrLLMError(
-                f"{self.output_of_each_pass} needs a batch whose rows take the same path, because what it returns has "
-                f"all rows, but these rows take different ones; run them one at a time or force one path."
+                f"{self.output_of_each_pass} returns something for every time that a block has run, so all rows must "
+                f"run it alike, but {otherwise}, or leave {self.output_of_each_pass} out."
             )
 
     def _windows_on(self, device: torch.device, num_windows: int) -> Windows:
@@ -240,19 +276,16 @@ class Route:
         reserve = unrouted_later + min(routed_later, share)
         return config.layer_budget - self._passes[row] - reserve
 
-    def _spend(self, layer: "RoutedLayer", config: DrLLMConfig, decisions: Sequence[int]) -> None:
-        for row, times in enumerate(decisions):
-            self._passes[row] += times
-        if config.layer_budget is not None and max(self._passes) > config.layer_budget:
-            raise DrLLMError(
-                f"the layer budget allows {config.layer_budget} block passes, but the forced decisions make "
-                f"{max(self._passes)} by block {layer.index}; raise the budget or force a shorter path."
-            )
-
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a pickle of the model carries what steers it, not the sequences it was last run on.
         fresh = Route(self.num_blocks).__dict__
         return {**fresh, "layers": self.layers, "forced": self.forced, "unverified": self.unverified}
+
+
+def _come_in(copies: int, tokens: Tensor) -> bool:
+    """Whether every row stands there so many times, one after the other."""
+    groups = tokens.unflatten(0, (-1, copies))
+    return copies == 1 or bool((groups == groups[:, :1]).all())
 
 
 def _beside(router: Router, *tensors: Tensor) -> list[Tensor]:

@@ -22,12 +22,16 @@ def mix(outcomes: Sequence[Tensor], decisions: Sequence[int], probabilities: Ten
         probabilities: `[batch, 3]` float32.
     """
     chosen = F.one_hot(torch.tensor(decisions, device=probabilities.device), len(outcomes))
-    weights = (chosen + probabilities - probabilities.detach()).to(outcomes[0].dtype)
+    # In this order the values are exactly zero and one.
+    weights = (chosen + (probabilities - probabilities.detach())).to(outcomes[0].dtype)
     # Products of elements and no matrix product, which autocast would round.
-    mixed = outcomes[0] * weights[:, 0, None, None]
-    for choice, outcome in enumerate(outcomes[1:], start=1):
-        mixed = mixed + outcome * weights[:, choice, None, None]
-    return mixed
+    products = [_finite(outcome) * weights[:, choice, None, None] for choice, outcome in enumerate(outcomes)]
+    return products[0] + products[1] + products[2]
+
+
+def _finite(outcome: Tensor) -> Tensor:
+    """An outcome that was not chosen may overflow float16, and zero times infinity is not zero."""
+    return outcome.nan_to_num() if outcome.dtype == torch.float16 else outcome
 
 
 class DepthPenalty(torch.autograd.Function):
