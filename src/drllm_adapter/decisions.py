@@ -37,23 +37,6 @@ def to_path(decisions: Sequence[int]) -> list[int]:
     return [block for block, times in enumerate(decisions) for _ in range(times)]
 
 
-def from_path(path: Sequence[int], num_blocks: int) -> Decisions:
-    """The decisions that unroll to `path`; a `DrLLMError` when no decisions do."""
-    decisions = [0] * num_blocks
-    for block in path:
-        if not 0 <= block < num_blocks:
-            raise DrLLMError(
-                f"a path over {num_blocks} blocks has indices 0 to {num_blocks - 1}, but {block} was found; "
-                f"correct that index."
-            )
-        decisions[block] += 1
-    if list(path) != sorted(path) or max(decisions, default=0) > REPEAT:
-        raise DrLLMError(
-            f"a path visits the blocks in order and each at most twice, but {list(path)} does not; correct the path."
-        )
-    return tuple(decisions)
-
-
 def passes(decisions: Sequence[int]) -> int:
     """How many block passes the path makes: the cost of a token, in blocks."""
     return sum(decisions)

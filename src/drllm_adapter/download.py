@@ -89,6 +89,6 @@ def fetch_adapter(
     return fetch(name, "model", ADAPTER_FILES if weights else ADAPTER_FILES[:1], cache_dir=cache_dir)
 
 
-def fetch_supervision(name: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+def fetch_supervision(name: str | os.PathLike[str]) -> Path:
     """The folder or Parquet file of a supervision set; see `fetch`."""
-    return fetch(name, "dataset", SUPERVISION_FILES, cache_dir=cache_dir)
+    return fetch(name, "dataset", SUPERVISION_FILES)

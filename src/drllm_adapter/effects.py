@@ -31,9 +31,9 @@ class PathLike(Protocol):
     def correct(self) -> bool: ...
 
 
-def margin(probability: float, clip: float = _CLIP) -> float:
-    """The log-odds of the right answer, log(p / (1 - p)), between -clip and clip."""
-    lowest = 1 / (1 + math.exp(clip))
+def margin(probability: float) -> float:
+    """The log-odds of the right answer, log(p / (1 - p)), between -4 and 4: beyond, it is as good as 0 or 1."""
+    lowest = 1 / (1 + math.exp(_CLIP))
     inside = min(max(probability, lowest), 1 - lowest)
     return math.log(inside / (1 - inside))
 

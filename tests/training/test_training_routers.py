@@ -322,7 +322,7 @@ def test_loaded_routers_decide_what_the_stack_decides(tmp_path: Path, routed: li
     prompts, labels = random_prompts(40), random_labels(40)
     store = collect_features(model, Numbers(), prompts, labels, tmp_path / "labels")
     result = train_routers(store, TrainingConfig(epochs=10, hidden=8, learning_rate=0.01))
-    load_weights_into(model, result.weights, result.layers, training={"metrics": result.metrics})
+    load_weights_into(model, result.weights, result.layers)
 
     decided = []
     for prompt in prompts:
@@ -344,7 +344,8 @@ def test_training_facts_and_weights_survive_saving(tmp_path: Path) -> None:
 
     model = routed_model(router_width=8)
     weights = fresh_weights(5, 32, 8, torch.Generator().manual_seed(0))
-    load_weights_into(model, weights, range(5), training={"metrics": {"macro_f1": 0.5}})
+    load_weights_into(model, weights, range(5))
+    model.peft_config["default"].training = {"metrics": {"macro_f1": 0.5}}
     model.save_pretrained(tmp_path / "adapter")
     assert PeftConfig.from_pretrained(tmp_path / "adapter").training == {"metrics": {"macro_f1": 0.5}}
     loaded = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "adapter")

@@ -50,7 +50,8 @@ def evaluate(
         bool, typer.Option("--baselines", help="Also compare with every baseline at equal passes; needs --supervision.")
     ] = False,
     supervision: Annotated[
-        Path | None, typer.Option(help="Folder of drllm search on other questions, for choosing the baselines.")
+        str | None,
+        typer.Option(help="Set of paths on other questions, for choosing the baselines: a folder or a name on the Hub."),
     ] = None,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Also run depth control, layer budget and price over their ranges.")

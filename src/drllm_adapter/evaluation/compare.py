@@ -137,11 +137,6 @@ class Report:
         )  # fmt: skip
         return table
 
-    def decision_shares(self) -> dict[str, float]:
-        """Share of all block decisions by class name."""
-        total = sum(map(sum, self.decisions))
-        return {name: sum(row[value] for row in self.decisions) / total for value, name in enumerate(CLASS_NAMES)}
-
 
 def compare(
     base: Sequence[ScoreLike],

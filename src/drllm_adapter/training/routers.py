@@ -1,7 +1,6 @@
 """The routers of all blocks as one stack of weights, so that one batched matrix product runs them all."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +36,6 @@ def load_weights_into(
     weights: Mapping[str, Tensor],
     layers: Sequence[int],
     adapter_name: str | None = None,
-    *,
-    training: Mapping[str, Any] | None = None,
 ) -> None:
     """Copy trained weights into the routers of one adapter of the model; all of them or, on an error, none.
 
@@ -46,7 +43,6 @@ def load_weights_into(
         weights: the stack; its router i belongs to block `layers[i]`.
         layers: the blocks that have a router in the adapter, each once.
         adapter_name: None is the active adapter.
-        training: JSON-able facts about the training, kept in the adapter's configuration; None leaves what is there.
 
     Raises:
         DrLLMError: no such adapter, an adapter with routers for other blocks, or routers of another size.
@@ -88,8 +84,6 @@ def load_weights_into(
     # The checksum of a loaded adapter was of the weights before; saving makes a new one.
     blocks[0].route.unverified.pop(name, None)
     config.checksum = None
-    if training is not None:
-        config.training = dict(training)
 
 
 def stacked_logits(weights: Mapping[str, Tensor], means: Tensor, windows: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -30,6 +30,7 @@ from ..evaluation import (
     score_both,
     sweep_controls,
 )
+from ..evaluation.lm_eval import HarnessReport, evaluate_with_harness
 from ..files import check_claim, claim_folder, write_json_atomic
 from ..hub import write_card
 from ..jobs import Processes, job_progress, open_folder
@@ -38,9 +39,6 @@ from ..scoring import Score, Scorer
 from ..search import Row, read_rows
 from ..tasks import Prompt, Question, digest_of, sources_of
 from .begin import BEGUN, begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
-
-if TYPE_CHECKING:
-    from ..evaluation.lm_eval import HarnessReport
 
 EVALUATION = "evaluation"
 EVALUATION_REPORT = "report.json"
@@ -187,7 +185,7 @@ def evaluate_with_lm_eval(
     seed: int = 0,
     dtype: str = "auto",
     device: str | None = None,
-) -> "HarnessReport":
+) -> HarnessReport:
     """Base against routed on tasks of lm-evaluation-harness; `report.json` lies in `output` afterwards.
 
     Args:
@@ -198,9 +196,6 @@ def evaluate_with_lm_eval(
     Raises:
         DrLLMError: see `load_routed`, `evaluate_with_harness`.
     """
-    # Imported here: it imports torch and the harness is an extra.
-    from ..evaluation.lm_eval import evaluate_with_harness
-
     if output is not None:
         check_claim(output, EVALUATION)
     model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
