@@ -1,4 +1,4 @@
-"""`drllm bench`: one command a subject; each prints figures and writes JSON, those with goals exit with 1 on a missed one."""
+"""`drllm bench`: one command a subject; each prints figures and writes JSON; a missed goal is exit code 1."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -51,7 +51,7 @@ def evaluate(
     ] = False,
     supervision: Annotated[
         str | None,
-        typer.Option(help="Set of paths on other questions, for choosing the baselines: a folder or a name on the Hub."),
+        typer.Option(help="Paths searched on other questions, to choose the baselines by: a folder or Hub name."),
     ] = None,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Also run depth control, layer budget and price over their ranges.")
