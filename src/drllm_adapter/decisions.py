@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Protocol
 
 from .errors import DrLLMError
 
@@ -10,6 +11,17 @@ CLASS_NAMES = ("skip", "execute", "repeat")
 
 Decisions = tuple[int, ...]
 """One decision per block, in the order of the blocks: `len(decisions)` is the number of blocks."""
+
+
+class Outcome(Protocol):
+    """What came of one question along a path: `probability` is that of the right answer, NaN without finite numbers."""
+
+    @property
+    def decisions(self) -> Decisions: ...
+    @property
+    def probability(self) -> float: ...
+    @property
+    def correct(self) -> bool: ...
 
 
 def check(decisions: Sequence[int], num_blocks: int) -> Decisions:

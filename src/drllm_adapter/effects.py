@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .decisions import CLASS_NAMES, EXECUTE, REPEAT, Decisions
+from .decisions import CLASS_NAMES, EXECUTE, REPEAT, Decisions, Outcome
 
 Effects = NDArray[np.float64]
 """float64 [L, 3]: what skipping, executing (always 0) and repeating a block adds to the margin of the right answer."""
@@ -20,17 +19,6 @@ _CLIP = 4.0
 _RIDGE = 10.0
 
 
-class PathLike(Protocol):
-    """A path tried on a question."""
-
-    @property
-    def decisions(self) -> Decisions: ...
-    @property
-    def probability(self) -> float: ...
-    @property
-    def correct(self) -> bool: ...
-
-
 def margin(probability: float) -> float:
     """The log-odds of the right answer, log(p / (1 - p)), between -4 and 4: beyond, it is as good as 0 or 1."""
     lowest = 1 / (1 + math.exp(_CLIP))
@@ -39,7 +27,7 @@ def margin(probability: float) -> float:
 
 
 def regress_effects(
-    questions: Iterable[Sequence[PathLike]], prior: Effects | None = None, ridge: float = _RIDGE
+    questions: Iterable[Sequence[Outcome]], prior: Effects | None = None, ridge: float = _RIDGE
 ) -> Effects:
     """Least squares of the margins on the decisions, each question with an intercept of its own.
 

@@ -19,13 +19,12 @@ from torch import Tensor
 
 from ..adapter.layer import routed_layers
 from ..adapter.steering import force_decisions
-from ..decisions import EXECUTE, SKIP, Decisions, execute_all, passes
-from ..effects import Effects, PathLike, best_by_effects, predicted, regress_effects
+from ..decisions import EXECUTE, SKIP, Decisions, Outcome, execute_all, passes
+from ..effects import Effects, best_by_effects, predicted, regress_effects
 from ..tasks import Prompt
-from .compare import ScoreLike
 from .contenders import Contender, Outcomes, best_mixture, comparison
 
-ScorePaths = Callable[[Sequence[Prompt], Sequence[Sequence[Decisions]]], Sequence[Sequence[ScoreLike]]]
+ScorePaths = Callable[[Sequence[Prompt], Sequence[Sequence[Decisions]]], Sequence[Sequence[Outcome]]]
 """Outcomes `[i][j]` of prompt i along path j of its own list, as `engine.score_paths` gives them."""
 
 _BUCKETS = 4
@@ -39,7 +38,7 @@ class Supervised(Protocol):
     @property
     def prompt(self) -> str: ...
     @property
-    def paths(self) -> Sequence[PathLike]: ...
+    def paths(self) -> Sequence[Outcome]: ...
     def to_prompt(self) -> Prompt: ...
 
 
@@ -110,7 +109,7 @@ class PathOutcomes:
 
     def __init__(self, prompts: Sequence[Prompt], score: ScorePaths) -> None:
         self.prompts, self._score = list(prompts), score
-        self._known: dict[Decisions, Sequence[ScoreLike]] = {}
+        self._known: dict[Decisions, Sequence[Outcome]] = {}
 
     def prepare(self, paths: Sequence[Decisions]) -> None:
         """Score these paths now, in one go: what they share runs once."""
@@ -119,7 +118,7 @@ class PathOutcomes:
             scores = self._score(self.prompts, [new] * len(self.prompts))
             self._known |= {path: [of_prompt[place] for of_prompt in scores] for place, path in enumerate(new)}
 
-    def along(self, path: Decisions) -> Sequence[ScoreLike]:
+    def along(self, path: Decisions) -> Sequence[Outcome]:
         """The outcome of every question along one path."""
         self.prepare([path])
         return self._known[path]
@@ -136,7 +135,7 @@ class PathOutcomes:
 def compare_with_baselines(
     model: Any,
     tokenizer: Any,
-    routed: Sequence[ScoreLike],
+    routed: Sequence[Outcome],
     prompts: Sequence[Prompt],
     tasks: Sequence[str],
     supervision: Sequence[Supervised],
@@ -397,7 +396,7 @@ def oracles(supervision: Sequence[Supervised], score: ScorePaths, effort: Effort
     return found
 
 
-def _oracle(questions: Sequence[Sequence[ScoreLike | PathLike]]) -> dict[str, float]:
+def _oracle(questions: Sequence[Sequence[Outcome]]) -> dict[str, float]:
     blocks = len(questions[0][0].decisions)
     shortest = [min((passes(path.decisions) for path in paths if path.correct), default=blocks) for paths in questions]
     return {
@@ -407,5 +406,5 @@ def _oracle(questions: Sequence[Sequence[ScoreLike | PathLike]]) -> dict[str, fl
     }
 
 
-def _right(scores: Sequence[ScoreLike]) -> Outcomes:
+def _right(scores: Sequence[Outcome]) -> Outcomes:
     return np.array([float(item.correct) for item in scores])

@@ -4,28 +4,17 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from ..decisions import CLASS_NAMES, Decisions, passes
+from ..decisions import CLASS_NAMES, Outcome, passes
 
 if TYPE_CHECKING:
     from .baselines import BaselineTable
     from .sweep import SweepPoint
 
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
-
-
-class ScoreLike(Protocol):
-    """One question's outcome."""
-
-    @property
-    def probability(self) -> float: ...
-    @property
-    def correct(self) -> bool: ...
-    @property
-    def decisions(self) -> Decisions: ...
 
 
 @dataclass(frozen=True)
@@ -139,8 +128,8 @@ class Report:
 
 
 def compare(
-    base: Sequence[ScoreLike],
-    routed: Sequence[ScoreLike],
+    base: Sequence[Outcome],
+    routed: Sequence[Outcome],
     levels: Sequence[int | None],
     tasks: Sequence[str] = (),
 ) -> Report:
@@ -203,11 +192,11 @@ def mcnemar(gained: int, lost: int) -> float:
     return 1.0 if 2 * tail >= 2**tosses else 2 * tail / 2**tosses
 
 
-def _share(scores: Sequence[ScoreLike], places: Sequence[int]) -> Share:
+def _share(scores: Sequence[Outcome], places: Sequence[int]) -> Share:
     return Share(sum(scores[place].correct for place in places), len(places))
 
 
-def _mean_passes(scores: Sequence[ScoreLike], places: Sequence[int]) -> float:
+def _mean_passes(scores: Sequence[Outcome], places: Sequence[int]) -> float:
     return sum(passes(scores[place].decisions) for place in places) / len(places)
 
 

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from ..adapter.layer import routed_layers
 from ..adapter.steering import set_depth_control, set_layer_budget
-from ..decisions import passes
+from ..decisions import Outcome, passes
 from ..errors import DrLLMError
-from .compare import ScoreLike, Share
+from .compare import Share
 
 DEPTH_CONTROLS = (-0.7, -0.6, -0.3, -0.1, 0.1)
 PRICES = (-2.0, -1.0, 1.0, 2.0)
@@ -59,8 +59,8 @@ def sweep_table(points: Sequence[SweepPoint]) -> Table:
 
 def sweep_controls(
     model: Any,
-    routed: Sequence[ScoreLike],
-    score: Callable[[], Sequence[ScoreLike]],
+    routed: Sequence[Outcome],
+    score: Callable[[], Sequence[Outcome]],
     depth_controls: Sequence[float] = DEPTH_CONTROLS,
     prices: Sequence[float] = PRICES,
 ) -> list[SweepPoint]:
@@ -120,6 +120,6 @@ def priced(model: Any, price: float) -> Iterator[None]:
                 router.up.bias.copy_(bias)
 
 
-def _point(control: str, value: float | None, scores: Sequence[ScoreLike]) -> SweepPoint:
+def _point(control: str, value: float | None, scores: Sequence[Outcome]) -> SweepPoint:
     right = Share(sum(item.correct for item in scores), len(scores))
     return SweepPoint(control, value, right, sum(passes(item.decisions) for item in scores) / len(scores))

@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import DatasetCard, EvalResult, ModelCard, RepoCard
+from peft.utils import CONFIG_NAME
 
+from ..adapter.config import CARD
 from ..download import is_hub_name
 from ..errors import DrLLMError
 from ..files import MARKER, write_text_atomic
@@ -17,7 +19,6 @@ from .reports import FIGURE, REPORT, read_evaluation
 from .supervision_card import supervision_card
 from .wording import TAGS
 
-CARD = "README.md"
 # What PEFT's own card begins with: nobody's words, so it gives way.
 _PEFT_TITLE = "# Model Card for Model ID"
 
@@ -54,14 +55,14 @@ def write_card(
     old, fields = _existing(path, on_hub)
     name = repo_id or folder.resolve().name
     kind: type[RepoCard]
-    if (folder / "adapter_config.json").is_file():
+    if (folder / CONFIG_NAME).is_file():
         new, kind = adapter_card(folder, load_adapter_config(str(folder)), name), ModelCard
     elif (folder / INFO).is_file():
         new, kind = supervision_card(folder, name), DatasetCard
     else:
         raise DrLLMError(
             f"{folder} must hold an adapter or a supervision set to have a card, but it has neither "
-            f"adapter_config.json nor {INFO}; correct the name."
+            f"{CONFIG_NAME} nor {INFO}; correct the name."
         )
     renewed = _renewed(kind, old, new, path)
     if fields is not None and fields != old:

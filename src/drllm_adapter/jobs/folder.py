@@ -13,6 +13,8 @@ from .locks import Locks
 from .processes import Processes
 
 LOCK = ".lock"
+BEGUN = "begun.json"
+"""What a run is about, in its folder until it is finished, where no other file says so."""
 
 
 @contextmanager

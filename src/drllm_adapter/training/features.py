@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from ..errors import DrLLMError
 from ..files import claim_folder, write_json_atomic
-from ..jobs import LOCK, Locks, Processes, Shards
+from ..jobs import BEGUN, LOCK, Locks, Processes, Shards
 
 FOLDER_KIND = "router features"
 FORMAT = 1
 _MEANS, _WINDOWS, _LABELS, _MANIFEST = ("means.npy", "windows.npy", "labels.npy", "manifest.json")
-_BEGUN, _BATCHES = "begun.json", "batches"
+_BATCHES = "batches"
 
 
 @dataclass(frozen=True)
@@ -161,12 +161,12 @@ def write_features(
             mine.pop().close()
             raise
         with _writing(folder):
-            if _read_json(folder / _BEGUN) != begun or not (folder / _MEANS).exists():
+            if _read_json(folder / BEGUN) != begun or not (folder / _MEANS).exists():
                 # Unlinked, not overwritten: a process that still has the old store mapped goes on reading it.
                 _remove(folder)
                 _check_space(folder, int(np.prod(shape)) * np.dtype(np.float32).itemsize)
                 np.lib.format.open_memmap(folder / _MEANS, mode="w+", dtype=np.float32, shape=shape)
-                write_json_atomic(folder / _BEGUN, begun)
+                write_json_atomic(folder / BEGUN, begun)
 
     try:
         processes.from_main(begin)
@@ -186,7 +186,7 @@ def write_features(
                         folder / _MANIFEST,
                         {"format": FORMAT, "key": key, "layers": list(layers), **description, "ids": list(ids)},
                     )
-                    (folder / _BEGUN).unlink()
+                    (folder / BEGUN).unlink()
                     shutil.rmtree(folder / _BATCHES)
                 (folder / LOCK).unlink()
             else:
@@ -220,7 +220,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _remove(folder: Path) -> None:
-    for name in (_MANIFEST, _BEGUN, _MEANS, _WINDOWS, _LABELS):
+    for name in (_MANIFEST, BEGUN, _MEANS, _WINDOWS, _LABELS):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / _BATCHES, ignore_errors=True)
 

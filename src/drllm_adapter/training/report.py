@@ -1,4 +1,4 @@
-"""The three lines about a training that a person wants to read."""
+"""What a training says of itself: the file of its report, and the three lines that a person wants to read."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ from torch import Tensor
 
 from ..decisions import CLASS_NAMES
 from .loss import class_counts
+
+TRAINING_REPORT = "training.json"
 
 
 def data_line(train_questions: int, validation_questions: int, examples: int, routers: int, labels: Tensor) -> str:

@@ -20,12 +20,12 @@ from .. import __version__
 from ..adapter.base import fingerprint
 from ..adapter.config import DrLLMConfig
 from ..decisions import Decisions
-from ..download import fetch_supervision, split_revision
+from ..download import ADAPTER, fetch_supervision, split_revision
 from ..effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
 from ..errors import DrLLMError
 from ..files import check_claim, write_json_atomic
 from ..hub import write_card
-from ..jobs import Processes, open_folder
+from ..jobs import BEGUN, Processes, open_folder
 from ..loading import find_base, load_base
 from ..search import Labels, Row, choose_labels, read_rows, read_search_info
 from ..training import (
@@ -38,10 +38,8 @@ from ..training import (
     plot_curves,
     train_routers,
 )
-from .begin import BEGUN, begun_dtype, dtype_name, full_name, load_once
-
-ADAPTER = "adapter"
-TRAINING_REPORT = "training.json"
+from ..training.report import TRAINING_REPORT
+from .begin import begun_dtype, dtype_name, full_name, load_once
 
 
 def train_adapter(
