@@ -21,6 +21,7 @@ from ..adapter.layer import routed_layers
 from ..adapter.steering import force_decisions
 from ..decisions import EXECUTE, SKIP, Decisions, Outcome, execute_all, passes
 from ..effects import Effects, best_by_effects, predicted, regress_effects
+from ..percentages import with_interval
 from ..tasks import Prompt
 from .contenders import Contender, Outcomes, best_mixture, comparison
 
@@ -85,11 +86,11 @@ class BaselineTable:
         title = f"Baselines at equal mean passes, {len(self.routed.right)} questions"
         table = Table("path", "passes", "right, %", "routed - it", title=title, title_justify="left")
         own = comparison(self.routed, self.routed)
-        table.add_row("routed", f"{own['passes']:.2f}", _shown(own["accuracy"], own["interval"]), "")
+        table.add_row("routed", f"{own['passes']:.2f}", with_interval(own["accuracy"], own["interval"]), "")
         for row in self.rows:
             table.add_row(
-                row["name"], f"{row['passes']:.2f}", _shown(row["accuracy"], row["interval"]),
-                _shown(row["difference"], row["difference_interval"], "+"),
+                row["name"], f"{row['passes']:.2f}", with_interval(row["accuracy"], row["interval"]),
+                with_interval(row["difference"], row["difference_interval"], "+"),
             )  # fmt: skip
         for name in ("search", "chance"):
             oracle = self.oracles.get(name)
@@ -97,11 +98,6 @@ class BaselineTable:
                 what = f"oracle of {name}, {self.oracles['tries']:.0f} tries"
                 table.add_row(what, f"{oracle['passes']:.2f}", f"{100 * oracle['accuracy']:.1f}", "")
         return table
-
-
-def _shown(value: float, interval: Sequence[float], sign: str = "") -> str:
-    low, high = (f"{100 * bound:{sign}.1f}" for bound in interval)
-    return f"{100 * value:{sign}.1f} [{low}, {high}]"
 
 
 class PathOutcomes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from ..decisions import CLASS_NAMES, Outcome, passes
+from ..percentages import with_interval
 
 if TYPE_CHECKING:
     from .baselines import BaselineTable
@@ -36,6 +37,9 @@ class Share:
         half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
         # At 0 and 1 the bound is the share itself; rounding must not push it to the other side.
         return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
+
+    def __str__(self) -> str:
+        return with_interval(self.value, self.interval)
 
     def to_json(self) -> dict[str, Any]:
         return {"value": self.value, "interval": list(self.interval), "right": self.right, "of": self.of}
@@ -113,15 +117,14 @@ class Report:
         named = [(str(part.name), part) for part in self.tasks]
         named += [("no level" if part.name is None else f"level {part.name}", part) for part in self.levels]
         for name, part in named:
-            table.add_row(name, str(part.base.of), _show(part.base), _show(part.routed), f"{part.mean_passes:.2f}")
+            table.add_row(name, str(part.base.of), str(part.base), str(part.routed), f"{part.mean_passes:.2f}")
         table.add_row(
-            "all", str(self.base.of), _show(self.base), _show(self.routed),
+            "all", str(self.base.of), str(self.base), str(self.routed),
             f"{self.mean_passes:.2f} (base: {self.num_blocks})",
         )  # fmt: skip
-        low, high = self.difference_interval
         table.add_row(
             "difference", "", f"p = {self.p_value:.2g}",
-            f"{100 * self.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+            with_interval(self.difference, self.difference_interval, "+"),
             f"{self.mean_passes - self.num_blocks:+.2f}",
         )  # fmt: skip
         return table
@@ -198,8 +201,3 @@ def _share(scores: Sequence[Outcome], places: Sequence[int]) -> Share:
 
 def _mean_passes(scores: Sequence[Outcome], places: Sequence[int]) -> float:
     return sum(passes(scores[place].decisions) for place in places) / len(places)
-
-
-def _show(share: Share) -> str:
-    low, high = share.interval
-    return f"{100 * share.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

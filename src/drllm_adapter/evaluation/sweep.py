@@ -49,10 +49,9 @@ def sweep_table(points: Sequence[SweepPoint]) -> Table:
     """The points for people."""
     table = Table("control", "value", "mean passes", "right, %", title="Sweep", title_justify="left")
     for point in points:
-        low, high = point.accuracy.interval
         table.add_row(
             point.control, "" if point.value is None else f"{point.value:g}", f"{point.mean_passes:.2f}",
-            f"{100 * point.accuracy.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+            str(point.accuracy),
         )  # fmt: skip
     return table
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ def open_folder(
     resume: bool,
     processes: Processes,
     finished_as: str | None = None,
+    refusals: Mapping[str, str] | None = None,
 ) -> Iterator[Locks]:
     """Claim the folder for this job inside the `with` block; the locks of its pieces.
 
@@ -40,6 +41,8 @@ def open_folder(
         resume: go on in a folder that an earlier run left.
         finished_as: file in the folder that says that there is nothing to go on with; None when going on with a
             finished job does no harm.
+        refusals: for values of `info` that tell people nothing, what a difference is refused with; `{folder}` in it
+            stands for the folder.
 
     Raises:
         DrLLMError: another run writes to the folder; it holds something else, or something of this kind without
@@ -67,7 +70,7 @@ def open_folder(
                 )
             if not (folder / begun_as).exists():
                 write_json_atomic(folder / begun_as, info)
-            check_same(folder, begun_as, info)
+            check_same(folder, begun_as, info, refusals)
         except DrLLMError:
             locks.remove()
             raise
@@ -77,7 +80,7 @@ def open_folder(
     processes.from_main(lambda: mine.append(claim()))
     locks = mine[0] if processes.is_main else Locks(folder / LOCK)
     try:
-        check_same(folder, begun_as, info)
+        check_same(folder, begun_as, info, refusals)
         # Only now, with every process's hand on the lock file, may the main one begin: it removes the file at the end.
         processes.meet()
         yield locks
@@ -109,7 +112,7 @@ def _abandon(folder: Path, begun_as: str, is_new: bool) -> None:
             folder.rmdir()
 
 
-def check_same(folder: Path, begun_as: str, info: dict[str, Any]) -> None:
+def check_same(folder: Path, begun_as: str, info: dict[str, Any], refusals: Mapping[str, str] | None = None) -> None:
     """Refuse to go on with something else than what was begun.
 
     Raises:
@@ -125,11 +128,8 @@ def check_same(folder: Path, begun_as: str, info: dict[str, Any]) -> None:
     for name, value in json.loads(json.dumps(info)).items():
         if begun.get(name) == value:
             continue
-        if name == "questions_digest":
-            raise DrLLMError(
-                f"the questions must be those that the run in {folder} began with, but they have changed since then "
-                f"(an edited data file, or other options); bring them back or choose another folder."
-            )
+        if refusals is not None and name in refusals:
+            raise DrLLMError(refusals[name].format(folder=folder))
         raise DrLLMError(
             f"the run in {folder} must go on as it began, with {name} {begun.get(name)!r}, but {value!r} was given; "
             f"repeat the first command or choose another folder."

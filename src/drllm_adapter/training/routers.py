@@ -15,16 +15,16 @@ Weights = dict[str, Tensor]
 """`down_weight` [R, h, d], `down_bias` [R, h], `up_weight` [R, 3, h], `up_bias` [R, 3]; R routers, float32."""
 
 
-def fresh_weights(routers: int, width: int, hidden: int, generator: torch.Generator) -> Weights:
+def fresh_weights(routers: int, width: int, router_width: int, generator: torch.Generator) -> Weights:
     """Xavier-uniform matrices and zero biases for `routers` routers that read `width` features."""
-    down = torch.empty(routers, hidden, width)
-    up = torch.empty(routers, len(CLASS_NAMES), hidden)
+    down = torch.empty(routers, router_width, width)
+    up = torch.empty(routers, len(CLASS_NAMES), router_width)
     # One matrix at a time: the stack as a whole would be taken for a convolution, with other fans.
     for matrix in (*down, *up):
         nn.init.xavier_uniform_(matrix, generator=generator)
     return {
         "down_weight": down,
-        "down_bias": torch.zeros(routers, hidden),
+        "down_bias": torch.zeros(routers, router_width),
         "up_weight": up,
         "up_bias": torch.zeros(routers, len(CLASS_NAMES)),
     }

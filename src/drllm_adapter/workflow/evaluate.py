@@ -38,7 +38,7 @@ from ..jobs import BEGUN, Processes, job_progress, open_folder
 from ..loading import load_routed
 from ..scoring import Score, Scorer
 from ..search import Row, read_rows
-from ..tasks import Prompt, Question, digest_of, sources_of
+from ..tasks import QUESTIONS_CHANGED, Prompt, Question, digest_of, sources_of
 from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
 
 
@@ -116,7 +116,14 @@ def evaluate_adapter(
         assert place is not None
         folder = Path(place)
         with open_folder(
-            folder, EVALUATION, BEGUN, begun, resume=resume, processes=processes, finished_as=REPORT
+            folder,
+            EVALUATION,
+            BEGUN,
+            begun,
+            resume=resume,
+            processes=processes,
+            finished_as=REPORT,
+            refusals={"questions_digest": QUESTIONS_CHANGED},
         ) as locks:
             in_base, routed = score_both(
                 scorer, prompts, folder, locks, processes, layer_budget=budget, console=console, log=log

@@ -82,13 +82,13 @@ def train_adapter(
     check_claim(output, ADAPTER, resume=resume)
     config = config or TrainingConfig()
     adapter = adapter or DrLLMConfig()
-    if config.hidden != adapter.router_width:
-        config = replace(config, hidden=adapter.router_width)
     source = fetch_supervision(supervision)
     info = read_search_info(source)
     labels = None
     if rule is not None or price is not None or info["rule"] is not None:
-        labels = Labels(rule or info["rule"] or "price", (info["price"] or 0.0) if price is None else price)
+        # Rows that differ in it have no rule, or no price, of the search.
+        found_price = Labels().price if info["price"] is None else info["price"]
+        labels = Labels(rule or info["rule"] or Labels().rule, found_price if price is None else price)
     rows, decisions, weights = _examples(read_rows(source), labels, supervision)
     name = base or find_base(supervision, info["base_model"])
     processes = Processes.current()
@@ -121,6 +121,7 @@ def train_adapter(
         "base_fingerprint": found,
         "training": asdict(config),
         "windows": adapter.num_windows,
+        "router_width": adapter.router_width,
         "layers": adapter.routed_blocks(paths.shape[1]),
         "dtype": dtype_name(model),
     }
@@ -159,6 +160,7 @@ def train_adapter(
         result = train_routers(
             store,
             config,
+            router_width=adapter.router_width,
             example_weights=weights,
             effects=effects,
             device=place,
