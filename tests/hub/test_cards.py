@@ -7,17 +7,20 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import DatasetCard, ModelCard, metadata_eval_result, metadata_load, metadata_save
+from huggingface_hub import DatasetCard, ModelCard, ModelCardData, metadata_eval_result, metadata_load, metadata_save
 from hypothesis import given
 from hypothesis import strategies as st
 
 import drllm_adapter
 from drllm_adapter import DrLLMError
+from drllm_adapter.adapter.card_on_push import CardOnPush
 from drllm_adapter.demo import BASE
 from drllm_adapter.hub import TAGS, add_evaluation, sections, write_card
 from drllm_adapter.search import SearchConfig, read_rows
@@ -131,11 +134,9 @@ def test_damaged_reports_are_refused(damage: str, made: Path) -> None:
 
 
 def test_the_card_says_how_it_was_made(made: Path) -> None:
-    import torch
-
     text = (made / "routers" / "README.md").read_text()
     for said in ("30 of khop, mode cloze", "simulations 20", "length_penalty 1.0", "price 0.4", "epochs 2", "seed 0",
-                 f"torch {torch.__version__}", "ships with drllm-adapter"):  # fmt: skip
+                 f"torch {version('torch')}", "ships with drllm-adapter"):  # fmt: skip
         assert said in text, said
     on_the_hub(made)
     change_json(made / "routers" / "adapter_config.json",
@@ -252,6 +253,37 @@ def test_pefts_own_card_gives_way(made: Path) -> None:
         assert set(TAGS) <= set(card.data.tags)
         assert "base_model" not in card.data.to_dict()  # PEFT gives the folder's name
         model.save_pretrained(str(made / "saved"))  # PEFT rewrites the fields of what is there now
+
+
+@pytest.mark.parametrize("description", [None, "This is the model card of a 🤗 transformers model that was pushed."])
+def test_what_was_written_into_a_template_survives(made: Path, description: str | None) -> None:
+    path = made / "routers" / "README.md"
+    template = ModelCard.from_template(ModelCardData(license="mit", tags=["mine"]), model_description=description)
+    template.save(path)
+    card = ModelCard.load(write_card(made / "routers"))
+    assert "Model Card for Model ID" not in card.text
+    assert (card.data.license, card.data.library_name) == ("mit", "peft")
+    assert card.data.tags == [*TAGS, "mine"]
+    template.text = template.text.replace("### Model Description", "### Model Description\n\nMy own words.")
+    template.save(path)
+    card = ModelCard.load(write_card(made / "routers"))
+    assert "My own words." in card.text
+    assert "Model Card for Model ID" in card.text
+
+
+def test_an_adapter_of_another_method_is_pushed_with_its_own_card(tmp_path: Path) -> None:
+    class Model:
+        def _upload_modified_files(self, *args: Any) -> Any:
+            return args
+
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "README.md").write_text("# A LoRA\n")
+    model = Model()
+    CardOnPush(model).attach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model._upload_modified_files(str(tmp_path), "me/lora") == (str(tmp_path), "me/lora")
+    assert (tmp_path / "README.md").read_text() == "# A LoRA\n"
 
 
 def test_bad_front_matter_is_refused(made: Path) -> None:

@@ -1,5 +1,6 @@
 """The card of an adapter that is pushed with PEFT's or transformers' own `push_to_hub`."""
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from peft.utils import CONFIG_NAME
 
 from ..errors import DrLLMError
 from .config import CARD
+from .registration import NAME
 
 
 class CardOnPush:
@@ -21,7 +23,7 @@ class CardOnPush:
         self.model = model
 
     def __call__(self, working_dir: str, repo_id: str, *args: Any, **kwargs: Any) -> Any:
-        self.model.__dict__.pop("_upload_modified_files", None)
+        self.remove(self.model)
         try:
             self._prepare(Path(working_dir), repo_id)
         except DrLLMError as error:
@@ -34,7 +36,9 @@ class CardOnPush:
 
         # PEFT saves an adapter of another name than "default" into a folder of that name.
         adapters = [file.parent for file in (folder / CONFIG_NAME, *sorted(folder.glob(f"*/{CONFIG_NAME}")))]
-        adapters = [adapter for adapter in adapters if (adapter / CONFIG_NAME).is_file()]
+        adapters = [adapter for adapter in adapters if _is_router_adapter(adapter / CONFIG_NAME)]
+        if not adapters:
+            return
         bases = dict.fromkeys(share_base(adapter) for adapter in adapters)
         for base in bases:
             if base.startswith("."):
@@ -50,3 +54,11 @@ class CardOnPush:
     def attach(self) -> None:
         if hasattr(type(self.model), "_upload_modified_files"):
             self.model._upload_modified_files = self
+
+    @staticmethod
+    def remove(model: Any) -> None:
+        model.__dict__.pop("_upload_modified_files", None)
+
+
+def _is_router_adapter(config: Path) -> bool:
+    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("peft_type") == NAME

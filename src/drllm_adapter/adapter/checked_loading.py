@@ -21,6 +21,8 @@ class CheckedLoading:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.remove(self.model)
+        if not any(f".drllm_router.{self.adapter_name}." in key for key in kwargs.get("expected_keys") or ()):
+            return self.model._load_pretrained_model(*args, **kwargs)  # of another adapter
         try:
             for path in kwargs.get("checkpoint_files") or ():
                 if not str(path).endswith(".safetensors"):

@@ -6,6 +6,7 @@ import math
 import os
 import reprlib
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,21 @@ _KINDS: dict[str, type] = {
     "training": dict,
 }
 
+_TASK_TYPES = (TaskType.CAUSAL_LM, TaskType.FEATURE_EXTRACTION)
+
 # What users of other PEFT methods may look for, and what to do instead.
 _NOT_HERE = {
     "modules_to_save": "the base stays as it is; train those modules with a LoRA and put the routers on top of it",
     "target_modules": "routers serve whole blocks; choose blocks with layers_to_transform",
 }
+
+
+def _refuse_not_here(given: Mapping[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        if given.get(name):
+            raise DrLLMError(
+                f"a router adapter has no {name}, but {reprlib.repr(given[name])} was given: {_NOT_HERE[name]}."
+            )
 
 
 def check_depth_control(value: Any) -> float:
@@ -125,9 +136,7 @@ class DrLLMConfig(PeftConfig):
     training: dict[str, Any] | None = field(default=None, metadata={"help": "How the routers were trained."})
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "DrLLMConfig":
-        for name, way in _NOT_HERE.items():
-            if kwargs.get(name):
-                raise DrLLMError(f"a router adapter has no {name}, but {reprlib.repr(kwargs[name])} was given: {way}.")
+        _refuse_not_here(kwargs, _NOT_HERE)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -138,6 +147,24 @@ class DrLLMConfig(PeftConfig):
         # PEFT's injection loop reads this attribute. It is derived from the model each time and not a field, because
         # the same adapter fits the model with and without its language-model head, where module names differ.
         self.target_modules: str | None = None
+        # Read from a saved adapter, whose weights are loaded next; attaching it sets this to false.
+        self.weights_follow = self.checksum is not None
+        self.check()
+        self._check_settings()
+
+    def check(self) -> None:
+        """Check and normalise the settings; attributes may have been set since they were checked last.
+
+        Raises:
+            DrLLMError: a value is of the wrong type or out of range.
+        """
+        _refuse_not_here(vars(self), ("modules_to_save",))
+        if self.task_type not in _TASK_TYPES:
+            raise DrLLMError(
+                f"a router adapter needs a decoder with a language-model head (task_type CAUSAL_LM) or none "
+                f"(FEATURE_EXTRACTION), but task_type is {reprlib.repr(self.task_type)}; a head that has to be trained "
+                f"goes with a LoRA below the routers."
+            )
         for name in ("num_windows", "router_width"):
             self._check_positive(name)
         for name in ("num_blocks", "hidden_size"):
@@ -159,7 +186,6 @@ class DrLLMConfig(PeftConfig):
                     f"{name} must be None or a {kind.__name__}, but {reprlib.repr(value)} was given; correct or "
                     f"remove it."
                 )
-        self._check_settings()
 
     @classmethod
     def from_pretrained(
@@ -179,7 +205,12 @@ class DrLLMConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """As PEFT's; makes the card, because PEFT saves the configuration last and has written its own card by then."""
-        super().save_pretrained(save_directory, **kwargs)
+        self.check()
+        self.settings_checksum = self._settings_checksum()
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.settings_checksum = None  # what is changed from here on is meant
         if (Path(save_directory) / CARD).is_file() and (Path(save_directory) / WEIGHTS).is_file():
             try:
                 from ..hub import write_card  # knows everything else, and so this module
@@ -187,10 +218,6 @@ class DrLLMConfig(PeftConfig):
                 write_card(save_directory)
             except DrLLMError as error:
                 warnings.warn(f"the adapter was saved, but its card was not renewed: {error}", stacklevel=3)
-
-    def to_dict(self) -> dict[str, Any]:
-        values: dict[str, Any] = super().to_dict()
-        return {**values, "settings_checksum": self._settings_checksum()}
 
     def _settings_checksum(self) -> str:
         """SHA-256 of the settings that are not the defaults, so that a setting added later changes no older adapter."""
@@ -202,7 +229,7 @@ class DrLLMConfig(PeftConfig):
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
     def _check_settings(self) -> None:
-        expected, self.settings_checksum = self.settings_checksum, None  # what is changed from here on is meant
+        expected, self.settings_checksum = self.settings_checksum, None
         if expected is not None and expected != self._settings_checksum():
             raise DrLLMError(
                 f"the settings of the adapter must have the checksum {expected[:12]} that its adapter_config.json "

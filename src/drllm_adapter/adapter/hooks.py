@@ -8,6 +8,7 @@ own.
 
 import inspect
 from collections.abc import Mapping
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ class _StackHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         route = self.route
+        if not torch.compiler.is_compiling():
+            route.thread = get_ident()
         labels, route.labels = route.labels, None
         candidates, route.candidate_tokens = route.candidate_tokens, 0
         generation_mask, route.generation_mask = route.generation_mask, None

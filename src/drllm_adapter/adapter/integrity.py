@@ -30,7 +30,9 @@ def checksum(weights: Mapping[str, Tensor]) -> str:
 
 def short_name(key: str, adapter_name: str | None = None) -> str:
     """`"...layers.3.drllm_router.default.up.bias"` is `"3.up.bias"`; without a name as it stands in a file."""
-    block, _, parameter = key.partition(f".drllm_router.{adapter_name}." if adapter_name else ".drllm_router.")
+    block, marker, parameter = key.partition(f".drllm_router.{adapter_name}." if adapter_name else ".drllm_router.")
+    if not marker:
+        return key  # of no router, and called so in messages
     return f"{block.rpartition('.')[2]}.{parameter}"
 
 
@@ -54,19 +56,7 @@ def check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, Any], expe
     Raises:
         DrLLMError: with the first problem.
     """
-    problem = None
-    if missing := sorted(shapes.keys() - weights.keys()):
-        problem = f"{len(missing)} of {len(shapes)} are missing, the first being {missing[0]}"
-    elif unknown := sorted(weights.keys() - shapes.keys()):
-        problem = f"{unknown[0]} belongs to no router"
-    else:
-        for key, value in weights.items():
-            if value.device.type == "meta":
-                problem = f"{key} was not among them"
-            elif tuple(value.shape) != tuple(shapes[key]):
-                problem = f"{key} has shape {list(value.shape)} instead of {list(shapes[key])}"
-            elif not value.is_floating_point() or not torch.isfinite(value).all():
-                problem = f"{key} holds values that are not finite numbers"
+    problem = _first_problem(weights, shapes)
     if problem is not None:
         raise DrLLMError(
             f"the weight file of the adapter must hold exactly the weights of its routers, but {problem}; download or "
@@ -77,6 +67,21 @@ def check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, Any], expe
             f"the router weights must have checksum {expected[:12]}, as adapter_config.json says, but the weight file "
             f"has {found[:12]}; download or save the adapter again."
         )
+
+
+def _first_problem(weights: Mapping[str, Tensor], shapes: Mapping[str, Any]) -> str | None:
+    if missing := sorted(shapes.keys() - weights.keys()):
+        return f"{len(missing)} of {len(shapes)} are missing, the first being {missing[0]}"
+    if unknown := sorted(weights.keys() - shapes.keys()):
+        return f"{unknown[0][:80]} belongs to no router"
+    for key, value in weights.items():
+        if value.device.type == "meta":
+            return f"{key} was not among them"
+        if tuple(value.shape) != tuple(shapes[key]):
+            return f"{key} has shape {list(value.shape)} instead of {list(shapes[key])}"
+        if not value.is_floating_point() or not torch.isfinite(value).all():
+            return f"{key} holds values that are not finite numbers"
+    return None
 
 
 def check_loaded(route: Route, adapter_name: str) -> None:

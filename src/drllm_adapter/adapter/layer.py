@@ -32,6 +32,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("drllm_router",)
     other_param_names = ("drllm_config",)
+    cast_input_dtype_enabled = True  # PEFT's helpers switch it; routers read float32 in any case
 
     def __init__(self, base_layer: nn.Module, index: int, route: Route, num_outputs: int | None = None) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         """Add an adapter's router, when the adapter has one for this block."""
         if self.index in config.routed_blocks(self.route.num_blocks):
             # Weights that are about to be loaded take no memory before their file has been looked at.
-            to_be_loaded = config.inference_mode and config.checksum is not None
+            to_be_loaded = config.inference_mode and config.weights_follow
             with torch.device("meta") if to_be_loaded else nullcontext():
                 router = Router(hidden_size, config.router_width)
             # PEFT's low_cpu_mem_usage creates modules on the meta device as well, and assigns the loaded weights.
@@ -58,11 +59,25 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             self.drllm_router[adapter_name] = router
         self.drllm_config[adapter_name] = config
 
-    def materialize(self, adapter_name: str) -> None:
-        """Give an adapter's router memory, on the block's device, for weights that are loaded next."""
-        router: Any = self.drllm_router[adapter_name] if adapter_name in self.drllm_router else None  # noqa: SIM401
-        if router is not None and router.up.weight.device.type == "meta":
-            router.to_empty(device=self._device())
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        # Routers that had to wait for their weights take memory now, unless they are handed the loaded tensors.
+        if not local_metadata.get("assign_to_params_buffers", False):
+            for name, router in self.drllm_router.items():
+                given = f"{prefix}drllm_router.{name}.up.weight" in state_dict
+                if given and next(router.parameters()).device.type == "meta":
+                    router.to_empty(device=self._device())
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self.route.unverified.pop(adapter_name, None)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise DrLLMError(
+            "nn.DataParallel runs copies of a model in threads that would share one route, but the model carries "
+            "routers; use one process for each GPU (torchrun or accelerate launch), or show one GPU by "
+            "CUDA_VISIBLE_DEVICES=0."
+        )
 
     def _device(self) -> torch.device:
         """Where the block computes. Of weights that are kept elsewhere meanwhile, accelerate's hooks know."""
@@ -106,6 +121,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         # Every token goes through here once a block, so what costs microseconds is kept out of it.
         route = self.route
+        route.check_thread()
         executes = route.executes
         if executes is not None and executes[self.index]:
             return self._run_pass(0, find_cache(args, kwargs), args, kwargs)

@@ -20,7 +20,7 @@ from .integrity import check_weights, checksum, router_weights, short_name
 from .layer import RoutedLayer, routed_layers
 from .route import Route
 from .stack import Stack, find_stack
-from .stacking import RouterConfigs, check_name, save_without_routers, transformers_model
+from .stacking import RouterConfigs, check_below, set_aside_routers, transformers_model
 
 _WIDEST_ON_ANY_BASE = 4096
 
@@ -54,6 +54,18 @@ class DrLLMModel(BaseTuner):
             raise AttributeError(name)
         return super().__getattr__(name)
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's; prepares for the loading of the weights, which PEFT or transformers begins next."""
+        check_below(self.model, adapter_name)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        config: Any = self.peft_config[adapter_name]
+        inner = transformers_model(self.model)
+        CheckedLoading.remove(inner)
+        if config.weights_follow:
+            config.weights_follow = False
+            self._route.unverified[adapter_name] = config.checksum
+            CheckedLoading(inner, self._route, adapter_name, config).attach()
+
     def _prepare_adapter_config(  # type: ignore[override]
         self, peft_config: DrLLMConfig, model_config: dict[str, Any]
     ) -> DrLLMConfig:
@@ -84,7 +96,7 @@ class DrLLMModel(BaseTuner):
                 f"{peft_config.router_width:,}: routers would be larger than the blocks; choose a smaller one."
             )
         self._compare_base(peft_config)
-        peft_config._check_layers_to_transform()
+        peft_config.check()
         num_routed = len(peft_config.routed_blocks(len(stack.blocks)))
         check_layer_budget(peft_config.layer_budget, len(stack.blocks), num_routed)
         if peft_config.base_model_name_or_path is None:
@@ -121,7 +133,7 @@ class DrLLMModel(BaseTuner):
         self._route = routed[0].route if routed else Route(len(self._stack.blocks))
         if not routed:
             attach(transformers_model(model), self._stack, self._route)
-            save_without_routers(model, self._stack.blocks)
+            set_aside_routers(model, self._stack.blocks)
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -133,21 +145,16 @@ class DrLLMModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        check_name(self.model, adapter_name)
         layer = target
         if not isinstance(layer, RoutedLayer):
             layer = RoutedLayer(target, int(target_name), self._route, self._stack.num_outputs)
-        if layer is not target:
+            layer.training = target.training
             self._route.layers.append(layer)
             setattr(parent, target_name, layer)
         layer.update_layer(adapter_name, peft_config, self._stack.hidden_size)
         if adapter_name not in self.active_adapters and adapter_name in layer.drllm_router:
             layer.drllm_router[adapter_name].requires_grad_(False)
         layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
-        # Settings that were read from a saved adapter: its weights are about to be loaded, by PEFT or by transformers.
-        if peft_config.checksum is not None:
-            self._route.unverified[adapter_name] = peft_config.checksum
-            CheckedLoading(transformers_model(self.model), self._route, adapter_name, peft_config).attach()
 
     # PEFT walks over the adapters of every method and over modules_to_save; those of a model below are not ours.
 
@@ -178,7 +185,10 @@ class DrLLMModel(BaseTuner):
         for index, layer in enumerate(routed_layers(model)):
             self._stack.blocks[index] = layer.base_layer
         detach(transformers_model(model))
-        model.__dict__.pop("save_pretrained", None)
+        CheckedLoading.remove(transformers_model(model))
+        CardOnPush.remove(model)
+        for name in ("save_pretrained", "load_adapter"):
+            model.__dict__.pop(name, None)
         if not isinstance(model, PeftModel):
             del model.peft_config
         return model
@@ -203,13 +213,18 @@ class DrLLMModel(BaseTuner):
     ) -> dict[str, Tensor]:
         weights = {key: value for key, value in state_dict.items() if f".drllm_router.{adapter_name}." in key}
         # PEFT saves the configuration right after the weights: the checksum is of what is being saved.
+        if any(value.device.type == "meta" for value in weights.values()):
+            raise DrLLMError(
+                f"the routers of {adapter_name!r} must have weights to be saved, but they were made from a saved "
+                f"adapter's configuration alone; load its weights, or attach new ones with DrLLMConfig(...)."
+            )
         config.checksum = checksum({short_name(key, adapter_name): value for key, value in weights.items()})
         CardOnPush(model).attach()
         # Named as on the bare base, so that the adapter fits it with and without another adapter below.
         wrapped = "base_model.model."
         while weights and all(key.startswith(2 * wrapped) for key in weights):
             weights = {key.removeprefix(wrapped): value for key, value in weights.items()}
-        return weights
+        return _RouterWeights(weights)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -227,11 +242,27 @@ class DrLLMModel(BaseTuner):
         weights = {short_name(key): value for key, value in state_dict.items()}
         route = layers[0].route
         shapes = {name: value.shape for name, value in router_weights(route, adapter_name).items()}
-        check_weights(weights, shapes, route.unverified.get(adapter_name))
+        try:
+            check_weights(weights, shapes, route.unverified.get(adapter_name))
+        except DrLLMError:
+            if adapter_name in route.unverified:  # new, and without weights of its own
+                for layer in layers:
+                    layer.delete_adapter(adapter_name)
+                getattr(model, "peft_config", {}).pop(adapter_name, None)
+            raise
         route.unverified.pop(adapter_name, None)
-        for layer in layers:
-            layer.materialize(adapter_name)
-        return {places[name]: value for name, value in weights.items()}
+        return {places[name]: value.float() for name, value in weights.items()}
+
+
+class _RouterWeights(dict[str, Tensor]):
+    """What is saved of an adapter. PEFT would add the embeddings, by `update`, where the vocabulary was resized."""
+
+    def update(self, *embeddings: Any, **kwargs: Any) -> None:
+        warnings.warn(
+            "embeddings are not saved with a router adapter, which leaves its base as it is; save the base with the "
+            "resized or trained embeddings by its own save_pretrained, and load the adapter on that.",
+            stacklevel=4,
+        )
 
 
 def _check_offloading(model: nn.Module) -> None:

@@ -33,15 +33,18 @@ def register() -> None:
     from .model import DrLLMModel
 
     register_peft_method(name=NAME.lower(), config_cls=DrLLMConfig, model_cls=DrLLMModel)
-    wrapt.wrap_function_wrapper(PeftModel, "save_pretrained", _refuse_pickle)
+    wrapt.wrap_function_wrapper(PeftModel, "save_pretrained", _check_saving)
 
 
-def _refuse_pickle(save: Callable[..., None], model: PeftModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    # PEFT asks a method for its weights, but does not say which kind of file they are for.
-    safe = args[1] if len(args) > 1 else kwargs.get("safe_serialization", True)
-    if not safe and model.peft_type == NAME:
-        raise DrLLMError(
-            "the weights of a router adapter must be saved as safetensors, but safe_serialization=False was given; "
-            "leave it out."
-        )
+def _check_saving(save: Callable[..., None], model: PeftModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    # PEFT asks a method for its weights, but does not say which kind of file they are for, nor what lies below.
+    from .stacking import warn_of_unsaved  # needs the method to be registered
+
+    if model.peft_type == NAME:
+        if not (args[1] if len(args) > 1 else kwargs.get("safe_serialization", True)):
+            raise DrLLMError(
+                "the weights of a router adapter must be saved as safetensors, but safe_serialization=False was given; "
+                "leave it out."
+            )
+        warn_of_unsaved(model)
     save(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +39,8 @@ class Route:
         self.at_prompt = False
         # The router adapter in charge of the current forward call; None runs the base model.
         self.active_adapter: str | None = None
+        # The thread of the current forward call: the state here is that of one call.
+        self.thread = 0
         # Of the block that decided last, `[batch, 3]`; None when its decisions were not its router's.
         self.probabilities: Tensor | None = None
         # Adapters whose loaded weights have not been checked yet, with the checksum they should have.
@@ -132,6 +135,7 @@ class Route:
             decisions = [EXECUTE] * hidden.shape[0]
         else:
             decisions = self._choose(layer, config, logits)
+        self.check_thread()  # another one had time to begin while the router ran
         self._spend(layer, config, decisions)
         self._decisions[layer.index] = RowDecisions(decisions)
         return self.decided(layer.index)
@@ -161,6 +165,18 @@ class Route:
             raise DrLLMError(
                 f"forced decisions must agree with the route that the cache was filled along, but block {block} has "
                 f"{list(decisions.decisions)} in the cache and {list(forced)} was forced; begin with a new cache."
+            )
+
+    def check_thread(self) -> None:
+        """Refuse a second call at the same time, which would take this one's route for its own.
+
+        Where gradients are wanted nothing is refused: checkpointed blocks run again in threads of the backward pass.
+        """
+        if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and self.thread != get_ident():
+            raise DrLLMError(
+                "a model with routers runs one call at a time, because its blocks share the route of the prompt, but "
+                "two threads called it at once; hold a lock around each call of the model or of generate, or give each "
+                "thread a copy.deepcopy of it."
             )
 
     def check_rows_may_differ(self) -> None:

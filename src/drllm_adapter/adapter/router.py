@@ -103,7 +103,12 @@ class Router(nn.Module):
         # `model.half()` or `model.to(torch.bfloat16)` move the base to another precision; the routers only follow to
         # another device, since their arithmetic is float32 by promise.
         def keep_float32(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
+            try:
+                moved = fn(tensor)
+            except NotImplementedError:
+                if tensor.device.type != "meta":
+                    raise
+                return tensor  # weights that are still to be loaded have nothing to move
             if moved.dtype == tensor.dtype or not tensor.is_floating_point():
                 return moved
             return tensor.to(moved.device) if moved.device.type != "meta" else moved.to(tensor.dtype)

@@ -3,8 +3,10 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import DatasetCard, EvalResult, ModelCard, RepoCard
+import yaml
+from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData, RepoCard
 from peft.utils import CONFIG_NAME
 
 from ..adapter.config import CARD
@@ -19,8 +21,17 @@ from .reports import FIGURE, REPORT, read_evaluation
 from .supervision_card import supervision_card
 from .wording import TAGS
 
-# What PEFT's own card begins with: nobody's words, so it gives way.
-_PEFT_TITLE = "# Model Card for Model ID"
+_TITLE = "# Model Card for Model ID"
+# Lines that PEFT and transformers add to the template of their cards.
+_ADDED_TO_TEMPLATE = (
+    "This is the model card of a 🤗 transformers model",
+    "### Framework versions",
+    "- PEFT ",
+    "## Training procedure",
+    "The following `bitsandbytes` quantization config",
+)
+
+_TAGS_OF_PEFT = ("base_model:", "transformers")
 
 
 def write_card(
@@ -65,6 +76,8 @@ def write_card(
             f"{CONFIG_NAME} nor {INFO}; correct the name."
         )
     renewed = _renewed(kind, old, new, path)
+    if old is None and path.is_file():
+        _keep_fields(renewed, ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True))
     if fields is not None and fields != old:
         newer = kind(fields, ignore_metadata_errors=True).data.to_dict()
         for field in newer.keys() - {"model-index", "dataset_info", "tags"}:
@@ -107,10 +120,27 @@ def add_evaluation(adapter: str | os.PathLike[str], evaluation: str | os.PathLik
 # What is there already
 
 
+def _is_template(card: str) -> bool:
+    """Whether the text is what PEFT or transformers wrote: nobody's words, so it gives way."""
+    if _TITLE not in card:
+        return False
+    try:
+        found: Any = ModelCard(card, ignore_metadata_errors=True)
+    except yaml.YAMLError:
+        return False
+    template = {
+        line
+        for data in (ModelCardData(), found.data)
+        for line in ModelCard.from_template(data).text.splitlines()
+    }  # fmt: skip
+    lines = (line for line in found.text.splitlines() if line.strip())
+    return all(line in template or line.startswith(_ADDED_TO_TEMPLATE) for line in lines)
+
+
 def _existing(path: Path, on_hub: str | None) -> tuple[str | None, str | None]:
     """Two cards to renew, None where there is none worth keeping: whose text is kept, and whose front matter."""
     here = path.read_text(encoding="utf-8") if path.is_file() else None
-    here, there = (None if card is not None and _PEFT_TITLE in card else card for card in (here, on_hub))
+    here, there = (None if card is None or _is_template(card) else card for card in (here, on_hub))
     if here is None or there is None or here == there:
         return here or there, here or there
     if sections.is_edited(here) and sections.is_edited(there):
@@ -150,6 +180,15 @@ def _renewed(kind: type[RepoCard], old: str | None, new: RepoCard, path: Path) -
     if "dataset_info" in fields:  # counts bytes and rows: never a matter of taste
         card.data["dataset_info"] = fields["dataset_info"]
     return card
+
+
+def _keep_fields(card: RepoCard, template: RepoCard) -> None:
+    """Take over what somebody had a library write into the front matter of its template: a license, tags."""
+    for name, value in template.data.to_dict().items():
+        if name not in ("base_model", "model-index", "tags") and card.data.get(name) is None:
+            card.data[name] = value
+    tags = [tag for tag in template.data.get("tags") or () if not tag.startswith(_TAGS_OF_PEFT)]
+    card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or ()), *tags]))
 
 
 def _results_of(card: RepoCard) -> list[EvalResult]:
