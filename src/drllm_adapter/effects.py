@@ -68,12 +68,12 @@ def _indicators(decisions: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def best_by_effects(effects: Effects, passes: int) -> Decisions:
-    """The path of so many passes with the highest sum of effects (dynamic programming over the blocks).
+    """The path of `passes` passes with the highest sum of effects (dynamic programming over the blocks).
 
     Of equals, the one that leaves earlier blocks as they are.
 
     Raises:
-        ValueError: no path makes so many passes.
+        ValueError: no path makes that many passes.
     """
     blocks = len(effects)
     if not 0 <= passes <= REPEAT * blocks:

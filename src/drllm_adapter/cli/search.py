@@ -64,7 +64,7 @@ def search(
         typer.Option(help="Stop a question once fixed or 2 passes shorter; goes with the label rule by default."),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="tree (MCTS) or random: so many paths of a few random edits, cleaner for regressions.")
+        str, typer.Option(help="tree (MCTS), or random: --simulations paths of a few random edits, for regressions.")
     ] = "tree",
     edits: Annotated[int, typer.Option(help="Most blocks that a random path edits.")] = 6,
     bundle: Annotated[int, typer.Option(help="Questions searched side by side.")] = 64,

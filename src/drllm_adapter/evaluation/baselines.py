@@ -212,7 +212,7 @@ def without(skipped: Sequence[int], blocks: int) -> Decisions:
 
 
 def evenly_spaced(blocks: int, number: int) -> Decisions:
-    """The path of `number` passes whose skipped blocks lie at even distances, half of one from either end."""
+    """The path of `number` passes that skips blocks at equal distances, half a distance away from both ends."""
     count = blocks - number
     return without([int((place + 0.5) * blocks / count) for place in range(count)], blocks)
 

@@ -101,7 +101,7 @@ def _last_part(path: str) -> str:
 
 
 def _rewrite_rows(path: Path, old: str, new: str) -> None:
-    """The same for a Parquet file of supervision rows, a row group in memory at a time."""
+    """Name the base `new` in a Parquet file of supervision rows, with one row group in memory at a time."""
     source = path.resolve()
     path.unlink()
     with pq.ParquetFile(source) as file, pq.ParquetWriter(path, file.schema_arrow) as writer:

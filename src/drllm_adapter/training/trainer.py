@@ -225,7 +225,7 @@ class _Run:
         self.checkpoint: str | os.PathLike[str] | None = None
 
     def keep_in(self, checkpoint: str | os.PathLike[str], seconds: float, learnt: Sequence[NDArray[Any]]) -> None:
-        """Save where the training is to this file, every so many seconds; `learnt` is what the routers shall learn."""
+        """Save where the training is to this file, every `seconds`; `learnt` is what the routers shall learn."""
         self.checkpoint, self.seconds, self.saved = checkpoint, seconds, time.monotonic()
         facts = {
             "features": self.store.key,
