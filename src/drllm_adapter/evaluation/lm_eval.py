@@ -33,7 +33,7 @@ Answer = tuple[float, bool]
 
 
 def install(huggingface: Any) -> None:
-    """Patch `HFLM` in `lm_eval.models.huggingface`: routed models read the context first, others are scored as before."""
+    """Patch `HFLM` of `lm_eval.models.huggingface`: routed models read the context first, others score as before."""
     wrapt.wrap_function_wrapper(huggingface, "HFLM._loglikelihood_tokens", _loglikelihood_tokens)
 
 
