@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,51 @@ def open_folder(
             `resume`; what was begun in it differs from `info`; it cannot be written.
     """
     folder = Path(path)
-    is_new = not folder.exists()
+    is_new, held = not folder.exists(), False
 
-    def claim() -> Locks:
+    def claim() -> None:
         if folder_kind(folder) != kind:
             claim_folder(folder, kind, resume=resume)
+
+    def begin() -> None:
+        finished = finished_as is not None and (folder / finished_as).exists()
+        check_claim(folder, kind, resume=resume or not ((folder / begun_as).exists() or finished))
+        if finished:
+            raise DrLLMError(
+                f"only an interrupted run can be gone on with, but the one in {folder} is finished; choose another "
+                f"folder for a new one."
+            )
+        if not (folder / begun_as).exists():
+            write_json_atomic(folder / begun_as, info)
+        check_same(folder, begun_as, info, refusals)
+
+    processes.from_main(claim)
+    try:
+        with hold_folder(folder, processes, begin) as locks:
+            held = True
+            check_same(folder, begun_as, info, refusals)
+            yield locks
+    except DrLLMError:
+        if held and processes.count == 1:
+            _abandon(folder, begun_as, is_new)
+        raise
+
+
+@contextmanager
+def hold_folder(folder: Path, processes: Processes, begin: Callable[[], None]) -> Iterator[Locks]:
+    """Keep other runs out of the folder, which exists, inside the `with` block; the locks of the job's pieces.
+
+    When the main process leaves the block the job is over, and then only do the others leave it.
+
+    Args:
+        begin: what the main process does as soon as the folder is its own, before any process enters the block.
+
+    Raises:
+        DrLLMError: another run writes to the folder; `begin` raised one; or the main process stopped early.
+    """
+    mine: list[Locks] = []
+
+    def take() -> None:
         locks = Locks(folder / LOCK)
         try:
             locks.take_run()
@@ -61,26 +101,15 @@ def open_folder(
             locks.close()
             raise
         try:
-            finished = finished_as is not None and (folder / finished_as).exists()
-            check_claim(folder, kind, resume=resume or not ((folder / begun_as).exists() or finished))
-            if finished:
-                raise DrLLMError(
-                    f"only an interrupted run can be gone on with, but the one in {folder} is finished; choose another "
-                    f"folder for a new one."
-                )
-            if not (folder / begun_as).exists():
-                write_json_atomic(folder / begun_as, info)
-            check_same(folder, begun_as, info, refusals)
+            begin()
         except DrLLMError:
             locks.remove()
             raise
-        return locks
+        mine.append(locks)
 
-    mine: list[Locks] = []
-    processes.from_main(lambda: mine.append(claim()))
+    processes.from_main(take)
     locks = mine[0] if processes.is_main else Locks(folder / LOCK)
     try:
-        check_same(folder, begun_as, info, refusals)
         # Only now, with every process's hand on the lock file, may the main one begin: it removes the file at the end.
         processes.meet()
         yield locks
@@ -88,14 +117,12 @@ def open_folder(
             locks.wait_for_run()
             if (folder / LOCK).exists():
                 raise OtherProcessError("the main process must end last, but it stopped early; go on with --resume.")
-    except BaseException as error:
+    except BaseException:
         # Other processes may still finish their pieces; the file keeps a later run from taking these up as well.
         if processes.count > 1:
             locks.close()
         else:
             locks.remove()
-            if isinstance(error, DrLLMError):
-                _abandon(folder, begun_as, is_new)
         raise
     if processes.is_main:
         locks.remove()
