@@ -23,6 +23,7 @@ ATTENTION = ("llama", "gemma3_text", "mixtral", "deepseek_v3", "gpt2", "bloom")
 STATES = ("lfm2", "qwen3_next", "mamba")
 TOLERANCE = 2e-4
 STEPS = 5
+NEWEST = hasattr(cache_utils, "DummyLayer")  # transformers 5.23
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -96,7 +97,7 @@ def test_every_cache_of_a_mixed_batch(model_type: str) -> None:
     assert again == expected_rows(model_type, turned, ids, mask)
 
 
-@pytest.mark.parametrize("backend", ["fp8", "hqq", "quanto"])
+@pytest.mark.parametrize("backend", ["fp8", "hqq", "quanto"] if NEWEST else ["hqq", "quanto"])
 @pytest.mark.parametrize("path", [[0, 2, 1, 2], [2, 1, 0, 1]])
 @torch.no_grad()
 def test_a_quantized_cache_is_the_unrolled_models(backend: str, path: list[int]) -> None:
@@ -136,6 +137,8 @@ def answers(cache: Cache) -> dict[str, Any]:
 @torch.no_grad()
 def test_a_cache_answers_as_the_base_models(model_type: str, make: type[Cache]) -> None:
     """Full, sliding and linear attention, both in one block, or neither: kind and length follow no route."""
+    if model_type == "nemotron_h" and not NEWEST:
+        pytest.skip("before transformers 5.23 blocks that keep nothing have a cache layer for states that stays empty")
     base, routed = base_and_routed(model_type)
     keyword = "cache_params" if model_type == "mamba" else cache_keyword(routed)
     options = {} if make is DynamicCache else {"max_cache_len": 16}
@@ -328,8 +331,9 @@ def test_a_prompt_in_chunks() -> None:
     assert greedy(routed, ids, attention_mask=mask, prefill_chunk_size=9) == whole
     with pytest.raises(DrLLMError, match="prefill_chunk_size"):
         greedy(routed, ids, attention_mask=mask, prefill_chunk_size=4)
-    with pytest.raises(DrLLMError, match="prefill_chunk_size"):
-        greedy(routed, ids, attention_mask=mask, prefill_chunk_size=8)
+    if NEWEST:  # before, nothing tells a last chunk of one token from decoding: docs/compatibility.md
+        with pytest.raises(DrLLMError, match="prefill_chunk_size"):
+            greedy(routed, ids, attention_mask=mask, prefill_chunk_size=8)
     with force_decisions(routed, paths):
         assert greedy(routed, ids, attention_mask=mask, prefill_chunk_size=4) == whole
     assert greedy(routed, ids, attention_mask=mask) == whole  # and the refusal left nothing behind

@@ -19,7 +19,7 @@ from transformers.utils.generic import ModelOutput
 from ..errors import DrLLMError
 from .cache import find_cache, has_tokens
 from .integrity import verify_once
-from .route import Route
+from .route import NextCall, Route
 from .stack import Stack
 
 PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
@@ -36,10 +36,11 @@ class _ModelHook:
         self.route = route
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.route.labels = kwargs.get("labels")
+        call = self.route.next_call
+        call.labels = kwargs.get("labels")
         # Assisted generation sends the first candidates along with the prompt and asks for one logit more than those.
         kept = kwargs.get("logits_to_keep")
-        self.route.candidate_tokens = kept - 1 if self.route.in_generate and isinstance(kept, int) and kept else 0
+        call.candidate_tokens = kept - 1 if call.in_generate and isinstance(kept, int) and kept else 0
 
 
 class _StackHook:
@@ -53,11 +54,7 @@ class _StackHook:
         route = self.route
         if not torch.compiler.is_compiling():
             route.thread = get_ident()
-        labels, route.labels = route.labels, None
-        candidates, route.candidate_tokens = route.candidate_tokens, 0
-        generation_mask, route.generation_mask = route.generation_mask, None
-        continues, route.continues_without_cache = route.continues_without_cache, False
-        in_generate, route.in_generate = route.in_generate, False
+        call, route.next_call = route.next_call, NextCall()
         # Once for all blocks: what PEFT's properties look up is the same for each of them.
         route.active_adapter = route.layers[0].active_router_adapter
         route.hidden_states = route.executes = None
@@ -75,19 +72,19 @@ class _StackHook:
             return  # the model itself says what is missing
         batch_size, length = tokens.shape[:2]
         cache = find_cache(args, kwargs)
-        if continues or (cache is not None and has_tokens(cache)):
-            route.continue_prompt(batch_size, cache, in_generate=in_generate)
+        if call.continues_without_cache or (cache is not None and has_tokens(cache)):
+            route.continue_prompt(batch_size, cache, in_generate=call.in_generate)
             return
         verify_once(route)
         if route.forced is None:
             _refuse_packed(given)
-        mask = generation_mask if generation_mask is not None else given.get("attention_mask")
+        mask = given.get("attention_mask") if call.generation_mask is None else call.generation_mask
         prompt = _real_tokens(mask, batch_size, length, tokens.device)
-        if labels is not None and labels.shape == prompt.shape:
-            prompt = _before_answer(prompt, labels)
-        if candidates:
-            prompt = prompt & (torch.arange(length, device=prompt.device) < length - candidates)
-        route.begin_prompt(prompt, in_generate=in_generate)
+        if call.labels is not None and call.labels.shape == prompt.shape:
+            prompt = _before_answer(prompt, call.labels)
+        if call.candidate_tokens:
+            prompt = prompt & (torch.arange(length, device=prompt.device) < length - call.candidate_tokens)
+        route.begin_prompt(prompt, in_generate=call.in_generate)
 
 
 class _OutputHook:
@@ -160,9 +157,9 @@ def _before_answer(prompt: Tensor, labels: Tensor) -> Tensor:
 class GenerationInputs:
     """Stands in for the model's `prepare_inputs_for_generation`, which `generate` calls before every forward.
 
-    This is the one place where something of transformers is replaced. Without it nothing tells a forward call inside
-    `generate` without a cache, which repeats the prompt with generated tokens behind it, from a new prompt; and with a
-    static cache the padding mask arrives in the decoder only as a 4-d mask.
+    Without it nothing tells a forward call inside `generate` without a cache, which repeats the prompt with generated
+    tokens behind it, from a new prompt; and with a static cache the padding mask arrives in the decoder only as a 4-d
+    mask. docs/design.md lists everything of transformers and PEFT that is replaced.
     """
 
     def __init__(self, model: Any, route: Route) -> None:
@@ -175,11 +172,12 @@ class GenerationInputs:
         method = type(self.model).prepare_inputs_for_generation
         inputs: dict[str, Any] = method(self.model, input_ids, *args, **kwargs)
         mask = kwargs.get("attention_mask")
-        self.route.generation_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        self.route.in_generate = True
+        call = self.route.next_call
+        call.generation_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        call.in_generate = True
         first = kwargs.get("is_first_iteration", False)
         cache = find_cache((), inputs)
-        self.route.continues_without_cache = cache is None and not first
+        call.continues_without_cache = cache is None and not first
         # Decoding and whole prompts say how many of the tokens are new; chunks of a prompt come cut.
         is_chunk = "next_sequence_length" not in kwargs and (first or input_ids.shape[1] > 1)
         self._refuse_chunks(cache, is_chunk=is_chunk)

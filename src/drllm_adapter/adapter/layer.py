@@ -44,7 +44,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         # On every block, with or without a router, so that all agree which adapters exist and which is active.
         self.drllm_config: dict[str, DrLLMConfig] = {}
         # The calling convention: the first parameter is the hidden states, whatever its name.
-        self._hidden_argument = next(iter(inspect.signature(base_layer.forward).parameters))
+        self.hidden_argument = next(iter(inspect.signature(base_layer.forward).parameters))
 
     def update_layer(self, adapter_name: str, config: DrLLMConfig, hidden_size: int) -> None:
         """Add an adapter's router, when the adapter has one for this block."""
@@ -130,7 +130,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         if name is None:
             self._return_cache(cache)
             return self.base_layer(*args, **kwargs)
-        hidden = args[0] if args else kwargs[self._hidden_argument]
+        hidden = args[0] if args else kwargs[self.hidden_argument]
         if route.hidden_states is not None:
             route.hidden_states.append(hidden)
         entry = None if cache is None else routed_entry(cache, self.index, hidden.shape[0])
@@ -162,7 +162,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         # Auxiliary outputs are those of the last pass.
         output = self._run_pass(0, cache, args, kwargs)
         for number in range(1, decisions.uniform):
-            output = self._run_pass(number, cache, *self._with_hidden(_hidden_of(output), args, kwargs))
+            output = self._run_pass(number, cache, *self._with_hidden(hidden_of(output), args, kwargs))
         return output
 
     def as_output(self, hidden: Tensor) -> Any:
@@ -182,9 +182,9 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         for number, rows in enumerate(decisions.rows_of_pass(hidden.device)):
             given = self._with_hidden(hidden, args, kwargs)
             if len(rows) == batch_size:
-                hidden = _hidden_of(self._run_pass(number, cache, *given))
+                hidden = hidden_of(self._run_pass(number, cache, *given))
             else:
-                output = _hidden_of(self._run_pass(number, cache, *select_rows(given, rows, batch_size)))
+                output = hidden_of(self._run_pass(number, cache, *select_rows(given, rows, batch_size)))
                 # The block may lie on another device than the one before.
                 hidden = hidden.to(output.device).index_copy(0, rows.to(output.device), output)
         return hidden
@@ -203,8 +203,8 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         """
         args = tuple(None if isinstance(value, Cache) else value for value in args)
         kwargs = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
-        once = _hidden_of(self._run_pass(0, None, args, kwargs))
-        twice = _hidden_of(self._run_pass(1, None, *self._with_hidden(once, args, kwargs)))
+        once = hidden_of(self._run_pass(0, None, args, kwargs))
+        twice = hidden_of(self._run_pass(1, None, *self._with_hidden(once, args, kwargs)))
         output = mix((hidden.to(once.device), once, twice), decisions.decisions, probabilities.to(once.device))
         config = self.active_config
         if config is not None and config.depth_penalty:
@@ -218,7 +218,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         """The block's arguments with other hidden states."""
         if args:
             return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, self._hidden_argument: hidden}
+        return args, {**kwargs, self.hidden_argument: hidden}
 
     def _run_pass(self, number: int, cache: Cache | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         block: Any = self._modules["base_layer"]  # nn.Module's own lookup takes microseconds
@@ -257,7 +257,8 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
             return getattr(self.base_layer, name)
 
 
-def _hidden_of(output: Any) -> Tensor:
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states, `[batch, tokens, width]`, among what a block returns."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 

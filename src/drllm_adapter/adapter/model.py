@@ -274,5 +274,6 @@ def _check_offloading(model: nn.Module) -> None:
     if "disk" in places.values() and not any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise DrLLMError(
             "a base with weights on the disk must get its routers by get_peft_model, but PeftModel.from_pretrained was "
-            "called; load the base again and follow docs/peft.md, or offload after loading the adapter."
+            "called; load the base again, then get_peft_model(base, PeftConfig.from_pretrained(adapter)) and "
+            "set_peft_model_state_dict(model, load_peft_weights(adapter)), or offload after loading the adapter."
         )

@@ -13,8 +13,7 @@ NAME = "DRLLM"
 
 
 def _add_peft_type() -> None:
-    # register_peft_method only accepts members of PeftType and Python enums have no call that adds one: this is the
-    # one place that touches an internal of PEFT.
+    # register_peft_method only accepts members of PeftType, and Python enums have no call that adds one.
     member = str.__new__(PeftType, NAME)
     member._name_ = NAME
     member._value_ = NAME

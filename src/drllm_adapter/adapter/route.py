@@ -1,6 +1,7 @@
 """The route of the current sequences: what is prompt, what was decided for it, and what steers the decisions."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,24 @@ if TYPE_CHECKING:
 
 RouterInputs = Callable[[int, Tensor, Tensor], None]
 """Called with a block's index, its window means `[batch, windows, width]` float32 and the windows used `[batch]`."""
+
+
+@dataclass
+class NextCall:
+    """What the decoder stack cannot see of its next call: said from outside of it by hooks.py, and used once.
+
+    labels: `[batch, tokens]`, -100 where nothing is scored; routers read what comes before.
+    candidate_tokens: how many tokens at the end are guesses of assisted generation.
+    generation_mask: `[batch, tokens]`, the padding mask of `generate`.
+    in_generate: whether `generate` makes the call.
+    continues_without_cache: whether it repeats a prompt with generated tokens behind it.
+    """
+
+    labels: Tensor | None = None
+    candidate_tokens: int = 0
+    generation_mask: Tensor | None = None
+    in_generate: bool = False
+    continues_without_cache: bool = False
 
 
 class Route:
@@ -45,12 +64,7 @@ class Route:
         self.probabilities: Tensor | None = None
         # Adapters whose loaded weights have not been checked yet, with the checksum they should have.
         self.unverified: dict[str, str] = {}
-        # Set from outside the decoder stack for the next call of it: see hooks.py.
-        self.labels: Tensor | None = None
-        self.candidate_tokens = 0
-        self.generation_mask: Tensor | None = None
-        self.in_generate = False
-        self.continues_without_cache = False
+        self.next_call = NextCall()
         # What enters each block, `[batch, tokens, width]`, when the caller asked for hidden states.
         self.hidden_states: list[Tensor] | None = None
         # The option by which the caller asked for outputs that only the rows that run a block have.

@@ -48,12 +48,6 @@ class Windows:
         padding = None if bool(prompt.all()) else ~prompt
         return cls(weights=weights, padding=padding, used=used, shares=window_shares(used, num_windows))
 
-    def to(self, device: torch.device) -> "Windows":
-        if self.weights.device == device:
-            return self
-        padding = None if self.padding is None else self.padding.to(device)
-        return Windows(self.weights.to(device), padding, self.used.to(device), self.shares.to(device))
-
     def mean(self, hidden_states: Tensor) -> Tensor:
         """Mean of each window in float32: `[batch, tokens, width]` to `[batch, windows, width]`."""
         states = hidden_states.float()

@@ -44,8 +44,9 @@ def find_stack(model: nn.Module) -> Stack:
     if model_type not in EXACT:
         reason = REFUSED.get(str(model_type), "routed execution is not proven exact for it")
         raise DrLLMError(
-            f"the base model's architecture must be one that docs/architectures.md lists as exact, but "
-            f"{model_type or type(model).__name__} is not ({reason}); use a base of another architecture."
+            f"the base model's architecture must be one of the {len(EXACT)} that routed execution is proven exact for "
+            f"(drllm_adapter.adapter.architectures.EXACT), but {model_type or type(model).__name__} is not ({reason}); "
+            f"use a base of another architecture."
         )
     return locate_stack(model)
 

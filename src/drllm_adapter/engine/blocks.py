@@ -1,6 +1,5 @@
 """The decoder blocks of a model, called one by one with the arguments that the model's own forward loop gives them."""
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from ..adapter.calling import last_position
-from ..adapter.layer import RoutedLayer, routed_layers
+from ..adapter.layer import RoutedLayer, hidden_of, routed_layers
 from ..adapter.rows import select_rows
 
 
@@ -41,9 +40,6 @@ class Blocks:
     def __init__(self, model: Any) -> None:
         self.model: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.layers = routed_layers(self.model)
-        self._hidden_names = [
-            next(iter(inspect.signature(layer.base_layer.forward).parameters)) for layer in self.layers
-        ]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,7 +64,7 @@ class Blocks:
 
         def note(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
             kwargs = dict(kwargs)
-            hidden: Tensor = args[0] if args else kwargs.pop(self._hidden_names[index])
+            hidden: Tensor = args[0] if args else kwargs.pop(self.layers[index].hidden_argument)
             seen.append(hidden)
             calls.append((args[1:], kwargs))
             return hidden
@@ -85,9 +81,7 @@ class Blocks:
         index = torch.tensor(rows)
         args, kwargs = select_rows(args, index, count), select_rows(kwargs, index, count)
         layer: Any = self.layers[block].base_layer
-        output = layer(hidden, *args, **kwargs)
-        result: Tensor = output[0] if isinstance(output, tuple) else output
-        return result
+        return hidden_of(layer(hidden, *args, **kwargs))
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:
         """`[n, vocabulary]` float32, of the token after those whose states `[n, width]` have left the last block."""
