@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 
-from ..adapter.layer import routed_layers
+from ..adapter.layer import hidden_of, routed_layers
 from ..adapter.steering import force_decisions
 from ..decisions import EXECUTE, SKIP, Decisions, Outcome, execute_all, passes
 from ..effects import Effects, best_by_effects, predicted, regress_effects
@@ -246,8 +246,15 @@ def state_similarity(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> N
     layers = routed_layers(model)
     total, tokens = np.zeros((len(layers) + 1,) * 2), 0
     states: list[Tensor] = []
-    handles = [layer.register_forward_pre_hook(_keep_input(states), with_kwargs=True) for layer in layers]
-    handles.append(layers[-1].register_forward_hook(lambda _, __, output: states.append(_first(output)[0].float())))
+
+    def keep_input(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append((args[0] if args else kwargs[layer.hidden_argument])[0].float())
+
+    def keep_output(layer: Any, args: tuple[Any, ...], output: Any) -> None:
+        states.append(hidden_of(output)[0].float())
+
+    handles = [layer.register_forward_pre_hook(keep_input, with_kwargs=True) for layer in layers]
+    handles.append(layers[-1].register_forward_hook(keep_output))
     try:
         for prompt in prompts:
             states.clear()
@@ -261,17 +268,6 @@ def state_similarity(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> N
         for handle in handles:
             handle.remove()
     return total / max(1, tokens)
-
-
-def _keep_input(states: list[Tensor]) -> Callable[..., None]:
-    def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append((args[0] if args else next(iter(kwargs.values())))[0].float())
-
-    return keep
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
 
 
 def greedy_paths(
