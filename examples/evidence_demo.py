@@ -17,13 +17,13 @@ from evidence_tables import markdown
 from rich.console import Console
 
 from drllm_adapter.demo import BASE
-from drllm_adapter.demo.run import LABELS
 from drllm_adapter.evaluation import Report
 from drllm_adapter.files import write_json_atomic, write_text_atomic
 from drllm_adapter.search import SearchConfig
 from drllm_adapter.tasks import load_questions
 from drllm_adapter.training import TrainingConfig
 from drllm_adapter.workflow import Labels, evaluate_adapter, search_paths, train_adapter
+from drllm_adapter.workflow.demo import LABELS
 
 PRICE = LABELS.price
 

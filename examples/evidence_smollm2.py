@@ -9,10 +9,10 @@ Every seed draws other questions to search and to test, other paths and other in
     python examples/evidence_smollm2.py --data DATA --output evidence-smollm2
 
 DATA holds arc_easy_train.jsonl, arc_easy_test_a.jsonl, arc_challenge_train.jsonl, mmlu_stem_test.jsonl,
-logiqa_en.jsonl, gsm8k_train.jsonl and math_levels.jsonl, a question a line as for `drllm search --task jsonl`. ARC-Easy
-is tested on its own test file. Of the others, which have one file here, a hash of the question decides: a half is
-tested, a quarter searched, and a quarter is left for a continued training of the base (`training.jsonl`, see
-`train_robust_base.py`).
+logiqa_en.jsonl, gsm8k_train.jsonl and math_levels.jsonl, a question a line as for `drllm search --task jsonl`;
+docs/evidence.md says which questions these are, and writes those of ARC. ARC-Easy is tested on its own test file. Of
+the others, which have one file here, a hash of the question decides: a half is tested, a quarter searched, and a
+quarter is left for a continued training of the base (`training.jsonl`, see `train_robust_base.py`).
 """
 
 import argparse

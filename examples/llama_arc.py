@@ -14,7 +14,7 @@ from rich.console import Console
 from drllm_adapter.search import SearchConfig
 from drllm_adapter.tasks import load_questions
 from drllm_adapter.training import TrainingConfig
-from drllm_adapter.workflow import Labels, evaluate_adapter, search_paths, train_adapter
+from drllm_adapter.workflow import evaluate_adapter, search_paths, train_adapter
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--output", type=Path, required=True, help="folder for the supervision set and the adapter")
@@ -33,11 +33,8 @@ to_train = load_questions("arc", args.train_data, split="train", limit=args.limi
 to_test = load_questions("arc", args.test_data or args.train_data, split="test", limit=args.limit)
 
 # Every path tried is kept, so that another label rule needs no other search.
-labels = Labels(rule="price", price=0.4)
-config = SearchConfig.for_rule(labels.rule, simulations=args.simulations)
-found = search_paths(
-    args.model, to_train, args.output / "paths", mode=args.mode, config=config, labels=labels, console=console
-)
+config = SearchConfig(simulations=args.simulations)
+found = search_paths(args.model, to_train, args.output / "paths", mode=args.mode, config=config, console=console)
 console.print(found.table())
 
 # The base is frozen and runs once a question.

@@ -23,7 +23,7 @@ PAPER = {
                "reward": "correct", "early_stop": True},
     "labels": "shortest",
     "train": {"epochs": 25, "learning_rate": 1e-3, "weight_decay": 0.01, "warmup_steps": 500, "batch_size": 16,
-              "gamma": 2.0, "beta": 0.999, "hidden": 128},
+              "gamma": 2.0, "beta": 0.999},
 }  # fmt: skip
 
 
@@ -71,7 +71,8 @@ def test_a_recipe_from_search_to_evaluation(
     assert {name: training["training"][name] for name in PAPER["train"]} == PAPER["train"]
     assert training["supervision"]["labels"]["rule"] == "shortest"
     assert training["metrics"]["epochs"] == 25
-    assert json.loads(Path("adapter/adapter_config.json").read_text())["num_windows"] == 8
+    config = json.loads(Path("adapter/adapter_config.json").read_text())
+    assert (config["num_windows"], config["router_width"]) == (8, 128)
     assert json.loads(Path("evaluation/report.json").read_text())["mode"] == mode
 
 

@@ -1,10 +1,12 @@
 """Models larger than one device: half of the weights on the disk, against the same model in memory."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from drllm_adapter.adapter.base import fingerprint
 from drllm_adapter.demo import BASE
@@ -16,11 +18,13 @@ from drllm_adapter.tasks import Question, build_prompts
 
 
 @pytest.fixture
-def models() -> tuple[Any, Any, Any]:
+def models(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
     """A model in memory, the same with its last blocks and its head on the disk, and the tokenizer of both."""
     whole, tokenizer = load_base(str(BASE), dtype="float32", device="cpu")
     size = sum(parameter.numel() * 4 for parameter in whole.parameters())
-    spread, _ = load_base(str(BASE), dtype="float32", device="auto", max_memory={"cpu": size * 6 // 10})
+    little = partial(AutoModelForCausalLM.from_pretrained, max_memory={"cpu": size * 6 // 10})
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", little)
+    spread, _ = load_base(str(BASE), dtype="float32", device="auto")
     assert set(spread.hf_device_map.values()) == {"cpu", "disk"}
     return whole, spread, tokenizer
 

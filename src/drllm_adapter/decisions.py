@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Protocol
 
 from .errors import DrLLMError
 
@@ -10,6 +11,17 @@ CLASS_NAMES = ("skip", "execute", "repeat")
 
 Decisions = tuple[int, ...]
 """One decision per block, in the order of the blocks: `len(decisions)` is the number of blocks."""
+
+
+class Outcome(Protocol):
+    """What came of one question along a path: `probability` is that of the right answer, NaN without finite numbers."""
+
+    @property
+    def decisions(self) -> Decisions: ...
+    @property
+    def probability(self) -> float: ...
+    @property
+    def correct(self) -> bool: ...
 
 
 def check(decisions: Sequence[int], num_blocks: int) -> Decisions:
@@ -35,23 +47,6 @@ def execute_all(num_blocks: int) -> Decisions:
 def to_path(decisions: Sequence[int]) -> list[int]:
     """The block indices in the order they run: `(1, 0, 2)` is `[0, 2, 2]`."""
     return [block for block, times in enumerate(decisions) for _ in range(times)]
-
-
-def from_path(path: Sequence[int], num_blocks: int) -> Decisions:
-    """The decisions that unroll to `path`; a `DrLLMError` when no decisions do."""
-    decisions = [0] * num_blocks
-    for block in path:
-        if not 0 <= block < num_blocks:
-            raise DrLLMError(
-                f"a path over {num_blocks} blocks has indices 0 to {num_blocks - 1}, but {block} was found; "
-                f"correct that index."
-            )
-        decisions[block] += 1
-    if list(path) != sorted(path) or max(decisions, default=0) > REPEAT:
-        raise DrLLMError(
-            f"a path visits the blocks in order and each at most twice, but {list(path)} does not; correct the path."
-        )
-    return tuple(decisions)
 
 
 def passes(decisions: Sequence[int]) -> int:

@@ -7,13 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from peft.utils import CONFIG_NAME
 
+from .adapter.weight_file import WEIGHTS
 from .errors import DrLLMError
+from .files import MARKER
 from .hub_errors import explained
+from .search.rows import INFO
+
+ADAPTER = "adapter"
+"""The kind of an adapter's folder, in its marker."""
+ADAPTER_FILES = (CONFIG_NAME, WEIGHTS)
+SUPERVISION_FILES = ("*.parquet", MARKER, INFO)
 
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<subfolder>[^@]+?))?/?(?:@(?P<revision>[^@\s]+))?")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-SUPERVISION_FILES = ("*.parquet", "drllm.json", "search.json")
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,6 @@ def fetch_adapter(
     return fetch(name, "model", ADAPTER_FILES if weights else ADAPTER_FILES[:1], cache_dir=cache_dir)
 
 
-def fetch_supervision(name: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+def fetch_supervision(name: str | os.PathLike[str]) -> Path:
     """The folder or Parquet file of a supervision set; see `fetch`."""
-    return fetch(name, "dataset", SUPERVISION_FILES, cache_dir=cache_dir)
+    return fetch(name, "dataset", SUPERVISION_FILES)

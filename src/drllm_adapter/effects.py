@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .decisions import CLASS_NAMES, EXECUTE, REPEAT, Decisions
+from .decisions import CLASS_NAMES, EXECUTE, REPEAT, Decisions, Outcome
 
 Effects = NDArray[np.float64]
 """float64 [L, 3]: what skipping, executing (always 0) and repeating a block adds to the margin of the right answer."""
@@ -20,26 +19,15 @@ _CLIP = 4.0
 _RIDGE = 10.0
 
 
-class PathLike(Protocol):
-    """A path tried on a question."""
-
-    @property
-    def decisions(self) -> Decisions: ...
-    @property
-    def probability(self) -> float: ...
-    @property
-    def correct(self) -> bool: ...
-
-
-def margin(probability: float, clip: float = _CLIP) -> float:
-    """The log-odds of the right answer, log(p / (1 - p)), between -clip and clip."""
-    lowest = 1 / (1 + math.exp(clip))
+def margin(probability: float) -> float:
+    """The log-odds of the right answer, log(p / (1 - p)), between -4 and 4: beyond, it is as good as 0 or 1."""
+    lowest = 1 / (1 + math.exp(_CLIP))
     inside = min(max(probability, lowest), 1 - lowest)
     return math.log(inside / (1 - inside))
 
 
 def regress_effects(
-    questions: Iterable[Sequence[PathLike]], prior: Effects | None = None, ridge: float = _RIDGE
+    questions: Iterable[Sequence[Outcome]], prior: Effects | None = None, ridge: float = _RIDGE
 ) -> Effects:
     """Least squares of the margins on the decisions, each question with an intercept of its own.
 
@@ -80,12 +68,12 @@ def _indicators(decisions: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def best_by_effects(effects: Effects, passes: int) -> Decisions:
-    """The path of so many passes with the highest sum of effects (dynamic programming over the blocks).
+    """The path of `passes` passes with the highest sum of effects (dynamic programming over the blocks).
 
     Of equals, the one that leaves earlier blocks as they are.
 
     Raises:
-        ValueError: no path makes so many passes.
+        ValueError: no path makes that many passes.
     """
     blocks = len(effects)
     if not 0 <= passes <= REPEAT * blocks:

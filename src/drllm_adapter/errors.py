@@ -1,4 +1,4 @@
-"""The one exception that bad input raises."""
+"""What ends a command: input that the user can mend, another process that failed, a request to stop."""
 
 
 class DrLLMError(ValueError):

@@ -25,9 +25,7 @@ from .hub_errors import without_tokens
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def load_base(
-    name: str, *, dtype: str = "auto", device: str | None = None, max_memory: dict[int | str, int | str] | None = None
-) -> tuple[Any, Any]:
+def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
     """A causal language model in evaluation mode, and its tokenizer.
 
     Args:
@@ -36,7 +34,6 @@ def load_base(
             checkpoint stays so and another runs in float32 or its own, whichever is faster here.
         device: None is the first GPU, or the CPU without one. "auto" is for models larger than one device: accelerate
             spreads the blocks over all GPUs, then the CPU, then the disk; the checkpoint's own dtype is kept.
-        max_memory: with "auto", the bytes to use of each GPU, by number, and of the "cpu"; None is what there is.
 
     Raises:
         DrLLMError: nothing loadable is there, the architecture is not one that routes exactly, or there is no such
@@ -45,7 +42,7 @@ def load_base(
     if dtype not in DTYPES:
         raise DrLLMError(f"dtype must be one of {', '.join(DTYPES)}, but {dtype!r} was given; choose one of them.")
     place = None if device == "auto" else _device(device)
-    spread: dict[str, Any] = {} if place else {"device_map": "auto", "max_memory": max_memory}
+    spread: dict[str, Any] = {} if place else {"device_map": "auto"}
     where, revision = split_revision(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)

@@ -17,7 +17,7 @@ import pytest
 
 from drllm_adapter import DrLLMError
 from drllm_adapter.jobs import Shards
-from drllm_adapter.search import SearchConfig, Work, read_rows, read_search_info, run_search
+from drllm_adapter.search import Labels, SearchConfig, Work, read_rows, read_search_info, run_search
 from drllm_adapter.search.rows import DATA
 from drllm_adapter.tasks import Prompt, Question
 
@@ -101,7 +101,7 @@ def test_plain_datasets_reads_it(tmp_path: Path) -> None:
 
 
 def test_the_summary_by_hand(tmp_path: Path) -> None:
-    summary = search(tmp_path / "set", count=40, rule="shortest")
+    summary = search(tmp_path / "set", count=40, labels=Labels("shortest"))
     rows = read_rows(tmp_path / "set")
     kept = [row for row in rows if row.decisions is not None]
     assert 0 < len(kept) < 40 or summary.kept == len(kept)
@@ -146,8 +146,8 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
     ("changed", "named"),
     [
         ({"config": SearchConfig(simulations=13)}, "search"),
-        ({"rule": "shortest"}, "rule"),
-        ({"price": 0.3}, "price"),
+        ({"labels": Labels("shortest")}, "rule"),
+        ({"labels": Labels(price=0.3)}, "price"),
         ({"count": 11}, "questions 10"),
         ({"base_fingerprint": "other"}, "base_fingerprint"),
         ({"bundle": 4}, "bundle"),

@@ -78,8 +78,8 @@ def test_routers_learn_whose_block_can_be_skipped() -> None:
         )
     regression = EffectRegression.of(questions, [0, 1], price=0.6)
     average = torch.tensor([[-0.5, 0.0, 0.0]] * 2, dtype=torch.float64)
-    config = TrainingConfig(epochs=20, hidden=8, learning_rate=3e-3)
-    result = train_routers(store, config, effects=(regression, average))
+    config = TrainingConfig(epochs=20, learning_rate=3e-3)
+    result = train_routers(store, config, router_width=8, effects=(regression, average))
     batch = next(BatchReader(store, torch.device("cpu"), memory=0).batches([np.arange(400)]))
     logits = stacked_logits(result.weights, batch.means, batch.windows)
     assert (logits.argmax(dim=-1).numpy() == store.labels).mean() > 0.97

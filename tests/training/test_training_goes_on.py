@@ -21,7 +21,7 @@ from drllm_adapter.errors import Interrupted
 from drllm_adapter.training import TrainingConfig, train_routers
 from drllm_adapter.training import trainer as trainer_module
 
-CONFIG = TrainingConfig(epochs=4, batch_size=16, warmup_steps=5, patience=2, hidden=8, seed=3)
+CONFIG = TrainingConfig(epochs=4, batch_size=16, warmup_steps=5, patience=2, seed=3)
 STORE = learnable_store(100)
 
 
@@ -41,7 +41,9 @@ def train(checkpoint: Path | None, cut_after: int | None = None, every: float = 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module._Run, "_finite", cut)
-        return train_routers(STORE, more.get("config", CONFIG), checkpoint=checkpoint, checkpoint_seconds=every)
+        return train_routers(
+            STORE, more.get("config", CONFIG), router_width=8, checkpoint=checkpoint, checkpoint_seconds=every
+        )
 
 
 def same(first: Any, second: Any) -> bool:
@@ -85,7 +87,7 @@ def test_a_signal_saves_and_stops(tmp_path: Path, whole: Any, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(trainer_module._Run, "_loss", interrupt)
         with pytest.raises(Interrupted, match="stopped in epoch 1 of 4; go on with the same command and --resume"):
-            train_routers(STORE, CONFIG, checkpoint=checkpoint)
+            train_routers(STORE, CONFIG, router_width=8, checkpoint=checkpoint)
     assert same(train(checkpoint), whole)
 
 
@@ -94,7 +96,7 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Cut):
         train(checkpoint, 5)
     with pytest.raises(DrLLMError, match="of another one"):
-        train(checkpoint, config=TrainingConfig(epochs=5, hidden=8))
+        train(checkpoint, config=TrainingConfig(epochs=5))
     checkpoint.write_bytes(checkpoint.read_bytes()[:-5])
     with pytest.raises(DrLLMError, match="damaged"):
         train(checkpoint)
@@ -121,8 +123,8 @@ print("ready", flush=True)
 store = collect_features(
     routed_model(), Numbers(), random_prompts(40), random_labels(40), folder / "features", batch_size=4
 )
-result = train_routers(store, TrainingConfig(epochs=20, patience=20, hidden=8), checkpoint=folder / "checkpoint",
-                       checkpoint_seconds=0.1)
+result = train_routers(store, TrainingConfig(epochs=20, patience=20), router_width=8,
+                       checkpoint=folder / "checkpoint", checkpoint_seconds=0.1)
 save_file(result.weights, folder / "weights")
 """
 

@@ -29,7 +29,7 @@ from drllm_adapter.training.batches import BatchReader
 from drllm_adapter.training.routers import fresh_weights, stacked_logits
 from drllm_adapter.training.trainer import split_questions
 
-SMALL = TrainingConfig(epochs=3, hidden=8)
+SMALL = TrainingConfig(epochs=3)
 CPU = torch.device("cpu")
 
 
@@ -111,12 +111,12 @@ def test_fresh_weights_are_xavier_uniform() -> None:
 def test_same_seed_same_weights() -> None:
     store = random_store()
     torch.manual_seed(1)
-    first = train_routers(store, SMALL)
+    first = train_routers(store, SMALL, router_width=8)
     torch.manual_seed(2)
     np.random.seed(2)
     # Read from disk batch by batch instead of held in memory.
-    again = train_routers(store, SMALL, memory=0)
-    other = train_routers(store, TrainingConfig(epochs=3, hidden=8, seed=1))
+    again = train_routers(store, SMALL, router_width=8, memory=0)
+    other = train_routers(store, TrainingConfig(epochs=3, seed=1), router_width=8)
     for name, weight in first.weights.items():
         assert torch.equal(weight, again.weights[name])
         assert not torch.equal(weight, other.weights[name])
@@ -127,7 +127,11 @@ def test_memory_mapped_and_in_memory_give_the_same_bits(tmp_path: Path) -> None:
     model = routed_model(num_windows=4)
     mapped = collect_features(model, Numbers(), random_prompts(40), random_labels(40), tmp_path / "features")
     copied = FeatureStore(np.array(mapped.means), mapped.windows, mapped.labels, mapped.ids, mapped.layers)
-    results = [train_routers(mapped, SMALL, memory=0), train_routers(mapped, SMALL), train_routers(copied, SMALL)]
+    results = [
+        train_routers(mapped, SMALL, router_width=8, memory=0),
+        train_routers(mapped, SMALL, router_width=8),
+        train_routers(copied, SMALL, router_width=8),
+    ]
     for result in results[1:]:
         assert all(torch.equal(weight, result.weights[name]) for name, weight in results[0].weights.items())
 
@@ -143,7 +147,7 @@ def test_batches_hold_what_the_store_holds(rows: list[int]) -> None:
 
 
 def test_learns_a_rule_that_no_static_path_follows() -> None:
-    result = train_routers(learnable_store(), TrainingConfig(hidden=16))
+    result = train_routers(learnable_store(), router_width=16)
     routers, static = result.metrics["routers"], result.metrics["static"]
     assert routers["macro_f1"] > 0.7
     assert routers["macro_f1"] > static["macro_f1"] + 0.4
@@ -157,7 +161,7 @@ def test_a_rare_class_does_not_spoil_the_others(rare: int) -> None:
     store = learnable_store()
     store.labels[store.labels == 2] = 1
     store.labels[:rare, 0] = 2
-    result = train_routers(store, TrainingConfig(hidden=16))
+    result = train_routers(store, router_width=16)
     assert result.metrics["routers"]["f1_skip"] > 0.8
     assert result.metrics["routers"]["f1_execute"] > 0.8
     assert abs(result.metrics["routers"]["mean_passes"] - result.metrics["label_mean_passes"]) < 0.3
@@ -165,8 +169,8 @@ def test_a_rare_class_does_not_spoil_the_others(rare: int) -> None:
 
 def test_noise_stops_early_and_the_best_epoch_is_kept() -> None:
     store = random_store(80)
-    config = TrainingConfig(epochs=60, hidden=32, patience=3, learning_rate=0.01)
-    result = train_routers(store, config)
+    config = TrainingConfig(epochs=60, patience=3, learning_rate=0.01)
+    result = train_routers(store, config, router_width=32)
     losses = [entry["validation_loss"] for entry in result.history]
     assert len(losses) == result.best_epoch + 3 < 60
     assert losses.index(min(losses)) == result.best_epoch - 1
@@ -181,7 +185,7 @@ def test_noise_stops_early_and_the_best_epoch_is_kept() -> None:
 
 
 def test_without_patience_all_epochs_run() -> None:
-    result = train_routers(random_store(), TrainingConfig(epochs=12, hidden=8, patience=None, learning_rate=0.05))
+    result = train_routers(random_store(), TrainingConfig(epochs=12, patience=None, learning_rate=0.05), router_width=8)
     assert len(result.history) == 12
 
 
@@ -194,7 +198,7 @@ def test_learning_rate_warms_up_and_falls_to_zero(monkeypatch: pytest.MonkeyPatc
         return step(self, *args)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", record)
-    result = train_routers(random_store(), TrainingConfig(epochs=5, batch_size=3, hidden=4, patience=None))
+    result = train_routers(random_store(), TrainingConfig(epochs=5, batch_size=3, patience=None), router_width=4)
     assert result.metrics["steps_per_epoch"] == 18
     assert len(rates) == 90
     peak = rates.index(max(rates))
@@ -221,7 +225,7 @@ def test_three_lines_and_json() -> None:
     import json
 
     text = io.StringIO()
-    result = train_routers(random_store(), SMALL, console=Console(file=text, width=500))
+    result = train_routers(random_store(), SMALL, router_width=8, console=Console(file=text, width=500))
     assert [line for line in text.getvalue().splitlines() if line] == list(result.lines)
     assert len(result.lines) == 3
     data, training, outcome = result.lines
@@ -237,7 +241,7 @@ def test_curves_are_a_picture(tmp_path: Path) -> None:
 
     store = random_store()
     store.labels[store.labels == 2] = 1  # values that are None leave gaps
-    plot_curves(train_routers(store, SMALL), tmp_path / "curves.png")
+    plot_curves(train_routers(store, SMALL, router_width=8), tmp_path / "curves.png")
     assert image.imread(tmp_path / "curves.png").shape[:2] == (510, 1650)
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
@@ -247,7 +251,7 @@ def test_one_class_only_is_refused(value: int, name: str) -> None:
     store = random_store()
     store.labels[:] = value
     with pytest.raises(DrLLMError, match=f"only {name} was found; search with more simulations") as refusal:
-        train_routers(store, SMALL)
+        train_routers(store, SMALL, router_width=8)
     assert str(refusal.value).count(". ") == 0
 
 
@@ -256,18 +260,18 @@ def test_one_class_among_the_training_questions_is_refused() -> None:
     train, validation = split_questions(store.ids, SMALL.validation_share, SMALL.seed)
     store.labels[train], store.labels[validation] = 1, 0
     with pytest.raises(DrLLMError, match="only execute was found"):
-        train_routers(store, SMALL)
+        train_routers(store, SMALL, router_width=8)
 
 
 def test_one_question_only_is_refused() -> None:
     with pytest.raises(DrLLMError, match="at least two questions") as refusal:
-        train_routers(random_store(1), SMALL)
+        train_routers(random_store(1), SMALL, router_width=8)
     assert str(refusal.value).count(". ") == 0
 
 
 @pytest.mark.parametrize("questions", [2, 3, 5])
 def test_a_few_questions_are_enough_to_run(questions: int) -> None:
-    result = train_routers(random_store(questions), TrainingConfig(hidden=4))
+    result = train_routers(random_store(questions), router_width=4)
     assert all(torch.isfinite(weight).all() for weight in result.weights.values())
     assert result.metrics["validation_questions"] == 1
     assert result.metrics["train_questions"] == questions - 1
@@ -287,13 +291,13 @@ def test_features_that_are_not_finite_are_refused(value: float, memory: int) -> 
     store = random_store()
     store.means[17, 1, 0, 2] = value
     with pytest.raises(DrLLMError, match="those of question 'q17' hold NaN or infinite values"):
-        train_routers(store, SMALL, memory=memory)
+        train_routers(store, SMALL, router_width=8, memory=memory)
 
 
 def test_a_loss_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objectives_module, "focal_loss", lambda logits, *_: logits.sum() * float("inf"))
     with pytest.raises(DrLLMError, match="lower the learning rate"):
-        train_routers(random_store(), SMALL)
+        train_routers(random_store(), SMALL, router_width=8)
 
 
 @pytest.mark.parametrize(
@@ -321,8 +325,8 @@ def test_loaded_routers_decide_what_the_stack_decides(tmp_path: Path, routed: li
     model = routed_model(num_windows=4, router_width=8, layers_to_transform=routed)
     prompts, labels = random_prompts(40), random_labels(40)
     store = collect_features(model, Numbers(), prompts, labels, tmp_path / "labels")
-    result = train_routers(store, TrainingConfig(epochs=10, hidden=8, learning_rate=0.01))
-    load_weights_into(model, result.weights, result.layers, training={"metrics": result.metrics})
+    result = train_routers(store, TrainingConfig(epochs=10, learning_rate=0.01), router_width=8)
+    load_weights_into(model, result.weights, result.layers)
 
     decided = []
     for prompt in prompts:
@@ -344,7 +348,8 @@ def test_training_facts_and_weights_survive_saving(tmp_path: Path) -> None:
 
     model = routed_model(router_width=8)
     weights = fresh_weights(5, 32, 8, torch.Generator().manual_seed(0))
-    load_weights_into(model, weights, range(5), training={"metrics": {"macro_f1": 0.5}})
+    load_weights_into(model, weights, range(5))
+    model.peft_config["default"].training = {"metrics": {"macro_f1": 0.5}}
     model.save_pretrained(tmp_path / "adapter")
     assert PeftConfig.from_pretrained(tmp_path / "adapter").training == {"metrics": {"macro_f1": 0.5}}
     loaded = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "adapter")
@@ -366,7 +371,7 @@ def test_another_adapter_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("routers", "layers", "hidden", "name", "message"),
+    ("routers", "layers", "router_width", "name", "message"),
     [
         (4, range(4), 8, None, r"must be for the blocks with a router in adapter 'default', \[0, 1, 2, 3, 4\]"),
         (5, [0, 1, 2, 3, 3], 8, None, "must be for the blocks with a router"),
@@ -377,11 +382,11 @@ def test_another_adapter_by_name() -> None:
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
-    routers: int, layers: Any, hidden: int, name: str | None, message: str
+    routers: int, layers: Any, router_width: int, name: str | None, message: str
 ) -> None:
     model = routed_model(router_width=8)
     before = stacked(model, tuple(range(5)))
-    weights = fresh_weights(routers, 32, hidden, torch.Generator().manual_seed(0))
+    weights = fresh_weights(routers, 32, router_width, torch.Generator().manual_seed(0))
     with pytest.raises(DrLLMError, match=message) as refusal:
         load_weights_into(model, weights, list(layers), name)
     assert str(refusal.value).count(". ") == 0
@@ -397,7 +402,7 @@ def test_weights_say_how_much_an_example_counts() -> None:
     store = dataclasses.replace(store, ids=tuple(f"q{row // 2}" for row in range(400)))
     weights = np.tile(np.array([0.3, 0.1], dtype=np.float32), 200)
     result = train_routers(
-        store, TrainingConfig(epochs=40, learning_rate=5e-3, hidden=4, patience=None), example_weights=weights
+        store, TrainingConfig(epochs=40, learning_rate=5e-3, patience=None), router_width=4, example_weights=weights
     )
     batch = next(BatchReader(store, CPU, memory=0).batches([np.arange(1)]))
     probabilities = stacked_logits(result.weights, batch.means, batch.windows).softmax(-1)
@@ -411,4 +416,4 @@ def test_weights_say_how_much_an_example_counts() -> None:
 @pytest.mark.parametrize("wrong", [np.ones(3), -np.ones(60), np.zeros(60), np.full(60, math.nan)])
 def test_wrong_weights_are_refused(wrong: Any) -> None:
     with pytest.raises(DrLLMError, match="one number of at least 0 for each of 60 examples"):
-        train_routers(random_store(60), SMALL, example_weights=wrong.astype(np.float32))
+        train_routers(random_store(60), SMALL, router_width=8, example_weights=wrong.astype(np.float32))

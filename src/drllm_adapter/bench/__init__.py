@@ -1,1 +1,1 @@
-"""Benchmarks (`drllm bench`): ratios of things measured side by side in one run, each with its goal."""
+"""Benchmarks (`drllm bench`): two ways of doing the same, measured in turns in one run, and the cost of a search."""

@@ -30,7 +30,7 @@ class BlockCost:
 
     @property
     def operations_per_second(self) -> float:
-        """Two a weight and token: attention among the tokens of a row is little beside it."""
+        """Two for each weight and token; attention within a row adds little to that."""
         return 2 * self.weights / self.seconds
 
 

@@ -1,4 +1,4 @@
-"""`drllm bench`: one command a subject; each prints ratios, writes them as JSON and exits with 1 on a missed goal."""
+"""`drllm bench`: one command a subject; each prints figures and writes JSON; a missed goal is exit code 1."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from .options import Base, Data, Device, Dtype, Mode, Task, console, numbers, qu
 if TYPE_CHECKING:
     from ..bench.timing import Comparison
 
-bench = typer.Typer(no_args_is_help=True, help="Measure speed side by side, as ratios with goals; JSON beside it.")
+bench = typer.Typer(no_args_is_help=True, help="Measure what routing, searching and training cost; JSON beside it.")
 
 Model = Annotated[str | None, typer.Argument(help="A model; the small one of the package by default.")]
 SHAPE_NAMES = "smollm2-135m, llama-3.2-1b, llama-3.2-3b or llama-3.1-70b"  # of `bench.models`, which imports torch

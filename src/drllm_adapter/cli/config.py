@@ -80,6 +80,6 @@ Config = Annotated[
         is_eager=True,
         callback=_read,
         help="YAML file with options below search:, train: or eval:, or a recipe of the package: paper-arc, "
-        "paper-dart. What you type goes before.",
+        "paper-dart. Options on the command line override it.",
     ),
 ]

@@ -19,7 +19,7 @@ def demo(
 
     Example: drllm demo --output demo
     """
-    from ..demo.run import run_demo
+    from ..workflow import run_demo
 
     run_demo(
         output, seed=seed, questions=questions, test_questions=test_questions, simulations=simulations, console=console

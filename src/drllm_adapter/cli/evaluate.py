@@ -45,12 +45,13 @@ def evaluate(
     depth_control: Annotated[
         float | None, typer.Option(min=-1, max=1, help="The paper's p; as saved by default (-0.5 is as trained).")
     ] = None,
-    layer_budget: Annotated[int | None, typer.Option(help="Never more than so many block passes for a prompt.")] = None,
+    layer_budget: Annotated[int | None, typer.Option(help="Most block passes that a prompt may take.")] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also compare with every baseline at equal passes; needs --supervision.")
     ] = False,
     supervision: Annotated[
-        Path | None, typer.Option(help="Folder of drllm search on other questions, for choosing the baselines.")
+        str | None,
+        typer.Option(help="Paths searched on other questions, to choose the baselines by: a folder or Hub name."),
     ] = None,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Also run depth control, layer budget and price over their ranges.")

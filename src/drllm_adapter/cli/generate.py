@@ -26,7 +26,7 @@ def generate(
     depth_control: Annotated[
         float | None, typer.Option(min=-1, max=1, help="The paper's p; as saved by default.")
     ] = None,
-    layer_budget: Annotated[int | None, typer.Option(help="Never more than so many block passes.")] = None,
+    layer_budget: Annotated[int | None, typer.Option(help="Most block passes that the prompt may take.")] = None,
     seed: Seed = 0,
     json_file: Json = None,
     dtype: Dtype = "auto",

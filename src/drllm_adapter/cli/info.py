@@ -1,5 +1,6 @@
 """`drllm info`."""
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -15,14 +16,13 @@ def info(
     from ..loading import load_adapter_config
 
     config = load_adapter_config(adapter)
-    num_blocks, hidden = config.num_blocks, config.hidden_size
+    num_blocks, shapes = config.num_blocks, config.weight_shapes()
     routed = [] if num_blocks is None else config.routed_blocks(num_blocks)
-    width = config.router_width
-    weights = None if hidden is None else len(routed) * (hidden * width + width + 3 * width + 3)
+    weights = None if shapes is None else sum(map(math.prod, shapes.values()))
     facts = {
-        "fits": f"{config.base_model_type}, {num_blocks} blocks of width {hidden}",
+        "fits": f"{config.base_model_type}, {num_blocks} blocks of width {config.hidden_size}",
         "base": config.base_model_name_or_path,
-        "routers": f"{len(routed)} of {num_blocks} blocks, width {width}, {config.num_windows} windows",
+        "routers": f"{len(routed)} of {num_blocks} blocks, width {config.router_width}, {config.num_windows} windows",
         "weights": None if weights is None else f"{weights:,} ({4 * weights / 1e6:.1f} MB in float32)",
         "depth control": config.depth_control,
         "layer budget": config.layer_budget,

@@ -41,8 +41,8 @@ Data = Annotated[
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="Split of a dataset on the Hub; train by default.")]
-Limit = Annotated[int | None, typer.Option(help="Use at most so many questions.")]
-SkipFirst = Annotated[int, typer.Option(help="Leave out so many questions at the beginning.")]
+Limit = Annotated[int | None, typer.Option(help="Most questions to use.")]
+SkipFirst = Annotated[int, typer.Option(help="Questions to leave out at the beginning.")]
 Mode = Annotated[
     str,
     typer.Option(

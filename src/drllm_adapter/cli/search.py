@@ -44,14 +44,15 @@ def search(
     labels: Annotated[
         str,
         typer.Option(
-            help="What is to be learnt: weighted (the best paths by p(right answer) against passes), price (the best "
-            "one) or shortest (the published rule: the shortest right one)."
+            help="What is to be learnt: weighted (the best paths by p(right answer) against passes), effects (a "
+            "regression over all of them), price (the best one) or shortest (the published rule: the shortest right "
+            "one)."
         ),
     ] = "weighted",
     price: Annotated[float, typer.Option(help="Price of L block passes, in probability of the right answer.")] = 0.4,
     exploration: Annotated[float, typer.Option(help="c of the UCB.")] = 1.8,
     length_penalty: Annotated[
-        float | None, typer.Option(help="lambda of the UCB; 1 for price, 3 for shortest by default.")
+        float | None, typer.Option(help="lambda of the UCB; 3 with the labels shortest, else 1, by default.")
     ] = None,
     random_child: Annotated[float, typer.Option(help="Chance of following a random child.")] = 0.1,
     max_skip: Annotated[int, typer.Option(help="Most consecutive positions left out by one edit.")] = 2,
@@ -63,7 +64,7 @@ def search(
         typer.Option(help="Stop a question once fixed or 2 passes shorter; goes with the label rule by default."),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="tree (MCTS) or random: so many paths of a few random edits, cleaner for regressions.")
+        str, typer.Option(help="tree (MCTS), or random: --simulations paths of a few random edits, for regressions.")
     ] = "tree",
     edits: Annotated[int, typer.Option(help="Most blocks that a random path edits.")] = 6,
     bundle: Annotated[int, typer.Option(help="Questions searched side by side.")] = 64,

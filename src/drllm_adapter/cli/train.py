@@ -75,7 +75,6 @@ def train(
         validation_share=validation_share,
         patience=patience,
         seed=seed,
-        hidden=router_width,
     )
     adapter = DrLLMConfig(
         num_windows=num_windows, router_width=router_width, layers_to_transform=numbers(layers, "--layers")

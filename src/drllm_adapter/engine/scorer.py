@@ -27,8 +27,10 @@ from .packing import PackedRow, pack
 from .states import Node, States
 
 GIGABYTE = 2**30
-_GRAIN = 4
-"""Rows are padded to a multiple of so many tokens, so that rows of one length are many enough to make a batch."""
+_LENGTH_STEP = 4
+"""Rows are padded to a multiple of this many tokens: fewer different lengths, and so larger batches."""
+_LEAST_ROWS = 4
+"""Answers are generated in batches of at least this many rows: some kernels sum differently over fewer."""
 _TOLERANCE = {torch.float32: (0.01, 1e-4), torch.float64: (0.01, 1e-4)}
 _TOLERANCE_OF_HALF = (0.5, 0.02)
 """How far log-likelihoods of packed and plain scoring may be apart by rounding: absolute, and of their size.
@@ -186,7 +188,7 @@ class SharingSession:
         self._batch_of: dict[int, tuple[Prepared, int]] = {}
         by_length = defaultdict(list)
         for place, row in enumerate(rows):
-            by_length[-len(row.tokens) // _GRAIN * -_GRAIN, row.is_chain].append(place)
+            by_length[-len(row.tokens) // _LENGTH_STEP * -_LENGTH_STEP, row.is_chain].append(place)
         for (length, is_chain), places in by_length.items():
             prepared = self._prepare([rows[place] for place in places], length, is_chain)
             self._batch_of.update((place, (prepared, index)) for index, place in enumerate(places))
@@ -240,7 +242,7 @@ class SharingSession:
         return texts
 
     def _generate(self, pairs: Sequence[Pair], begun: Mapping[Pair, Sequence[int]]) -> list[str]:
-        rows = [*pairs, *[pairs[0]] * (_GRAIN - len(pairs))]
+        rows = [*pairs, *[pairs[0]] * (_LEAST_ROWS - len(pairs))]
         texts = self.scorer.plain.generate(
             [self.prompts[place] for place, _ in rows], [path for _, path in rows], [begun[pair] for pair in rows]
         )

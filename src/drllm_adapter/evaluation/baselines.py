@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 
-from ..adapter.layer import routed_layers
+from ..adapter.layer import hidden_of, routed_layers
 from ..adapter.steering import force_decisions
-from ..decisions import EXECUTE, SKIP, Decisions, execute_all, passes
-from ..effects import Effects, PathLike, best_by_effects, predicted, regress_effects
+from ..decisions import EXECUTE, SKIP, Decisions, Outcome, execute_all, passes
+from ..effects import Effects, best_by_effects, predicted, regress_effects
+from ..percentages import with_interval
 from ..tasks import Prompt
-from .compare import ScoreLike
 from .contenders import Contender, Outcomes, best_mixture, comparison
 
-ScorePaths = Callable[[Sequence[Prompt], Sequence[Sequence[Decisions]]], Sequence[Sequence[ScoreLike]]]
+ScorePaths = Callable[[Sequence[Prompt], Sequence[Sequence[Decisions]]], Sequence[Sequence[Outcome]]]
 """Outcomes `[i][j]` of prompt i along path j of its own list, as `engine.score_paths` gives them."""
 
 _BUCKETS = 4
@@ -39,7 +39,7 @@ class Supervised(Protocol):
     @property
     def prompt(self) -> str: ...
     @property
-    def paths(self) -> Sequence[PathLike]: ...
+    def paths(self) -> Sequence[Outcome]: ...
     def to_prompt(self) -> Prompt: ...
 
 
@@ -86,11 +86,11 @@ class BaselineTable:
         title = f"Baselines at equal mean passes, {len(self.routed.right)} questions"
         table = Table("path", "passes", "right, %", "routed - it", title=title, title_justify="left")
         own = comparison(self.routed, self.routed)
-        table.add_row("routed", f"{own['passes']:.2f}", _shown(own["accuracy"], own["interval"]), "")
+        table.add_row("routed", f"{own['passes']:.2f}", with_interval(own["accuracy"], own["interval"]), "")
         for row in self.rows:
             table.add_row(
-                row["name"], f"{row['passes']:.2f}", _shown(row["accuracy"], row["interval"]),
-                _shown(row["difference"], row["difference_interval"], "+"),
+                row["name"], f"{row['passes']:.2f}", with_interval(row["accuracy"], row["interval"]),
+                with_interval(row["difference"], row["difference_interval"], "+"),
             )  # fmt: skip
         for name in ("search", "chance"):
             oracle = self.oracles.get(name)
@@ -100,17 +100,12 @@ class BaselineTable:
         return table
 
 
-def _shown(value: float, interval: Sequence[float], sign: str = "") -> str:
-    low, high = (f"{100 * bound:{sign}.1f}" for bound in interval)
-    return f"{100 * value:{sign}.1f} [{low}, {high}]"
-
-
 class PathOutcomes:
     """Questions of one kind, with what every static path made of them, each path scored once."""
 
     def __init__(self, prompts: Sequence[Prompt], score: ScorePaths) -> None:
         self.prompts, self._score = list(prompts), score
-        self._known: dict[Decisions, Sequence[ScoreLike]] = {}
+        self._known: dict[Decisions, Sequence[Outcome]] = {}
 
     def prepare(self, paths: Sequence[Decisions]) -> None:
         """Score these paths now, in one go: what they share runs once."""
@@ -119,7 +114,7 @@ class PathOutcomes:
             scores = self._score(self.prompts, [new] * len(self.prompts))
             self._known |= {path: [of_prompt[place] for of_prompt in scores] for place, path in enumerate(new)}
 
-    def along(self, path: Decisions) -> Sequence[ScoreLike]:
+    def along(self, path: Decisions) -> Sequence[Outcome]:
         """The outcome of every question along one path."""
         self.prepare([path])
         return self._known[path]
@@ -136,7 +131,7 @@ class PathOutcomes:
 def compare_with_baselines(
     model: Any,
     tokenizer: Any,
-    routed: Sequence[ScoreLike],
+    routed: Sequence[Outcome],
     prompts: Sequence[Prompt],
     tasks: Sequence[str],
     supervision: Sequence[Supervised],
@@ -217,7 +212,7 @@ def without(skipped: Sequence[int], blocks: int) -> Decisions:
 
 
 def evenly_spaced(blocks: int, number: int) -> Decisions:
-    """The path of `number` passes whose skipped blocks lie at even distances, half of one from either end."""
+    """The path of `number` passes that skips blocks at equal distances, half a distance away from both ends."""
     count = blocks - number
     return without([int((place + 0.5) * blocks / count) for place in range(count)], blocks)
 
@@ -251,8 +246,15 @@ def state_similarity(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> N
     layers = routed_layers(model)
     total, tokens = np.zeros((len(layers) + 1,) * 2), 0
     states: list[Tensor] = []
-    handles = [layer.register_forward_pre_hook(_keep_input(states), with_kwargs=True) for layer in layers]
-    handles.append(layers[-1].register_forward_hook(lambda _, __, output: states.append(_first(output)[0].float())))
+
+    def keep_input(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append((args[0] if args else kwargs[layer.hidden_argument])[0].float())
+
+    def keep_output(layer: Any, args: tuple[Any, ...], output: Any) -> None:
+        states.append(hidden_of(output)[0].float())
+
+    handles = [layer.register_forward_pre_hook(keep_input, with_kwargs=True) for layer in layers]
+    handles.append(layers[-1].register_forward_hook(keep_output))
     try:
         for prompt in prompts:
             states.clear()
@@ -266,17 +268,6 @@ def state_similarity(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> N
         for handle in handles:
             handle.remove()
     return total / max(1, tokens)
-
-
-def _keep_input(states: list[Tensor]) -> Callable[..., None]:
-    def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append((args[0] if args else next(iter(kwargs.values())))[0].float())
-
-    return keep
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
 
 
 def greedy_paths(
@@ -397,7 +388,7 @@ def oracles(supervision: Sequence[Supervised], score: ScorePaths, effort: Effort
     return found
 
 
-def _oracle(questions: Sequence[Sequence[ScoreLike | PathLike]]) -> dict[str, float]:
+def _oracle(questions: Sequence[Sequence[Outcome]]) -> dict[str, float]:
     blocks = len(questions[0][0].decisions)
     shortest = [min((passes(path.decisions) for path in paths if path.correct), default=blocks) for paths in questions]
     return {
@@ -407,5 +398,5 @@ def _oracle(questions: Sequence[Sequence[ScoreLike | PathLike]]) -> dict[str, fl
     }
 
 
-def _right(scores: Sequence[ScoreLike]) -> Outcomes:
+def _right(scores: Sequence[Outcome]) -> Outcomes:
     return np.array([float(item.correct) for item in scores])

@@ -4,28 +4,18 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from ..decisions import CLASS_NAMES, Decisions, passes
+from ..decisions import CLASS_NAMES, Outcome, passes
+from ..percentages import with_interval
 
 if TYPE_CHECKING:
     from .baselines import BaselineTable
     from .sweep import SweepPoint
 
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
-
-
-class ScoreLike(Protocol):
-    """One question's outcome."""
-
-    @property
-    def probability(self) -> float: ...
-    @property
-    def correct(self) -> bool: ...
-    @property
-    def decisions(self) -> Decisions: ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +37,9 @@ class Share:
         half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
         # At 0 and 1 the bound is the share itself; rounding must not push it to the other side.
         return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
+
+    def __str__(self) -> str:
+        return with_interval(self.value, self.interval)
 
     def to_json(self) -> dict[str, Any]:
         return {"value": self.value, "interval": list(self.interval), "right": self.right, "of": self.of}
@@ -124,28 +117,22 @@ class Report:
         named = [(str(part.name), part) for part in self.tasks]
         named += [("no level" if part.name is None else f"level {part.name}", part) for part in self.levels]
         for name, part in named:
-            table.add_row(name, str(part.base.of), _show(part.base), _show(part.routed), f"{part.mean_passes:.2f}")
+            table.add_row(name, str(part.base.of), str(part.base), str(part.routed), f"{part.mean_passes:.2f}")
         table.add_row(
-            "all", str(self.base.of), _show(self.base), _show(self.routed),
+            "all", str(self.base.of), str(self.base), str(self.routed),
             f"{self.mean_passes:.2f} (base: {self.num_blocks})",
         )  # fmt: skip
-        low, high = self.difference_interval
         table.add_row(
             "difference", "", f"p = {self.p_value:.2g}",
-            f"{100 * self.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+            with_interval(self.difference, self.difference_interval, "+"),
             f"{self.mean_passes - self.num_blocks:+.2f}",
         )  # fmt: skip
         return table
 
-    def decision_shares(self) -> dict[str, float]:
-        """Share of all block decisions by class name."""
-        total = sum(map(sum, self.decisions))
-        return {name: sum(row[value] for row in self.decisions) / total for value, name in enumerate(CLASS_NAMES)}
-
 
 def compare(
-    base: Sequence[ScoreLike],
-    routed: Sequence[ScoreLike],
+    base: Sequence[Outcome],
+    routed: Sequence[Outcome],
     levels: Sequence[int | None],
     tasks: Sequence[str] = (),
 ) -> Report:
@@ -208,14 +195,9 @@ def mcnemar(gained: int, lost: int) -> float:
     return 1.0 if 2 * tail >= 2**tosses else 2 * tail / 2**tosses
 
 
-def _share(scores: Sequence[ScoreLike], places: Sequence[int]) -> Share:
+def _share(scores: Sequence[Outcome], places: Sequence[int]) -> Share:
     return Share(sum(scores[place].correct for place in places), len(places))
 
 
-def _mean_passes(scores: Sequence[ScoreLike], places: Sequence[int]) -> float:
+def _mean_passes(scores: Sequence[Outcome], places: Sequence[int]) -> float:
     return sum(passes(scores[place].decisions) for place in places) / len(places)
-
-
-def _show(share: Share) -> str:
-    low, high = share.interval
-    return f"{100 * share.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

@@ -64,7 +64,7 @@ def best_mixture(points: Sequence[Contender], passes: float) -> Contender:
     return max((mix(low, high, passes) for low in below for high in above), key=lambda item: item.accuracy)
 
 
-def paired_bootstrap(first: Outcomes, second: Outcomes, *, draws: int = _DRAWS, seed: int = 0) -> tuple[float, float]:
+def paired_bootstrap(first: Outcomes, second: Outcomes, *, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of mean(first) - mean(second), questions drawn with replacement (Efron 1979).
 
     Paired: both outcomes of a question are drawn together, so what makes a question easy for both cancels.
@@ -74,10 +74,10 @@ def paired_bootstrap(first: Outcomes, second: Outcomes, *, draws: int = _DRAWS, 
     """
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     generator = np.random.default_rng(seed)
-    # Differences take few values: how often each is drawn is multinomial, which is the same draw without an [draws, N]
+    # Differences take few values: how often each is drawn is multinomial, which is the same draw without a [draws, N]
     # table of indices.
     values, counts = np.unique(difference, return_counts=True)
-    drawn = generator.multinomial(len(difference), counts / counts.sum(), size=draws)
+    drawn = generator.multinomial(len(difference), counts / counts.sum(), size=_DRAWS)
     low, high = np.quantile(drawn @ values / len(difference), (0.025, 0.975))
     return float(low), float(high)
 

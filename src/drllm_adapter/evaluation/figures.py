@@ -7,20 +7,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..decisions import CLASS_NAMES
-from ..files import replacing
+from ..decisions import CLASS_NAMES, REPEAT, SKIP
+from ..plotting import (
+    BLUE,
+    CLASS_COLOURS,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALE,
+    PURPLE,
+    SKY_BLUE,
+    VERMILION,
+    figure,
+    whole_numbers,
+)
 from .compare import Report, Share
+from .probe.report import BY_PROMPT, BY_TASK, STATIC, ProbeReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .probe import ProbeReport
-
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#BBBBBB"
-CLASS_COLOURS = (ORANGE, GREY, GREEN)
-_CONTROLS = {"depth control": BLUE, "layer budget": "#56B4E9", "price": GREEN}
-_BASELINE_COLOURS = ("#999999", ORANGE, "#D55E00", "#CC79A7", "#777777", "#B8860B", "#555555", "#8B4513", "#800080")
+_CONTROLS = {"depth control": BLUE, "layer budget": SKY_BLUE, "price": GREEN}
+# More than Okabe and Ito have; markers tell them apart as well.
+_BASELINE_COLOURS = (GREY, ORANGE, VERMILION, PURPLE, "#777777", "#B8860B", "#555555", "#8B4513", "#800080")
 
 
 def plot_layers(report: Report, path: str | os.PathLike[str]) -> None:
@@ -29,23 +38,10 @@ def plot_layers(report: Report, path: str | os.PathLike[str]) -> None:
     Raises:
         DrLLMError: the file cannot be written.
     """
-    # Imported here: matplotlib is slow to load and only figures need it. No pyplot: it keeps global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
-    blocks, distribution, accuracy = figure.subplots(1, 3, width_ratios=(1.5, 1, 1.2))
-    _decisions_by_block(blocks, report.decisions, "Decisions by block")
-    _passes(distribution, report)
-    _accuracy(accuracy, report)
-    for axes in (blocks, distribution):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (blocks, distribution, accuracy):
-        axes.spines[["top", "right"]].set_visible(False)
-    FigureCanvasAgg(figure)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    with figure(path, 13, 3.6, width_ratios=(1.5, 1, 1.2)) as (blocks, distribution, accuracy):
+        _decisions_by_block(blocks, report.decisions, "Decisions by block")
+        _passes(distribution, report)
+        _accuracy(accuracy, report)
 
 
 def plot_decisions(counts: ArrayLike, path: str | os.PathLike[str], *, title: str) -> None:
@@ -57,18 +53,8 @@ def plot_decisions(counts: ArrayLike, path: str | os.PathLike[str], *, title: st
     Raises:
         DrLLMError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
-    _decisions_by_block(axes, counts, title)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    FigureCanvasAgg(figure)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    with figure(path, 7, 3.6) as (axes,):
+        _decisions_by_block(axes, counts, title)
 
 
 def plot_tradeoff(report: Report, path: str | os.PathLike[str]) -> None:
@@ -77,46 +63,43 @@ def plot_tradeoff(report: Report, path: str | os.PathLike[str]) -> None:
     Raises:
         DrLLMError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.2), layout="constrained")
-    axes = figure.subplots()
-    _point(axes, report.num_blocks, report.base.value, report.base.interval, "s", "black", "base")
-    for (control, colour), marker in zip(_CONTROLS.items(), "ov^", strict=True):
-        points = sorted(
-            (item for item in report.sweep or () if item.control in (control, "as trained")),
-            key=lambda item: item.mean_passes,
+    with figure(path, 9, 5.2) as (axes,):
+        _point(axes, report.num_blocks, report.base.value, report.base.interval, "s", "black", "base")
+        for (control, colour), marker in zip(_CONTROLS.items(), "ov^", strict=True):
+            points = sorted(
+                (item for item in report.sweep or () if item.control in (control, "as trained")),
+                key=lambda item: item.mean_passes,
+            )
+            if len(points) > 1:
+                shares = [item.accuracy for item in points]
+                axes.errorbar(
+                    [item.mean_passes for item in points], [share.value for share in shares], yerr=_errors(shares),
+                    color=colour, marker=marker, markersize=5, linewidth=1.2, elinewidth=0.7, capsize=2,
+                    label=f"routed, {control}",
+                )  # fmt: skip
+        routed = report.routed
+        _point(axes, report.mean_passes, routed.value, routed.interval, "*", BLUE, "routed, as trained", 15)
+        # Those at equal passes would hide each other: spread by a little, in the order of the table.
+        rows = [row for row in (report.baselines.rows if report.baselines else []) if row["name"] != "base"]
+        for place, row in enumerate(rows):
+            offset = 0.008 * report.num_blocks * (place - (len(rows) - 1) / 2)
+            colour, marker = _BASELINE_COLOURS[place % len(_BASELINE_COLOURS)], "DPXhp<>dH8"[place % 10]
+            _point(axes, row["passes"] + offset, row["accuracy"], row["interval"], marker, colour, row["name"], 6)
+        axes.set(
+            title="Accuracy against block passes, 95 % intervals",
+            xlabel="mean block passes" + (" (baselines at the routers' mean, drawn side by side)" if rows else ""),
+            ylabel="share right",
         )
-        if len(points) > 1:
-            values = [item.accuracy.value for item in points]
-            bounds = [item.accuracy.interval for item in points]
-            errors = [
-                [value - low for value, (low, _) in zip(values, bounds, strict=True)],
-                [high - value for value, (_, high) in zip(values, bounds, strict=True)],
-            ]
-            axes.errorbar(
-                [item.mean_passes for item in points], values, yerr=errors, color=colour, marker=marker, markersize=5,
-                linewidth=1.2, elinewidth=0.7, capsize=2, label=f"routed, {control}",
-            )  # fmt: skip
-    _point(axes, report.mean_passes, report.routed.value, report.routed.interval, "*", BLUE, "routed, as trained", 15)
-    # Those at equal passes would hide each other: spread by a little, in the order of the table.
-    rows = [row for row in (report.baselines.rows if report.baselines else []) if row["name"] != "base"]
-    for place, row in enumerate(rows):
-        offset = 0.008 * report.num_blocks * (place - (len(rows) - 1) / 2)
-        colour, marker = _BASELINE_COLOURS[place % len(_BASELINE_COLOURS)], "DPXhp<>dH8"[place % 10]
-        _point(axes, row["passes"] + offset, row["accuracy"], row["interval"], marker, colour, row["name"], 6)
-    axes.set(
-        title="Accuracy against block passes, 95 % intervals",
-        xlabel="mean block passes" + (" (baselines at the routers' mean, drawn side by side)" if rows else ""),
-        ylabel="share right",
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#EEEEEE")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    FigureCanvasAgg(figure)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+        axes.grid(color=PALE)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _errors(shares: Sequence[Share]) -> list[list[float]]:
+    """How far their intervals reach below and above them."""
+    return [
+        [share.value - share.interval[0] for share in shares],
+        [share.interval[1] - share.value for share in shares],
+    ]
 
 
 def _point(
@@ -140,11 +123,11 @@ def _decisions_by_block(axes: "Axes", counts: ArrayLike, title: str) -> None:
     shares = np.asarray(counts, dtype=float)
     shares /= np.maximum(1, shares.sum(axis=1, keepdims=True))
     below = np.zeros(len(shares))
-    for value, (name, colour) in enumerate(zip(CLASS_NAMES, CLASS_COLOURS, strict=True)):
+    for value, (name, colour) in enumerate(CLASS_COLOURS.items()):
         axes.bar(range(len(shares)), shares[:, value], bottom=below, color=colour, label=name, width=0.85)
         below += shares[:, value]
     axes.set(title=title, xlabel="block", ylabel="share of questions", ylim=(0, 1))
-    axes.locator_params(axis="x", integer=True)
+    whole_numbers(axes)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
@@ -157,7 +140,7 @@ def _passes(axes: "Axes", report: Report) -> None:
         xlabel="block passes (line: base, dashed: mean)",
         ylabel="questions",
     )
-    axes.locator_params(axis="x", integer=True)
+    whole_numbers(axes)
 
 
 def _accuracy(axes: "Axes", report: Report) -> None:
@@ -168,58 +151,45 @@ def _accuracy(axes: "Axes", report: Report) -> None:
         (0.12, BLUE, "routed", [routed for _, _, routed in groups]),
     )
     for offset, colour, label, shares in series:
-        values = [share.value for share in shares]
-        errors = [
-            [share.value - share.interval[0] for share in shares],
-            [share.interval[1] - share.value for share in shares],
-        ]
         positions = [index + offset for index in range(len(groups))]
-        axes.errorbar(positions, values, yerr=errors, fmt="o", color=colour, markersize=4, capsize=2, label=label)
+        axes.errorbar(positions, [share.value for share in shares], yerr=_errors(shares), fmt="o", color=colour,
+                      markersize=4, capsize=2, label=label)  # fmt: skip
     axes.set(title="Accuracy, 95 % intervals", ylabel="share right", ylim=(-0.02, 1.02))
     axes.set_xlabel("level" if report.levels else "questions")
     axes.set_xticks(range(len(groups)), [name for name, *_ in groups])
     axes.legend(frameon=False, fontsize=8)
 
 
-def plot_probe(report: "ProbeReport", path: str | os.PathLike[str]) -> None:
+def plot_probe(report: ProbeReport, path: str | os.PathLike[str]) -> None:
     """Draw the effect of every single edit, the shares of the variance, and accuracy against passes as a PNG.
 
     Raises:
         DrLLMError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    effects, shares, curves = figure.subplots(1, 3, width_ratios=(1.6, 0.7, 1.2))
-    for decision, colour, offset in ((0, ORANGE, -0.15), (2, GREEN, 0.15)):
-        chosen = [effect for effect in report.effects if effect.decision == decision]
-        values = [100 * effect.probability[0] for effect in chosen]
-        half = [100 * (effect.probability[2] - effect.probability[0]) for effect in chosen]
-        effects.errorbar([effect.block + offset for effect in chosen], values, yerr=half, fmt="o", markersize=3,
-                         linewidth=1, color=colour, label=CLASS_NAMES[decision])  # fmt: skip
-    effects.axhline(0, color="black", linewidth=0.8)
-    effects.set(title="One block skipped or repeated", xlabel="block", ylabel="change of p(right answer), points")
-    effects.xaxis.set_major_locator(MaxNLocator(integer=True))
-    effects.legend(frameon=False, fontsize=8)
-    _variance_shares(shares, report)
-    colours = {"best static path": ORANGE, "best path of each task": GREEN, "predicted from the prompt": BLUE}
-    for name, points in report.curves.items():
-        reached = sorted({(spent, accuracy) for accuracy, spent in points})
-        curves.plot(*zip(*reached, strict=True), marker=".", color=colours.get(name, GREY), label=name)
-    base = report.policies[0]
-    curves.plot([base.mean_passes], [base.accuracy], "*", markersize=11, color="black", label="base")
-    curves.set(title="Accuracy at different prices of a pass", xlabel="mean passes", ylabel="share right")
-    curves.legend(frameon=False, fontsize=8)
-    for axes in (effects, shares, curves):
-        axes.spines[["top", "right"]].set_visible(False)
-    FigureCanvasAgg(figure)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    with figure(path, 13, 3.8, width_ratios=(1.6, 0.7, 1.2)) as (effects, shares, curves):
+        for decision, offset in ((SKIP, -0.15), (REPEAT, 0.15)):
+            name = CLASS_NAMES[decision]
+            chosen = [effect for effect in report.effects if effect.decision == decision]
+            values = [100 * effect.probability[0] for effect in chosen]
+            half = [100 * (effect.probability[2] - effect.probability[0]) for effect in chosen]
+            effects.errorbar([effect.block + offset for effect in chosen], values, yerr=half, fmt="o", markersize=3,
+                             linewidth=1, color=CLASS_COLOURS[name], label=name)  # fmt: skip
+        effects.axhline(0, color="black", linewidth=0.8)
+        effects.set(title="One block skipped or repeated", xlabel="block", ylabel="change of p(right answer), points")
+        whole_numbers(effects)
+        effects.legend(frameon=False, fontsize=8)
+        _variance_shares(shares, report)
+        colours = {STATIC: ORANGE, BY_TASK: GREEN, BY_PROMPT: BLUE}
+        for name, points in report.curves.items():
+            reached = sorted({(spent, accuracy) for accuracy, spent in points})
+            curves.plot(*zip(*reached, strict=True), marker=".", color=colours.get(name, GREY), label=name)
+        base = report.policies[0]
+        curves.plot([base.mean_passes], [base.accuracy], "*", markersize=11, color="black", label="base")
+        curves.set(title="Accuracy at different prices of a pass", xlabel="mean passes", ylabel="share right")
+        curves.legend(frameon=False, fontsize=8)
 
 
-def _variance_shares(axes: "Axes", report: "ProbeReport") -> None:
+def _variance_shares(axes: "Axes", report: ProbeReport) -> None:
     """Above each other the shares of the variance; hatched what of the differences the prompt predicts."""
     parts = [("all questions alike", report.static[0], GREY)]
     if report.task is not None:

@@ -33,7 +33,7 @@ Answer = tuple[float, bool]
 
 
 def install(huggingface: Any) -> None:
-    """Make `HFLM` of the module `lm_eval.models.huggingface` score routed models as said above; others as before."""
+    """Patch `HFLM` of `lm_eval.models.huggingface`: routed models read the context first, others score as before."""
     wrapt.wrap_function_wrapper(huggingface, "HFLM._loglikelihood_tokens", _loglikelihood_tokens)
 
 
@@ -223,8 +223,6 @@ def evaluate_with_harness(
     include_path: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     batch_size: int = 16,
-    num_fewshot: int | None = None,
-    chat_template: bool = False,
     seed: int = 0,
 ) -> HarnessReport:
     """Run tasks of lm-evaluation-harness twice, with the adapter disabled and enabled.
@@ -262,8 +260,7 @@ def evaluate_with_harness(
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         try:
             found = lm_eval.simple_evaluate(
-                lm, tasks=list(tasks), task_manager=manager, limit=limit, num_fewshot=num_fewshot,
-                apply_chat_template=chat_template, bootstrap_iters=0, log_samples=True,
+                lm, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=True,
                 random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
             )  # fmt: skip
         except DrLLMError:

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from ..adapter.layer import routed_layers
 from ..adapter.steering import set_depth_control, set_layer_budget
-from ..decisions import passes
+from ..decisions import Outcome, passes
 from ..errors import DrLLMError
-from .compare import ScoreLike, Share
+from .compare import Share
 
 DEPTH_CONTROLS = (-0.7, -0.6, -0.3, -0.1, 0.1)
 PRICES = (-2.0, -1.0, 1.0, 2.0)
@@ -49,18 +49,17 @@ def sweep_table(points: Sequence[SweepPoint]) -> Table:
     """The points for people."""
     table = Table("control", "value", "mean passes", "right, %", title="Sweep", title_justify="left")
     for point in points:
-        low, high = point.accuracy.interval
         table.add_row(
             point.control, "" if point.value is None else f"{point.value:g}", f"{point.mean_passes:.2f}",
-            f"{100 * point.accuracy.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+            str(point.accuracy),
         )  # fmt: skip
     return table
 
 
 def sweep_controls(
     model: Any,
-    routed: Sequence[ScoreLike],
-    score: Callable[[], Sequence[ScoreLike]],
+    routed: Sequence[Outcome],
+    score: Callable[[], Sequence[Outcome]],
     depth_controls: Sequence[float] = DEPTH_CONTROLS,
     prices: Sequence[float] = PRICES,
 ) -> list[SweepPoint]:
@@ -120,6 +119,6 @@ def priced(model: Any, price: float) -> Iterator[None]:
                 router.up.bias.copy_(bias)
 
 
-def _point(control: str, value: float | None, scores: Sequence[ScoreLike]) -> SweepPoint:
+def _point(control: str, value: float | None, scores: Sequence[Outcome]) -> SweepPoint:
     right = Share(sum(item.correct for item in scores), len(scores))
     return SweepPoint(control, value, right, sum(passes(item.decisions) for item in scores) / len(scores))

@@ -1,5 +1,6 @@
 """The model card of an adapter, with the evaluations that lie in its folder."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ def adapter_card(folder: Path, config: DrLLMConfig, name: str) -> RepoCard:
     supervision = (config.training or {}).get("supervision", {})
     searched = [source["name"] for source in supervision.get("sources", []) if source["hub"]]
     datasets = dict.fromkeys([*searched, *(name for evaluation in measured for name in evaluation.hub_datasets)])
-    routed = config.routed_blocks(config.num_blocks or 0)
-    weights = len(routed) * ((config.hidden_size or 0) * config.router_width + 4 * config.router_width + 3)
+    routers = len(config.routed_blocks(config.num_blocks or 0))
+    weights = sum(map(math.prod, (config.weight_shapes() or {}).values()))
     return ModelCard.from_template(
         ModelCardData(
             base_model=base if on_hub else None,
@@ -50,7 +51,7 @@ def adapter_card(folder: Path, config: DrLLMConfig, name: str) -> RepoCard:
         num_blocks=config.num_blocks,
         hidden_size=config.hidden_size,
         model_type=config.base_model_type,
-        routers=f"{len(routed)} routers of width {config.router_width} read the prompt in {config.num_windows} windows "
+        routers=f"{routers} routers of width {config.router_width} read the prompt in {config.num_windows} windows "
         f"({weights:,} weights)",
         code=_code(name, base),
         base_option=base_option(base),

@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData, RepoCard
+from peft.utils import CONFIG_NAME
 
+from ..adapter.config import CARD
 from ..download import is_hub_name
 from ..errors import DrLLMError
 from ..files import MARKER, write_text_atomic
@@ -19,7 +21,6 @@ from .reports import FIGURE, REPORT, read_evaluation
 from .supervision_card import supervision_card
 from .wording import TAGS
 
-CARD = "README.md"
 _TITLE = "# Model Card for Model ID"
 # Lines that PEFT and transformers add to the template of their cards.
 _ADDED_TO_TEMPLATE = (
@@ -65,14 +66,14 @@ def write_card(
     old, fields = _existing(path, on_hub)
     name = repo_id or folder.resolve().name
     kind: type[RepoCard]
-    if (folder / "adapter_config.json").is_file():
+    if (folder / CONFIG_NAME).is_file():
         new, kind = adapter_card(folder, load_adapter_config(str(folder)), name), ModelCard
     elif (folder / INFO).is_file():
         new, kind = supervision_card(folder, name), DatasetCard
     else:
         raise DrLLMError(
             f"{folder} must hold an adapter or a supervision set to have a card, but it has neither "
-            f"adapter_config.json nor {INFO}; correct the name."
+            f"{CONFIG_NAME} nor {INFO}; correct the name."
         )
     renewed = _renewed(kind, old, new, path)
     if old is None and path.is_file():

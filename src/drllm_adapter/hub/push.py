@@ -11,33 +11,36 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from peft.utils import CONFIG_NAME
 from rich.table import Table
 
+from ..adapter.config import CARD
 from ..adapter.integrity import check_adapter_folder
 from ..demo import is_demo
-from ..download import HubName, is_hub_name, split_revision
+from ..download import ADAPTER, ADAPTER_FILES, HubName, is_hub_name, split_revision
 from ..errors import DrLLMError
-from ..files import folder_kind
+from ..files import MARKER, folder_kind
 from ..hub_errors import explained
+from ..search.rows import DATA, INFO, read_rows
 from ..search.rows import KIND as SUPERVISION
-from ..search.rows import read_rows
-from .cards import CARD, write_card
+from ..search.runner import SUMMARY
+from ..training.report import TRAINING_REPORT
+from .cards import write_card
+from .reports import REPORT
 from .shared_base import check_base, share_base
 
-ADAPTER = "adapter"
 # Nothing else is uploaded, whatever else lies in the folder.
 _FILES = {
     ADAPTER: (
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "training.json",
+        *ADAPTER_FILES,
+        TRAINING_REPORT,
+        MARKER,
         "*.png",
-        "*/report.json",
-        "*/drllm.json",
+        f"*/{REPORT}",
+        f"*/{MARKER}",
         "*/*.png",
-        "drllm.json",
     ),
-    SUPERVISION: ("data/*.parquet", "search.json", "summary.json", "*.png", "drllm.json"),
+    SUPERVISION: (f"{DATA.parent}/*.parquet", INFO, SUMMARY, MARKER, "*.png"),
 }
 _LARGE = (".safetensors", ".parquet")
 
@@ -208,7 +211,7 @@ def push(
 def _contents(folder: Path) -> str:
     """What a folder holds, by its marker or its files, after a check that it is whole."""
     marked = folder_kind(folder)
-    if marked == ADAPTER or (marked is None and (folder / "adapter_config.json").is_file()):
+    if marked == ADAPTER or (marked is None and (folder / CONFIG_NAME).is_file()):
         check_adapter_folder(folder)
         return ADAPTER
     if marked == SUPERVISION:

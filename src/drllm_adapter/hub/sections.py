@@ -31,11 +31,6 @@ def is_edited(text: str) -> bool:
     return found is None or _digest(_SEAL.sub("", text)) != found[1]
 
 
-def has_sections(text: str) -> bool:
-    """Whether any section of the card can be rewritten."""
-    return _SECTION.search(text) is not None
-
-
 def replace_sections(old: str, new: str) -> str:
     """`old` with the contents that its sections have in `new`.
 

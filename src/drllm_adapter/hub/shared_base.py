@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from peft.utils import CONFIG_NAME
 from transformers import AutoConfig
 
 from ..adapter.base import config_hash
@@ -23,7 +24,6 @@ from ..files import write_json_atomic
 from ..hub_errors import explained
 from ..search.rows import DATA, INFO, read_search_info
 
-_ADAPTER = "adapter_config.json"
 # Where the files of adapters, supervision sets and evaluations name their base.
 _FIELDS = ("base_model_name_or_path", "base_model", "base")
 _COLUMN = "base_model"
@@ -40,7 +40,7 @@ def check_base(base: str, folder: Path) -> None:
         raise DrLLMError(f"the base must be named as on the Hub, owner/name, but {base!r} is a folder; correct --base.")
     with explained(base, "looked at"):
         config = AutoConfig.from_pretrained(name, revision=revision)
-    if (folder / _ADAPTER).is_file():
+    if (folder / CONFIG_NAME).is_file():
         made_for, found = read_adapter_config(folder).base_config, config_hash(SimpleNamespace(config=config))
         what = "dimensions"
     else:
@@ -67,7 +67,7 @@ def share_base(folder: Path, base: str | None = None) -> str:
     Raises:
         DrLLMError: a file is no JSON.
     """
-    config, info = folder / _ADAPTER, folder / INFO
+    config, info = folder / CONFIG_NAME, folder / INFO
     old = str(_read(config).get(_FIELDS[0]) or "") if config.is_file() else str(_read(info)[_FIELDS[1]] or "")
     new = base or (old if old == "" or is_hub_name(old) else _last_part(old))
     for path in folder.rglob("*.json"):
@@ -101,7 +101,7 @@ def _last_part(path: str) -> str:
 
 
 def _rewrite_rows(path: Path, old: str, new: str) -> None:
-    """The same for a Parquet file of supervision rows, a row group in memory at a time."""
+    """Name the base `new` in a Parquet file of supervision rows, with one row group in memory at a time."""
     source = path.resolve()
     path.unlink()
     with pq.ParquetFile(source) as file, pq.ParquetWriter(path, file.schema_arrow) as writer:

@@ -10,6 +10,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, RepoCard
 from ..decisions import CLASS_NAMES
 from ..errors import DrLLMError
 from ..evaluation.figures import plot_decisions
+from ..percentages import percent
 from ..search.rows import DATA, label_counts, read_search_info
 from ..search.runner import SUMMARY
 from .wording import SUPERVISION_TEMPLATE, TAGS, base_link, base_name, base_option, constants, facts, source_names
@@ -94,9 +95,6 @@ def supervision_card(folder: Path, name: str) -> RepoCard:
 
 
 def _found(summary: Mapping[str, Any], classes: Sequence[int]) -> str:
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.1f} %"
-
     found = {
         "questions with a label": f"{summary['kept']:,} of {summary['questions']:,}",
         "right along the base model's own path": percent(summary["base_accuracy"]),

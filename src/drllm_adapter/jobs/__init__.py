@@ -5,7 +5,7 @@ it, and a claim dies with its process. Nothing here knows what the pieces are: a
 evaluation or of features.
 """
 
-from .folder import LOCK, open_folder
+from .folder import BEGUN, hold_folder, open_folder
 from .locks import Locks
 from .processes import ALONE, Processes
 from .progress import JobProgress, job_progress
@@ -15,12 +15,13 @@ from .work import work_through
 
 __all__ = [
     "ALONE",
-    "LOCK",
+    "BEGUN",
     "JobProgress",
     "Locks",
     "Processes",
     "Shards",
     "Stop",
+    "hold_folder",
     "job_progress",
     "open_folder",
     "stop_on_signals",

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from .locks import Locks
 from .processes import Processes
 
 LOCK = ".lock"
+BEGUN = "begun.json"
+"""What a run is about, in its folder until it is finished, where no other file says so."""
 
 
 @contextmanager
@@ -25,6 +27,7 @@ def open_folder(
     resume: bool,
     processes: Processes,
     finished_as: str | None = None,
+    refusals: Mapping[str, str] | None = None,
 ) -> Iterator[Locks]:
     """Claim the folder for this job inside the `with` block; the locks of its pieces.
 
@@ -38,17 +41,59 @@ def open_folder(
         resume: go on in a folder that an earlier run left.
         finished_as: file in the folder that says that there is nothing to go on with; None when going on with a
             finished job does no harm.
+        refusals: for values of `info` that tell people nothing, what a difference is refused with; `{folder}` in it
+            stands for the folder.
 
     Raises:
         DrLLMError: another run writes to the folder; it holds something else, or something of this kind without
             `resume`; what was begun in it differs from `info`; it cannot be written.
     """
     folder = Path(path)
-    is_new = not folder.exists()
+    is_new, held = not folder.exists(), False
 
-    def claim() -> Locks:
+    def claim() -> None:
         if folder_kind(folder) != kind:
             claim_folder(folder, kind, resume=resume)
+
+    def begin() -> None:
+        finished = finished_as is not None and (folder / finished_as).exists()
+        check_claim(folder, kind, resume=resume or not ((folder / begun_as).exists() or finished))
+        if finished:
+            raise DrLLMError(
+                f"only an interrupted run can be gone on with, but the one in {folder} is finished; choose another "
+                f"folder for a new one."
+            )
+        if not (folder / begun_as).exists():
+            write_json_atomic(folder / begun_as, info)
+        check_same(folder, begun_as, info, refusals)
+
+    processes.from_main(claim)
+    try:
+        with hold_folder(folder, processes, begin) as locks:
+            held = True
+            check_same(folder, begun_as, info, refusals)
+            yield locks
+    except DrLLMError:
+        if held and processes.count == 1:
+            _abandon(folder, begun_as, is_new)
+        raise
+
+
+@contextmanager
+def hold_folder(folder: Path, processes: Processes, begin: Callable[[], None]) -> Iterator[Locks]:
+    """Keep other runs out of the folder, which exists, inside the `with` block; the locks of the job's pieces.
+
+    When the main process leaves the block the job is over, and then only do the others leave it.
+
+    Args:
+        begin: what the main process does as soon as the folder is its own, before any process enters the block.
+
+    Raises:
+        DrLLMError: another run writes to the folder; `begin` raised one; or the main process stopped early.
+    """
+    mine: list[Locks] = []
+
+    def take() -> None:
         locks = Locks(folder / LOCK)
         try:
             locks.take_run()
@@ -56,26 +101,15 @@ def open_folder(
             locks.close()
             raise
         try:
-            finished = finished_as is not None and (folder / finished_as).exists()
-            check_claim(folder, kind, resume=resume or not ((folder / begun_as).exists() or finished))
-            if finished:
-                raise DrLLMError(
-                    f"only an interrupted run can be gone on with, but the one in {folder} is finished; choose another "
-                    f"folder for a new one."
-                )
-            if not (folder / begun_as).exists():
-                write_json_atomic(folder / begun_as, info)
-            check_same(folder, begun_as, info)
+            begin()
         except DrLLMError:
             locks.remove()
             raise
-        return locks
+        mine.append(locks)
 
-    mine: list[Locks] = []
-    processes.from_main(lambda: mine.append(claim()))
+    processes.from_main(take)
     locks = mine[0] if processes.is_main else Locks(folder / LOCK)
     try:
-        check_same(folder, begun_as, info)
         # Only now, with every process's hand on the lock file, may the main one begin: it removes the file at the end.
         processes.meet()
         yield locks
@@ -83,14 +117,12 @@ def open_folder(
             locks.wait_for_run()
             if (folder / LOCK).exists():
                 raise OtherProcessError("the main process must end last, but it stopped early; go on with --resume.")
-    except BaseException as error:
+    except BaseException:
         # Other processes may still finish their pieces; the file keeps a later run from taking these up as well.
         if processes.count > 1:
             locks.close()
         else:
             locks.remove()
-            if isinstance(error, DrLLMError):
-                _abandon(folder, begun_as, is_new)
         raise
     if processes.is_main:
         locks.remove()
@@ -107,7 +139,7 @@ def _abandon(folder: Path, begun_as: str, is_new: bool) -> None:
             folder.rmdir()
 
 
-def check_same(folder: Path, begun_as: str, info: dict[str, Any]) -> None:
+def check_same(folder: Path, begun_as: str, info: dict[str, Any], refusals: Mapping[str, str] | None = None) -> None:
     """Refuse to go on with something else than what was begun.
 
     Raises:
@@ -123,11 +155,8 @@ def check_same(folder: Path, begun_as: str, info: dict[str, Any]) -> None:
     for name, value in json.loads(json.dumps(info)).items():
         if begun.get(name) == value:
             continue
-        if name == "questions_digest":
-            raise DrLLMError(
-                f"the questions must be those that the run in {folder} began with, but they have changed since then "
-                f"(an edited data file, or other options); bring them back or choose another folder."
-            )
+        if refusals is not None and name in refusals:
+            raise DrLLMError(refusals[name].format(folder=folder))
         raise DrLLMError(
             f"the run in {folder} must go on as it began, with {name} {begun.get(name)!r}, but {value!r} was given; "
             f"repeat the first command or choose another folder."

@@ -9,7 +9,7 @@ from .bundle import PathScorer, Work, length_of, search_bundle
 from .tree import SearchConfig
 
 GROUPS, IN_A_GROUP, SIMULATIONS = 3, 8, 10
-"""So many questions of similar length are searched together, of so many lengths, with so many simulations each."""
+"""What is tried: groups of short, middling and long questions, questions in a group, simulations of each question."""
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,22 @@ def random_path(num_blocks: int, edits: int, generator: random.Random) -> Decisi
     return tuple(decisions)
 
 
-class RandomPaths:
-    """Proposes the base model's path, then random ones; the same interface as `PathSearch`.
+def random_paths(num_blocks: int, count: int, edits: int, seed: int, name: str) -> list[Decisions]:
+    """`count` random paths without those drawn twice and the base model's, in order; the same for the same arguments.
 
-    Each is a `random_path`; what is drawn twice is scored once.
+    In order, paths that begin alike follow one another, and what they share need not run again.
+
+    Args:
+        name: what the paths are for, such as a question's id: others get other paths.
+    """
+    digest = hashlib.sha256(f"random:{seed}:{name}".encode()).digest()
+    generator = random.Random(int.from_bytes(digest[:8], "big"))
+    drawn = {random_path(num_blocks, edits, generator) for _ in range(count)}
+    return sorted(drawn - {execute_all(num_blocks)})
+
+
+class RandomPaths:
+    """Proposes the base model's path, then `random_paths`; the same interface as `PathSearch`.
 
     Args:
         num_blocks: L.
@@ -39,11 +51,7 @@ class RandomPaths:
         self.simulations = 0
         self._scores: dict[Decisions, ScoredPath] = {}
         self._pending: Decisions | None = None
-        digest = hashlib.sha256(f"random:{config.seed}:{question_id}".encode()).digest()
-        self._random = random.Random(int.from_bytes(digest[:8], "big"))
-        # Sorted: paths that begin alike follow one another, and what they share need not run again.
-        drawn = {random_path(num_blocks, config.edits, self._random) for _ in range(config.simulations)}
-        self._drawn = sorted(drawn - {execute_all(num_blocks)}, reverse=True)
+        self._left = random_paths(num_blocks, config.simulations, config.edits, config.seed, question_id)[::-1]
 
     @property
     def paths(self) -> list[ScoredPath]:
@@ -55,9 +63,9 @@ class RandomPaths:
         assert self._pending is None, "report() must follow every proposal"
         if not self._scores:
             self._pending = execute_all(self.num_blocks)
-        elif self._drawn:
+        elif self._left:
             self.simulations += 1
-            self._pending = self._drawn.pop()
+            self._pending = self._left.pop()
         return self._pending
 
     def report(self, probability: float, correct: bool) -> None:

@@ -102,7 +102,7 @@ SCHEMA = pa.schema(
         ("search", pa.string()),
     ]
 )
-# What of `search.json` is true of every row.
+# The fields of `search.json` that hold for every row, and are kept with each.
 _OF_EVERY_ROW = ("search", "rule", "price", "sources", "num_blocks", "base_fingerprint", "dtype")
 
 

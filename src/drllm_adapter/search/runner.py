@@ -29,9 +29,9 @@ from ..jobs import (
     stop_on_signals,
     work_through,
 )
-from ..tasks import Prompt, Question, digest_of, sources_of
+from ..tasks import QUESTIONS_CHANGED, Prompt, Question, digest_of, sources_of
 from .bundle import AnySearch, PathScorer, Work, length_of, search_bundle
-from .labels import choose_label
+from .labels import Labels, choose_label
 from .rows import (
     DATA,
     INFO,
@@ -60,8 +60,7 @@ def run_search(
     config: SearchConfig,
     output: str | os.PathLike[str],
     *,
-    rule: str = "price",
-    price: float = 0.4,
+    labels: Labels | None = None,
     resume: bool = False,
     bundle: int = 16,
     base_model: str = "",
@@ -80,7 +79,7 @@ def run_search(
     Args:
         questions, prompts: equally many; `prompts[i]` asks `questions[i]`.
         scorer: the model, as far as the search knows it.
-        rule, price: the label rule, see `labels.py`; a set can be relabelled later.
+        labels: which of the paths tried are learnt; None is `Labels()`. A set can be relabelled later.
         resume: go on with an interrupted search of the same questions and constants.
         bundle: questions that are searched side by side.
         base_model, base_revision, base_fingerprint, dtype: of the model behind the scorer; kept in the set.
@@ -94,13 +93,13 @@ def run_search(
         Interrupted: on SIGINT or SIGTERM, after the bundle in flight.
     """
     _check_questions(questions)
-    choose_label((), rule, price)
+    labels = labels or Labels()
+    choose_label((), labels.rule, labels.price)
     if bundle < 1:
         raise DrLLMError(f"bundle must be a whole number of at least 1, but {bundle!r} was given; correct it.")
     info = {
         "search": asdict(config),
-        "rule": rule,
-        "price": price,
+        **asdict(labels),
         "bundle": bundle,
         "questions": len(questions),
         "questions_digest": digest_of(questions, prompts),
@@ -112,7 +111,8 @@ def run_search(
         "dtype": dtype,
     }
     folder = Path(output)
-    with open_folder(folder, KIND, INFO, info, resume=resume, processes=processes) as locks:
+    refusals = {"questions_digest": QUESTIONS_CHANGED}
+    with open_folder(folder, KIND, INFO, info, resume=resume, processes=processes, refusals=refusals) as locks:
         if not (folder / DATA).exists() or (_saved_summary(folder) is None and (folder / SHARDS).exists()):
             run = _Run(questions, prompts, scorer, config, info, folder)
             run.search(locks, processes, console if processes.is_main else None, log if processes.is_main else None)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ..decisions import CLASS_NAMES, passes
+from ..percentages import percent
 from .bundle import Work
 from .rows import Row
 
@@ -155,23 +156,19 @@ class SearchSummary:
         total = sum(self.decisions.values())
         table = Table("searched", "value", title="Search", title_justify="left")
         table.add_row("questions kept", f"{self.kept:,} of {self.questions:,}")
-        table.add_row("base accuracy", _percent(self.base_accuracy))
-        table.add_row("accuracy along the labels", _percent(self.label_accuracy))
-        table.add_row("wrong questions fixed", _percent(self.fixed))
-        table.add_row("right questions broken", _percent(self.broken))
+        table.add_row("base accuracy", percent(self.base_accuracy))
+        table.add_row("accuracy along the labels", percent(self.label_accuracy))
+        table.add_row("wrong questions fixed", percent(self.fixed))
+        table.add_row("right questions broken", percent(self.broken))
         table.add_row("mean passes", f"{self.mean_passes:.2f} (base: {self.num_blocks})")
         for name in CLASS_NAMES:
-            table.add_row(f"decisions: {name}", _percent(self.decisions[name] / total if total else None))
+            table.add_row(f"decisions: {name}", percent(self.decisions[name] / total if total else None))
         speed = "" if self.paths_per_second is None else f" ({self.paths_per_second:.1f} a second)"
         table.add_row("paths scored", f"{self.paths:,}{speed}")
         if self.paths_not_finite:
             table.add_row("paths without finite numbers", f"{self.paths_not_finite:,}, counted as wrong")
         if self.passes_avoided is not None:
-            table.add_row("block passes avoided", _percent(self.passes_avoided))
+            table.add_row("block passes avoided", percent(self.passes_avoided))
         if self.padding is not None:
-            table.add_row("padding", _percent(self.padding))
+            table.add_row("padding", percent(self.padding))
         return table
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"

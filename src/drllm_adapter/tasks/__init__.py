@@ -2,12 +2,13 @@
 
 from .contrast import as_choices
 from .grading import GRADERS, grade, settled
-from .prompts import MODES, Prompt, build_prompt, build_prompts, digest_of
+from .prompts import MODES, QUESTIONS_CHANGED, Prompt, build_prompt, build_prompts, digest_of
 from .questions import TASKS, Question, Source, load_questions, sources_of
 
 __all__ = [
     "GRADERS",
     "MODES",
+    "QUESTIONS_CHANGED",
     "TASKS",
     "Prompt",
     "Question",

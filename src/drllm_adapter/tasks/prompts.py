@@ -138,6 +138,13 @@ def _chat(message: str, tokenizer: Any) -> str | None:
     return text
 
 
+QUESTIONS_CHANGED = (
+    "the questions must be those that the run in {folder} began with, but they have changed since then (an edited data "
+    "file, or other options); bring them back or choose another folder."
+)
+"""What a run refuses to go on with when `digest_of` gives another hash than the one it began with."""
+
+
 def digest_of(questions: Sequence[Question], prompts: Sequence[Prompt]) -> str:
     """A hash of what is asked: two runs with the same one ask the same."""
     content = [

@@ -75,8 +75,8 @@ def load_questions(
             (or `prompt`, or `query`), `answer` (or `answerKey`, or `gt_ans`), and optionally `choices`, `id`, `level`
             and `task`.
         split: of a dataset on the Hub; None is "train".
-        limit: at most so many questions; None is all.
-        skip: leave out so many at the beginning.
+        limit: most questions to give; None is all.
+        skip: questions to leave out at the beginning.
         seed: for made questions.
 
     Raises:

@@ -17,7 +17,6 @@ _LIMITS: dict[str, tuple[type, float, float]] = {
     "validation_share": (float, 0.001, 0.9),
     "patience": (int, 1, math.inf),
     "seed": (int, 0, 2**63 - 1),
-    "hidden": (int, 1, math.inf),
 }
 
 
@@ -38,7 +37,6 @@ class TrainingConfig:
         patience: epochs without a lower validation loss after which training stops; None never stops. The weights of
             the epoch with the lowest validation loss are kept either way.
         seed: of the validation split, the initial weights and the order of the questions.
-        hidden: width of the routers' hidden layer.
 
     Raises:
         DrLLMError: a value is of the wrong type or out of its range.
@@ -54,7 +52,6 @@ class TrainingConfig:
     validation_share: float = 0.1
     patience: int | None = 5
     seed: int = 0
-    hidden: int = 128
 
     def __post_init__(self) -> None:
         for name, (kind, lowest, highest) in _LIMITS.items():

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from ..errors import DrLLMError
 from ..files import claim_folder, write_json_atomic
-from ..jobs import LOCK, Locks, Processes, Shards
+from ..jobs import BEGUN, Locks, Processes, Shards, hold_folder
 
 FOLDER_KIND = "router features"
 FORMAT = 1
 _MEANS, _WINDOWS, _LABELS, _MANIFEST = ("means.npy", "windows.npy", "labels.npy", "manifest.json")
-_BEGUN, _BATCHES = "begun.json", "batches"
+_BATCHES = "batches"
 
 
 @dataclass(frozen=True)
@@ -150,55 +150,44 @@ def write_features(
     folder = Path(folder)
     shape = (len(ids), len(layers), windows, width)
     begun = {"key": key, "batch_size": batch_size}
-    mine: list[Locks] = []
+
+    @contextmanager
+    def leaving_nothing() -> Iterator[None]:
+        """Remove what there is when this process fails, unless others may still go on."""
+        try:
+            yield
+        except DrLLMError:
+            if processes.count == 1:
+                with suppress(OSError):
+                    _remove(folder)
+            raise
 
     def begin() -> None:
-        claim_folder(folder, FOLDER_KIND, resume=True)
-        mine.append(Locks(folder / LOCK))
-        try:
-            mine[0].take_run()
-        except DrLLMError:
-            mine.pop().close()
-            raise
-        with _writing(folder):
-            if _read_json(folder / _BEGUN) != begun or not (folder / _MEANS).exists():
+        with leaving_nothing(), _writing(folder):
+            if _read_json(folder / BEGUN) != begun or not (folder / _MEANS).exists():
                 # Unlinked, not overwritten: a process that still has the old store mapped goes on reading it.
                 _remove(folder)
                 _check_space(folder, int(np.prod(shape)) * np.dtype(np.float32).itemsize)
                 np.lib.format.open_memmap(folder / _MEANS, mode="w+", dtype=np.float32, shape=shape)
-                write_json_atomic(folder / _BEGUN, begun)
+                write_json_atomic(folder / BEGUN, begun)
 
-    try:
-        processes.from_main(begin)
-        locks = mine[0] if processes.is_main else Locks(folder / LOCK)
-        try:
-            processes.meet()
-            start = np.lib.format.open_memmap(folder / _MEANS, mode="r").offset
-            writer = FeatureWriter(folder, start, shape, locks)
-            yield writer
-            if processes.is_main:
-                used = writer.windows()
-                assert used is not None
-                with _writing(folder):
-                    np.save(folder / _WINDOWS, used)
-                    np.save(folder / _LABELS, labels)
-                    write_json_atomic(
-                        folder / _MANIFEST,
-                        {"format": FORMAT, "key": key, "layers": list(layers), **description, "ids": list(ids)},
-                    )
-                    (folder / _BEGUN).unlink()
-                    shutil.rmtree(folder / _BATCHES)
-                (folder / LOCK).unlink()
-            else:
-                locks.wait_for_run()
-        finally:
-            locks.close()
-    except DrLLMError:
-        if processes.count == 1 and mine:
-            with suppress(OSError):
-                _remove(folder)
-                (folder / LOCK).unlink(missing_ok=True)
-        raise
+    processes.from_main(lambda: claim_folder(folder, FOLDER_KIND, resume=True))
+    with hold_folder(folder, processes, begin) as locks, leaving_nothing():
+        start = np.lib.format.open_memmap(folder / _MEANS, mode="r").offset
+        writer = FeatureWriter(folder, start, shape, locks)
+        yield writer
+        if processes.is_main:
+            used = writer.windows()
+            assert used is not None
+            with _writing(folder):
+                np.save(folder / _WINDOWS, used)
+                np.save(folder / _LABELS, labels)
+                write_json_atomic(
+                    folder / _MANIFEST,
+                    {"format": FORMAT, "key": key, "layers": list(layers), **description, "ids": list(ids)},
+                )
+                (folder / BEGUN).unlink()
+                shutil.rmtree(folder / _BATCHES)
 
 
 @contextmanager
@@ -220,7 +209,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _remove(folder: Path) -> None:
-    for name in (_MANIFEST, _BEGUN, _MEANS, _WINDOWS, _LABELS):
+    for name in (_MANIFEST, BEGUN, _MEANS, _WINDOWS, _LABELS):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / _BATCHES, ignore_errors=True)
 

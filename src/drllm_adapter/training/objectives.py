@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..effects import PathLike, margin
+from ..decisions import Outcome
+from ..effects import margin
 from .batches import Batch
 from .loss import focal_loss, weighted_cross_entropy
 from .routers import Weights
@@ -85,7 +86,7 @@ class EffectRegression:
         return residual.square().sum() / tried.sum().clamp(min=1)
 
     @classmethod
-    def of(cls, questions: Sequence[Sequence[PathLike]], layers: Sequence[int], price: float) -> "EffectRegression":
+    def of(cls, questions: Sequence[Sequence[Outcome]], layers: Sequence[int], price: float) -> "EffectRegression":
         """The regression of all paths tried on each question, at the blocks `layers` that have routers."""
         most = max(map(len, questions))
         paths = torch.ones(len(questions), most, len(layers), dtype=torch.int64)

@@ -1,17 +1,20 @@
-"""The three lines about a training that a person wants to read."""
+"""What a training says of itself: the file of its report, and the three lines that a person wants to read."""
 
 from typing import Any
 
 from torch import Tensor
 
 from ..decisions import CLASS_NAMES
+from ..percentages import percent
 from .loss import class_counts
+
+TRAINING_REPORT = "training.json"
 
 
 def data_line(train_questions: int, validation_questions: int, examples: int, routers: int, labels: Tensor) -> str:
     """What is trained on; `labels` are the training labels, int [N, R], `examples` how many paths in all."""
     shares = ", ".join(
-        f"{_percent(count / labels.numel())} {name}"
+        f"{percent(count / labels.numel())} {name}"
         for count, name in zip(class_counts(labels).tolist(), CLASS_NAMES, strict=True)
     )
     several = examples > train_questions + validation_questions
@@ -34,12 +37,9 @@ def training_line(metrics: dict[str, Any], best: dict[str, Any]) -> str:
 def result_line(metrics: dict[str, Any]) -> str:
     """What came out on the validation questions, beside the best that one path for all questions does."""
     routers, static = metrics["routers"], metrics["static"]
+    skips, repeats = (percent(routers[f"{name}_accuracy"], "none") for name in ("skip", "repeat"))
     return (
         f"result    macro F1 {routers['macro_f1']:.3f} (one path for all: {static['macro_f1']:.3f}); found "
-        f"{_percent(routers['skip_accuracy'])} of the skips, {_percent(routers['repeat_accuracy'])} of the repeats; "
+        f"{skips} of the skips, {repeats} of the repeats; "
         f"{routers['mean_passes']:.2f} passes on average (labels: {metrics['label_mean_passes']:.2f})"
     )
-
-
-def _percent(share: float | None) -> str:
-    return "none" if share is None else f"{100 * share:.1f} %"

@@ -1,7 +1,6 @@
 """The routers of all blocks as one stack of weights, so that one batched matrix product runs them all."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +15,16 @@ Weights = dict[str, Tensor]
 """`down_weight` [R, h, d], `down_bias` [R, h], `up_weight` [R, 3, h], `up_bias` [R, 3]; R routers, float32."""
 
 
-def fresh_weights(routers: int, width: int, hidden: int, generator: torch.Generator) -> Weights:
+def fresh_weights(routers: int, width: int, router_width: int, generator: torch.Generator) -> Weights:
     """Xavier-uniform matrices and zero biases for `routers` routers that read `width` features."""
-    down = torch.empty(routers, hidden, width)
-    up = torch.empty(routers, len(CLASS_NAMES), hidden)
+    down = torch.empty(routers, router_width, width)
+    up = torch.empty(routers, len(CLASS_NAMES), router_width)
     # One matrix at a time: the stack as a whole would be taken for a convolution, with other fans.
     for matrix in (*down, *up):
         nn.init.xavier_uniform_(matrix, generator=generator)
     return {
         "down_weight": down,
-        "down_bias": torch.zeros(routers, hidden),
+        "down_bias": torch.zeros(routers, router_width),
         "up_weight": up,
         "up_bias": torch.zeros(routers, len(CLASS_NAMES)),
     }
@@ -37,8 +36,6 @@ def load_weights_into(
     weights: Mapping[str, Tensor],
     layers: Sequence[int],
     adapter_name: str | None = None,
-    *,
-    training: Mapping[str, Any] | None = None,
 ) -> None:
     """Copy trained weights into the routers of one adapter of the model; all of them or, on an error, none.
 
@@ -46,7 +43,6 @@ def load_weights_into(
         weights: the stack; its router i belongs to block `layers[i]`.
         layers: the blocks that have a router in the adapter, each once.
         adapter_name: None is the active adapter.
-        training: JSON-able facts about the training, kept in the adapter's configuration; None leaves what is there.
 
     Raises:
         DrLLMError: no such adapter, an adapter with routers for other blocks, or routers of another size.
@@ -88,8 +84,6 @@ def load_weights_into(
     # The checksum of a loaded adapter was of the weights before; saving makes a new one.
     blocks[0].route.unverified.pop(name, None)
     config.checksum = None
-    if training is not None:
-        config.training = dict(training)
 
 
 def stacked_logits(weights: Mapping[str, Tensor], means: Tensor, windows: Tensor) -> Tensor:

@@ -66,6 +66,7 @@ def train_routers(
     store: FeatureStore,
     config: TrainingConfig | None = None,
     *,
+    router_width: int = 128,
     example_weights: NDArray[np.float32] | None = None,
     effects: tuple[EffectRegression, Tensor] | None = None,
     device: str | torch.device | None = None,
@@ -83,6 +84,7 @@ def train_routers(
     Args:
         store: what the routers read and shall decide.
         config: how to train; None is `TrainingConfig()`.
+        router_width: of the routers' hidden layer, as in the adapter's configuration.
         example_weights: float32 [N], how much each of the store's N examples counts, when a question has several paths
             (rows with the same id); the loss is then a weighted cross-entropy. None is the focal loss.
         effects: regress effects in place of imitating the store's labels, which then only serve for the metrics; with
@@ -122,7 +124,7 @@ def train_routers(
             f"{list(counts.shape)} values were given; pass one weight for each row of the store."
         )
     generator = torch.Generator().manual_seed(config.seed)
-    start = fresh_weights(len(store.layers), store.means.shape[-1], config.hidden, generator)
+    start = fresh_weights(len(store.layers), store.means.shape[-1], router_width, generator)
     objective: Objective
     if effects is not None:
         regression, average = effects
@@ -223,12 +225,13 @@ class _Run:
         self.checkpoint: str | os.PathLike[str] | None = None
 
     def keep_in(self, checkpoint: str | os.PathLike[str], seconds: float, learnt: Sequence[NDArray[Any]]) -> None:
-        """Save where the training is to this file, every so many seconds; `learnt` is what the routers shall learn."""
+        """Save where the training is to this file, every `seconds`; `learnt` is what the routers shall learn."""
         self.checkpoint, self.seconds, self.saved = checkpoint, seconds, time.monotonic()
         facts = {
             "features": self.store.key,
             "learnt": [hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest() for values in learnt],
             **asdict(self.config),
+            "router_width": self.weights["up_weight"].shape[-1],
             "device": self.reader.device.type,
         }
         self.key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()

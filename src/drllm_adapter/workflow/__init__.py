@@ -1,6 +1,7 @@
 """The jobs behind the commands, from folder to folder: search paths, train routers on them, evaluate the adapter."""
 
 from ..search import Labels
+from .demo import run_demo
 from .evaluate import evaluate_adapter, evaluate_with_lm_eval
 from .probe import probe_model
 from .search import estimate_paths, search_paths
@@ -12,6 +13,7 @@ __all__ = [
     "evaluate_adapter",
     "evaluate_with_lm_eval",
     "probe_model",
+    "run_demo",
     "search_paths",
     "train_adapter",
 ]

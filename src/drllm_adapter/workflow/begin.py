@@ -15,9 +15,6 @@ from ..errors import DrLLMError
 from ..jobs import Processes
 from ..tasks import Prompt, Question, build_prompts
 
-BEGUN = "begun.json"
-"""What a run is about, in its folder until it is finished."""
-
 
 def load_once(
     load: Callable[[str], tuple[Any, Any]], dtype: str, device: str | None, processes: Processes

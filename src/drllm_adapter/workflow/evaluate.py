@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -30,20 +30,16 @@ from ..evaluation import (
     score_both,
     sweep_controls,
 )
+from ..evaluation.lm_eval import HarnessReport, evaluate_with_harness
 from ..files import check_claim, claim_folder, write_json_atomic
 from ..hub import write_card
-from ..jobs import Processes, job_progress, open_folder
+from ..hub.reports import EVALUATION, FIGURE, REPORT
+from ..jobs import BEGUN, Processes, job_progress, open_folder
 from ..loading import load_routed
 from ..scoring import Score, Scorer
 from ..search import Row, read_rows
-from ..tasks import Prompt, Question, digest_of, sources_of
-from .begin import BEGUN, begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
-
-if TYPE_CHECKING:
-    from ..evaluation.lm_eval import HarnessReport
-
-EVALUATION = "evaluation"
-EVALUATION_REPORT = "report.json"
+from ..tasks import QUESTIONS_CHANGED, Prompt, Question, digest_of, sources_of
+from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
 
 
 def evaluate_adapter(
@@ -120,7 +116,14 @@ def evaluate_adapter(
         assert place is not None
         folder = Path(place)
         with open_folder(
-            folder, EVALUATION, BEGUN, begun, resume=resume, processes=processes, finished_as=EVALUATION_REPORT
+            folder,
+            EVALUATION,
+            BEGUN,
+            begun,
+            resume=resume,
+            processes=processes,
+            finished_as=REPORT,
+            refusals={"questions_digest": QUESTIONS_CHANGED},
         ) as locks:
             in_base, routed = score_both(
                 scorer, prompts, folder, locks, processes, layer_budget=budget, console=console, log=log
@@ -148,10 +151,10 @@ def evaluate_adapter(
                     set_layer_budget(model, budget)
                     report = replace(report, baselines=table)
                 if output is not None:
-                    plot_layers(report, folder / "layers.png")
+                    plot_layers(report, folder / FIGURE)
                     if report.baselines is not None or report.sweep is not None:
                         plot_tradeoff(report, folder / "tradeoff.png")
-                    write_json_atomic(folder / EVALUATION_REPORT, {**settings, **report.to_json()})
+                    write_json_atomic(folder / REPORT, {**settings, **report.to_json()})
                 (folder / BEGUN).unlink()
                 shutil.rmtree(folder / SCORES)
     if output is not None and processes.is_main:
@@ -187,7 +190,7 @@ def evaluate_with_lm_eval(
     seed: int = 0,
     dtype: str = "auto",
     device: str | None = None,
-) -> "HarnessReport":
+) -> HarnessReport:
     """Base against routed on tasks of lm-evaluation-harness; `report.json` lies in `output` afterwards.
 
     Args:
@@ -198,9 +201,6 @@ def evaluate_with_lm_eval(
     Raises:
         DrLLMError: see `load_routed`, `evaluate_with_harness`.
     """
-    # Imported here: it imports torch and the harness is an extra.
-    from ..evaluation.lm_eval import evaluate_with_harness
-
     if output is not None:
         check_claim(output, EVALUATION)
     model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
@@ -213,7 +213,7 @@ def evaluate_with_lm_eval(
     )
     if output is not None:
         folder = claim_folder(output, EVALUATION)
-        write_json_atomic(folder / EVALUATION_REPORT, {**_settings(adapter, base, model), **report.to_json()})
+        write_json_atomic(folder / REPORT, {**_settings(adapter, base, model), **report.to_json()})
         _show_on_card(adapter, folder)
     return report
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import Progress
@@ -10,13 +9,12 @@ from rich.progress import Progress
 from .. import __version__
 from ..adapter.base import fingerprint
 from ..engine import SharingScorer
+from ..evaluation.figures import plot_probe
+from ..evaluation.probe import ProbeReport, analyse, measure
 from ..files import check_claim, claim_folder, write_json_atomic
 from ..loading import load_base, route_base
 from ..tasks import Question, sources_of
 from .begin import dtype_name, full_name, prompts_of, teller
-
-if TYPE_CHECKING:
-    from ..evaluation.probe import ProbeReport
 
 PROBE = "probe"
 
@@ -36,7 +34,7 @@ def probe_model(
     dtype: str = "auto",
     device: str | None = None,
     console: Console | None = None,
-) -> "ProbeReport":
+) -> ProbeReport:
     """Can routers help this model on these questions? `report.json` and `probe.png` lie in `output` afterwards.
 
     Args:
@@ -47,10 +45,6 @@ def probe_model(
     Raises:
         DrLLMError: see `load_base`, `build_prompt`, `evaluation.probe.measure`.
     """
-
-    from ..evaluation.figures import plot_probe
-    from ..evaluation.probe import analyse, measure
-
     check_claim(output, PROBE)
     names = [question.task for question in questions]
     if len(set(names)) == 1:

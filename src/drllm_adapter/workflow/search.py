@@ -51,7 +51,6 @@ def search_paths(
         DrLLMError: see `load_base`, `build_prompt`, `run_search`.
         Interrupted: on SIGINT or SIGTERM, after the bundle in flight.
     """
-    labels = labels or Labels()
     processes = Processes.current()
     if dtype == "auto" and resume:
         dtype = begun_dtype(output, INFO)
@@ -68,8 +67,7 @@ def search_paths(
         scorer,
         config,
         output,
-        rule=labels.rule,
-        price=labels.price,
+        labels=labels,
         resume=resume,
         bundle=bundle,
         base_model=full_name(base),

@@ -20,12 +20,12 @@ from .. import __version__
 from ..adapter.base import fingerprint
 from ..adapter.config import DrLLMConfig
 from ..decisions import Decisions
-from ..download import fetch_supervision, split_revision
+from ..download import ADAPTER, fetch_supervision, split_revision
 from ..effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
 from ..errors import DrLLMError
 from ..files import check_claim, write_json_atomic
 from ..hub import write_card
-from ..jobs import Processes, open_folder
+from ..jobs import BEGUN, Processes, open_folder
 from ..loading import find_base, load_base
 from ..search import Labels, Row, choose_labels, read_rows, read_search_info
 from ..training import (
@@ -38,10 +38,8 @@ from ..training import (
     plot_curves,
     train_routers,
 )
-from .begin import BEGUN, begun_dtype, dtype_name, full_name, load_once
-
-ADAPTER = "adapter"
-TRAINING_REPORT = "training.json"
+from ..training.report import TRAINING_REPORT
+from .begin import begun_dtype, dtype_name, full_name, load_once
 
 
 def train_adapter(
@@ -84,13 +82,13 @@ def train_adapter(
     check_claim(output, ADAPTER, resume=resume)
     config = config or TrainingConfig()
     adapter = adapter or DrLLMConfig()
-    if config.hidden != adapter.router_width:
-        config = replace(config, hidden=adapter.router_width)
     source = fetch_supervision(supervision)
     info = read_search_info(source)
     labels = None
     if rule is not None or price is not None or info["rule"] is not None:
-        labels = Labels(rule or info["rule"] or "price", (info["price"] or 0.0) if price is None else price)
+        # Rows that differ in it have no rule, or no price, of the search.
+        found_price = Labels().price if info["price"] is None else info["price"]
+        labels = Labels(rule or info["rule"] or Labels().rule, found_price if price is None else price)
     rows, decisions, weights = _examples(read_rows(source), labels, supervision)
     name = base or find_base(supervision, info["base_model"])
     processes = Processes.current()
@@ -123,6 +121,7 @@ def train_adapter(
         "base_fingerprint": found,
         "training": asdict(config),
         "windows": adapter.num_windows,
+        "router_width": adapter.router_width,
         "layers": adapter.routed_blocks(paths.shape[1]),
         "dtype": dtype_name(model),
     }
@@ -161,6 +160,7 @@ def train_adapter(
         result = train_routers(
             store,
             config,
+            router_width=adapter.router_width,
             example_weights=weights,
             effects=effects,
             device=place,

@@ -12,16 +12,18 @@ from typing import Any
 from rich.console import Console
 
 from ..decisions import draw
+from ..demo import BASE
 from ..errors import DrLLMError
 from ..evaluation import BaselineTable, Part, Report, plot_layers
 from ..files import claim_folder, write_json_atomic
 from ..generation import generate_text
 from ..loading import load_routed
-from ..search import SearchConfig
+from ..search import Labels, SearchConfig
 from ..tasks import Question, load_questions
 from ..training import TrainingConfig
-from ..workflow import Labels, evaluate_adapter, search_paths, train_adapter
-from . import BASE
+from .evaluate import evaluate_adapter
+from .search import search_paths
+from .train import train_adapter
 
 KIND = "demo"
 # Higher than the default: gives up some of the hardest questions for fewer passes on average.
