@@ -1,22 +1,19 @@
 """Scores of (prompt, path) pairs: how probable the right answer is along a path, and whether the model gives it.
 
-The prompt runs first and alone, so that decisions read nothing else; its cache then continues with every answer that
-is to be scored. Rows of a batch follow paths of their own.
+Decisions read the prompt alone, see continuations.py. Rows of a batch follow paths of their own.
 """
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
 
-from .adapter.calling import cache_keyword, last_position
 from .adapter.layer import routed_layers
-from .adapter.steering import force_decisions, last_decisions
+from .continuations import Predicted, forced, pad_left, predict_continuations
 from .decisions import Decisions, passes
 from .errors import DrLLMError
 from .search.bundle import Work
@@ -77,7 +74,6 @@ class Scorer:
         self._padding = next(
             (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0
         )
-        self._cache = cache_keyword(model)
         ends = model.generation_config.eos_token_id
         self._end_tokens: list[int | None] = ends if isinstance(ends, list) else [ends]
         self._encoded: dict[Prompt, Encoded] = {}
@@ -130,59 +126,24 @@ class Scorer:
         correct = int(probabilities.argmax()) == prompt.answer and not math.isnan(probability)
         return Score(_rounded(probability), correct, decisions)
 
-    @torch.inference_mode()
     def _run(
         self, prompts: Sequence[Prompt], decisions: Sequence[Decisions] | None
     ) -> tuple[list[list[float]], list[Decisions]]:
         """The log-likelihoods of every prompt's continuations, and the decisions that ran."""
         encoded = [self.encode(prompt) for prompt in prompts]
-        inputs = self._pad_left([row.prompt for row in encoded])
-        cache = DynamicCache(config=self.model.config.get_text_config())
-        with _forced(self.model, decisions):
-            output = self.model(**inputs, **{self._cache: cache}, logits_to_keep=last_position())
-        ran = [tuple(row) for row in last_decisions(self.model).tolist()]
+        predicted, ran = predict_continuations(
+            self.model,
+            [item.prompt for item in encoded],
+            [item.continuations for item in encoded],
+            padding=self._padding,
+            decisions=decisions,
+        )
+        likelihoods: list[list[float]] = [[] for _ in encoded]
+        for item in predicted:
+            likelihoods[item.prompt].append(_log_likelihood(item))
         made = sum(map(passes, ran))
         self.work += Work(paths=len(ran), passes=made, passes_run=made)
-        first = output.logits[:, -1].float().log_softmax(dim=-1)
-        return self._continue(encoded, first, inputs["attention_mask"], cache), ran
-
-    def _continue(
-        self, encoded: Sequence[Encoded], first: Tensor, mask: Tensor, cache: DynamicCache
-    ) -> list[list[float]]:
-        """Log-likelihoods of every row's continuations.
-
-        Args:
-            first: `[batch, vocabulary]` log-probabilities of the token after the prompt.
-            mask: `[batch, tokens]` of the prompts.
-            cache: filled with the prompts.
-        """
-        pairs = [(row, tokens) for row, item in enumerate(encoded) for tokens in item.continuations]
-        sums = [float(first[row, tokens[0]]) for row, tokens in pairs]
-        longer = [index for index, (_, tokens) in enumerate(pairs) if len(tokens) > 1]
-        if longer:
-            rows = torch.tensor([pairs[index][0] for index in longer], device=mask.device)
-            cache.batch_select_indices(rows)
-            # The last token is only predicted, never read.
-            read = [torch.tensor(pairs[index][1][:-1]) for index in longer]
-            input_ids = nn.utils.rnn.pad_sequence(read, batch_first=True, padding_value=self._padding).to(mask.device)
-            steps = torch.arange(input_ids.shape[1], device=mask.device)
-            lengths = torch.tensor([len(tokens) for tokens in read], device=mask.device)
-            prompt_mask = mask[rows]
-            logits = self.model(
-                input_ids=input_ids,
-                attention_mask=torch.cat([prompt_mask, (steps < lengths[:, None]).to(mask.dtype)], dim=1),
-                position_ids=prompt_mask.sum(dim=1, keepdim=True) + steps,
-                **{self._cache: cache},
-            ).logits
-            for place, index in enumerate(longer):
-                tokens = pairs[index][1][1:]
-                predicted = logits[place, : len(tokens)].float().log_softmax(dim=-1)
-                target = torch.tensor(tokens, device=predicted.device)
-                sums[index] += float(predicted.gather(1, target[:, None]).sum())
-        grouped: list[list[float]] = [[] for _ in encoded]
-        for (row, _), value in zip(pairs, sums, strict=True):
-            grouped[row].append(value)
-        return grouped
+        return likelihoods, ran
 
     @torch.inference_mode()
     def generate(
@@ -200,12 +161,11 @@ class Scorer:
         if not prompts:
             return []
         known = [[]] * len(prompts) if begun is None else begun
-        inputs = self._pad_left(
-            [[*self.encode(prompt).prompt, *tokens] for prompt, tokens in zip(prompts, known, strict=True)]
-        )
+        rows = [[*self.encode(prompt).prompt, *tokens] for prompt, tokens in zip(prompts, known, strict=True)]
+        inputs = pad_left(rows, self._padding, self.model.device)
         del inputs["position_ids"]
         ends = _Ends(self, prompts, known, early=begun is not None)
-        with _forced(self.model, decisions):
+        with forced(self.model, decisions):
             output = self.model.generate(
                 **inputs,
                 do_sample=False,
@@ -261,18 +221,6 @@ class Scorer:
         self._encoded[prompt] = Encoded(tokens, continuations)
         return self._encoded[prompt]
 
-    def _pad_left(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """Tokens, mask and positions `[batch, tokens]`, padded on the left so that every prompt ends the same place."""
-        width = max(len(row) for row in rows)
-        input_ids = torch.tensor([[*[self._padding] * (width - len(row)), *row] for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
-        }
-        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-
 
 class _Ends(StoppingCriteria):  # type: ignore[misc, unused-ignore]
     """Notes how long each row's answer is, and tells `generate` which have ended; see `Scorer.ends`."""
@@ -304,9 +252,13 @@ class PlainSession:
         return self.scorer.score([self.prompts[place] for place in places], paths)
 
 
-def _forced(model: Any, decisions: Sequence[Decisions] | None) -> AbstractContextManager[None]:
-    """`force_decisions`, or nothing when the routers decide."""
-    return nullcontext() if decisions is None else force_decisions(model, torch.tensor(decisions, dtype=torch.int8))
+def _log_likelihood(predicted: Predicted) -> float:
+    tokens = torch.tensor(predicted.tokens, device=predicted.logits[0].device)
+    targets = tokens.split([len(part) for part in predicted.logits])
+    return sum(
+        float(part.float().log_softmax(dim=-1).gather(1, target[:, None]).sum())
+        for part, target in zip(predicted.logits, targets, strict=True)
+    )
 
 
 def _rounded(probability: float) -> float:

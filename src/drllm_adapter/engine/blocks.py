@@ -1,5 +1,6 @@
 """The decoder blocks of a model, called one by one with the arguments that the model's own forward loop gives them."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,18 @@ class Blocks:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def window(self) -> float:
+        """How many tokens some block looks back at most, by the configuration's usual names; infinity for all."""
+        config: Any = self.model.config.get_text_config(decoder=True)
+        kinds = getattr(config, "layer_types", None)
+        if kinds is not None and not any("sliding" in kind or "chunked" in kind for kind in kinds):
+            return math.inf
+        if kinds is None and not getattr(config, "use_sliding_window", True):
+            return math.inf
+        sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+        return min((size for size in sizes if isinstance(size, int)), default=math.inf)
 
     def prepare(self, input_ids: Tensor, mask: Tensor | None, position_ids: Tensor | None) -> Prepared:
         """Everything of the forward pass that comes before the blocks.

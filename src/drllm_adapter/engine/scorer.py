@@ -49,9 +49,10 @@ R = TypeVar("R")
 class SharingScorer:
     """Scores prompts along paths as `Scorer` does, for searches: sharing and batching what they have in common.
 
-    Prompt and continuations run as one packed row. Whether that is right for the model (sliding windows, recurrent
-    states, attention without 4-d masks, ...) is not looked up but tried: the longest row of the first bundle, and later
-    any longer one, is scored both ways along the base model's path. From where they differ, `Scorer` does the work.
+    Prompt and continuations run as one packed row where no sliding window cuts them. Whether that is right for the
+    model (recurrent states, attention without 4-d masks, ...) is not looked up but tried: the longest row of the first
+    bundle, and later any longer one, is scored both ways along the base model's path. From where they differ, `Scorer`
+    does the work.
 
     Args:
         model: a causal language model with a router adapter, whose routers are not used.
@@ -124,8 +125,19 @@ class SharingScorer:
         for prompt in prompts:
             encoded = self.plain.encode(prompt)
             rows.append(pack(encoded.prompt, encoded.continuations))
-        fits = all(self._fits(prompts, rows, is_chain) for is_chain in (False, True))
+        fits = self._in_window(rows) and all(self._fits(prompts, rows, is_chain) for is_chain in (False, True))
         return SharingSession(self, prompts, rows) if fits else PlainSession(self.plain, prompts)
+
+    def _in_window(self, rows: Sequence[PackedRow]) -> bool:
+        """Whether no sliding window cuts a prompt and an answer: the masks of packed rows know of none."""
+        longest = max((max(row.positions) + 1 for row in rows if not row.is_chain), default=0)
+        if longest > self.blocks.window:
+            self._tell(
+                "window",
+                f"prompts and answers of {longest} tokens cannot run as packed rows in this model, whose attention "
+                f"looks back {self.blocks.window} tokens; their paths are scored by forward passes of their own.",
+            )
+        return longest <= self.blocks.window
 
     def _fits(self, prompts: Sequence[Prompt], rows: Sequence[PackedRow], is_chain: bool) -> bool:
         """Whether the longest of those rows that are trees, or chains, is scored as it should be."""
@@ -249,8 +261,9 @@ class SharingSession:
         return texts[: len(pairs)]
 
     def _prepare(self, rows: Sequence[PackedRow], length: int, is_chain: bool) -> Prepared:
-        # A tensor that all rows share must not look as if it had one entry for each of them.
-        count = len(rows) + (len(rows) == length)
+        # A tensor that all rows share must not look as if it had one entry for each of them, nor the other way round.
+        count = max(2, len(rows))
+        count += count == length
         padded = [rows[min(index, len(rows) - 1)] for index in range(count)]
         input_ids = torch.tensor([[*row.tokens, *[0] * (length - len(row.tokens))] for row in padded])
         if is_chain:

@@ -16,12 +16,10 @@ from typing import Any
 import torch
 import wrapt
 from rich.table import Table
-from torch import Tensor, nn
-from transformers import DynamicCache
 
-from ..adapter.calling import cache_keyword, last_position
 from ..adapter.layer import RoutedLayer
 from ..adapter.steering import last_decisions
+from ..continuations import Predicted, predict_continuations
 from ..errors import DrLLMError
 from .compare import paired_interval
 
@@ -87,7 +85,8 @@ def score_requests(
         for contexts in _batches(by_context, batch_size):
             places = [by_context[context] for context in contexts]
             continuations = [[requests[place][2] for place in group] for group in places]
-            scored = _score_batch(model, [list(context) for context in contexts], continuations)
+            predicted, _ = predict_continuations(model, contexts, continuations, padding=0)
+            scored = [_answer(item) for item in predicted]
             answers.update(zip((place for group in places for place in group), scored, strict=True))
             bar.update(len(scored))
     return [answers[place] for place in range(len(requests))]
@@ -104,54 +103,14 @@ def _batches(by_context: dict[tuple[int, ...], list[int]], batch_size: int) -> I
     yield batch
 
 
-@torch.inference_mode()
-def _score_batch(
-    model: Any, contexts: Sequence[list[int]], continuations: Sequence[Sequence[list[int]]]
-) -> list[Answer]:
-    """Answers for every continuation of every context, in order."""
-    device = model.device
-    width = max(map(len, contexts))
-    # Padded on the left, so that every context ends in the same place.
-    input_ids = torch.tensor([[0] * (width - len(tokens)) + tokens for tokens in contexts], device=device)
-    lengths = torch.tensor([len(tokens) for tokens in contexts], device=device)
-    mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
-    cache = DynamicCache(config=model.config.get_text_config())
-    cached = {cache_keyword(model): cache}
-    logits = model(
-        input_ids=input_ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-        **cached,
-        logits_to_keep=last_position(),
-    ).logits
-    pairs = [(row, tokens) for row, group in enumerate(continuations) for tokens in group]
-    answers = [_answer(logits[row, -1:], tokens[:1]) for row, tokens in pairs]
-    longer = [place for place, (_, tokens) in enumerate(pairs) if len(tokens) > 1]
-    if longer:
-        rows = torch.tensor([pairs[place][0] for place in longer], device=device)
-        cache.batch_select_indices(rows)
-        read = [torch.tensor(pairs[place][1][:-1]) for place in longer]
-        input_ids = nn.utils.rnn.pad_sequence(read, batch_first=True).to(device)
-        steps = torch.arange(input_ids.shape[1], device=device)
-        real = steps < torch.tensor([len(tokens) for tokens in read], device=device)[:, None]
-        logits = model(
-            input_ids=input_ids,
-            attention_mask=torch.cat([mask[rows], real.long()], dim=1),
-            position_ids=lengths[rows][:, None] + steps,
-            **cached,
-        ).logits
-        for row, place in enumerate(longer):
-            tokens = pairs[place][1][1:]
-            likelihood, greedy = _answer(logits[row, : len(tokens)], tokens)
-            answers[place] = (answers[place][0] + likelihood, answers[place][1] and greedy)
-    return answers
-
-
-def _answer(logits: Tensor, tokens: list[int]) -> Answer:
-    """Log-likelihood of `tokens` under `logits` `[tokens, vocabulary]`, and whether each is the likeliest."""
-    target = torch.tensor(tokens, device=logits.device)
-    likelihoods = logits.float().log_softmax(dim=-1).gather(1, target[:, None])
-    return float(likelihoods.sum()), bool((logits.argmax(dim=-1) == target).all())
+def _answer(predicted: Predicted) -> Answer:
+    likelihood, is_greedy = 0.0, True
+    tokens = torch.tensor(predicted.tokens, device=predicted.logits[0].device)
+    targets = tokens.split([len(part) for part in predicted.logits])
+    for logits, target in zip(predicted.logits, targets, strict=True):
+        likelihood += float(logits.float().log_softmax(dim=-1).gather(1, target[:, None]).sum())
+        is_greedy = is_greedy and bool((logits.argmax(dim=-1) == target).all())
+    return likelihood, is_greedy
 
 
 # The harness' tasks for an adapter, base against routed.
@@ -291,7 +250,7 @@ def counted_passes(model: Any) -> Iterator[list[int]]:
     """Gives a list that receives the block passes of every prompt that the model processes inside the block."""
     passes: list[int] = []
 
-    def note(_module: nn.Module, _args: Any, _output: Any) -> None:
+    def note(_module: torch.nn.Module, _args: Any, _output: Any) -> None:
         if route.at_prompt:
             passes.extend(route.last().sum(dim=1).tolist())
 
