@@ -235,6 +235,15 @@ def test_weighted_labels(paths: list[ScoredPath], price: float, temperature: flo
     assert max(left, default=-math.inf) <= min(worth[decisions] for decisions, _ in labels) + 1e-8
 
 
+def test_the_heaviest_path_is_the_label_among_equals() -> None:
+    """Equally good and equally long: both rules take the higher decisions first, as sets searched before have it."""
+    paths = [ScoredPath(decisions, 0.5, True) for decisions in ((0, 1, 0), (1, 1, 0), (0, 0, 1), (1, 0, 0))]
+    for order in itertools.permutations(paths):
+        assert choose_label(order, "price", 0.4) == choose_label(order, "weighted", 0.4) == (1, 0, 0)
+        ranked = [decisions for decisions, _ in choose_labels(order, "weighted", 0.4)]
+        assert ranked == [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)]
+
+
 def test_weighted_labels_by_hand() -> None:
     paths = [ScoredPath((1, 1), 0.9, True), ScoredPath((1, 0), 0.7, True), ScoredPath((0, 0), 0.1, False)]
     # Worth 0.5, 0.5, 0.1: two alike, and one that is 0.4 behind at a temperature of 0.1.
