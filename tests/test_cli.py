@@ -1,5 +1,6 @@
 """The commands as a new user types them, on the embedded model; bad input ends in one sentence and exit code 2."""
 
+import itertools
 import json
 import re
 import shutil
@@ -419,12 +420,16 @@ def test_baselines_and_sweep_in_one_command(made: Path, tmp_path: Path, run: Run
 
 def test_every_way_of_supervision_trains(made: Path, tmp_path: Path, run: Run) -> None:
     evaluate = ["--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze", "--limit", 10]
+    learnt: dict[str, dict[str, torch.Tensor]] = {}
     for way in ("weighted", "effects", "price", "shortest"):
         run("train", made / "paths", "--output", tmp_path / way, "--labels", way, "--epochs", 2)
         facts = json.loads((tmp_path / way / "training.json").read_text())
         assert facts["supervision"]["labels"]["rule"] == way
         assert facts["metrics"]["train_examples"] >= facts["metrics"]["train_questions"]
         run("eval", tmp_path / way, *evaluate)
+        learnt[way] = load_file(tmp_path / way / "adapter_model.safetensors")
+    for one, other in itertools.combinations(learnt, 2):
+        assert any(not torch.equal(learnt[one][name], learnt[other][name]) for name in learnt[one]), (one, other)
     several = json.loads((tmp_path / "weighted" / "training.json").read_text())["metrics"]
     assert several["train_examples"] > 2 * several["train_questions"]
 
