@@ -418,6 +418,19 @@ def test_baselines_and_sweep_in_one_command(made: Path, tmp_path: Path, run: Run
     assert "not tested" in refuse(*search, "--baselines", "--supervision", made / "paths")
 
 
+def test_a_budget_is_the_routers_and_not_the_baselines(made: Path, tmp_path: Path, run: Run) -> None:
+    evaluate = ["eval", made / "adapter", "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze"]
+    options = ["--limit", 10, "--layer-budget", 5, "--supervision", made / "paths", "--baselines"]
+    run(*evaluate, *options, "--output", tmp_path / "ev")
+    report = json.loads((tmp_path / "ev" / "report.json").read_text())
+    assert report["layer_budget"] == 5
+    assert max(map(int, report["passes"])) == 5
+    rows = {row["name"]: row for row in report["baselines"]["baselines"]}
+    assert rows["base"]["passes"] == 8
+    assert rows["base"]["accuracy"] == report["base"]["value"]
+    assert report["baselines"]["routed"]["passes"] == pytest.approx(report["mean_passes"])
+
+
 def test_every_way_of_supervision_trains(made: Path, tmp_path: Path, run: Run) -> None:
     evaluate = ["--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze", "--limit", 10]
     learnt: dict[str, dict[str, torch.Tensor]] = {}
