@@ -418,6 +418,25 @@ def test_baselines_and_sweep_in_one_command(made: Path, tmp_path: Path, run: Run
     assert "not tested" in refuse(*search, "--baselines", "--supervision", made / "paths")
 
 
+def test_a_sweep_says_how_far_it_is(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", made / "adapter", "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze", "--limit",
+               10, "--batch-size", 4, "--sweep", "--log", "json", "--output", tmp_path / "ev"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["drllm", *map(str, command)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    points = json.loads((tmp_path / "ev" / "report.json").read_text())["sweep"]
+    for event in ("start", "end"):
+        jobs = [line["job"] for line in lines if line["event"] == event]
+        # The first point is the adapter as trained, which the evaluation has scored.
+        assert jobs == ["evaluation", *(f"sweep, step {step}" for step in range(1, len(points)))]
+    swept = [line for line in lines if line["job"] == "sweep, step 3" and line["event"] == "progress"]
+    assert (swept[0]["done"], swept[-1]["done"], swept[-1]["total"]) == (0, 10, 10)
+
+
 def test_a_budget_is_the_routers_and_not_the_baselines(made: Path, tmp_path: Path, run: Run) -> None:
     evaluate = ["eval", made / "adapter", "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze"]
     options = ["--limit", 10, "--layer-budget", 5, "--supervision", made / "paths", "--baselines"]
