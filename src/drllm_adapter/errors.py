@@ -1,4 +1,4 @@
-"""The one exception that bad input raises."""
+"""The one exception that bad input raises, and the words that it takes from others."""
 
 
 class DrLLMError(ValueError):
@@ -19,3 +19,17 @@ class Interrupted(BaseException):
     No `Exception`, for the reason that `KeyboardInterrupt` is none. The command line prints the message and exits
     with code 130.
     """
+
+
+def first_sentence(error: BaseException, *, with_kind: bool = False) -> str:
+    """What a library's error says, short enough to stand in a sentence: its class where it says nothing.
+
+    Args:
+        with_kind: put the class before it, where messages alone do not tell what went wrong.
+    """
+    kind = type(error).__name__
+    lines = str(error).strip().splitlines() or [""]
+    said = lines[0].split(". ")[0].rstrip(" .:")[:200]
+    if not said:
+        return kind
+    return f"{kind}: {said}" if with_kind else said

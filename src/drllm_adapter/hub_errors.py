@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .errors import DrLLMError
+from .errors import DrLLMError, first_sentence
 
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -86,7 +86,7 @@ def _explain(error: BaseException, doing: str) -> tuple[str, str]:
     if isinstance(error, LocalEntryNotFoundError) and len(chain) == 1:
         return _NOT_HERE_OFFLINE
     return (
-        f"the connection failed ({_first_line(chain[-1])})",
+        f"the connection failed ({first_sentence(chain[-1], with_kind=True)})",
         "look at the network and try again" if doing == "downloaded" else _PUSH_AGAIN,
     )
 
@@ -124,8 +124,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')[:200]}" if lines else type(error).__name__
