@@ -1,6 +1,7 @@
 """What the Hub and the network answer, as one sentence that names the repository and says what to do."""
 
 import errno
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -34,20 +35,25 @@ def without_tokens(text: str) -> str:
 
 @contextmanager
 def explained(repo: str, doing: str) -> Iterator[None]:
-    """Turn whatever the client libraries raise inside the `with` block into a `DrLLMError`.
+    """Turn what the Hub and the network do wrong inside the `with` block into a `DrLLMError`.
+
+    The block calls the client libraries and does nothing else: its mistakes would be taken for the network's. Anything
+    that these do not raise passes, with its traceback.
 
     Args:
         repo: what the sentence names.
         doing: "uploaded", "downloaded": what could not be done with it.
 
     Raises:
-        DrLLMError: the block failed.
+        DrLLMError: the Hub, the network or the disk failed.
     """
     try:
         yield
     except DrLLMError:
         raise
-    except Exception as error:  # HTTP clients raise classes of their own, which differ between versions
+    except Exception as error:
+        if not any(map(_is_of_clients, _causes(error))):
+            raise
         expected, what_to_do = _explain(error, doing)
         sentence = f"{repo} could not be {doing}, because {expected}; {what_to_do}."
         raise DrLLMError(without_tokens(sentence)) from None
@@ -118,6 +124,17 @@ def _explain_status(status: int, retry_after: str | None, doing: str) -> tuple[s
     if status >= 500:
         return f"the Hub itself failed (HTTP {status})", f"wait a little, then {again}"
     return f"the Hub answered with HTTP {status}", again
+
+
+# The Hub's library and the HTTP client that it is built on, which differs between its versions.
+_CLIENTS = {kind.__module__.partition(".")[0] for kind in HfHubHTTPError.__mro__} - {"builtins"}
+
+
+def _is_of_clients(error: BaseException) -> bool:
+    # hf_xet raises RuntimeError; an answer that is no JSON is some other server's, such as that of a hotel's network.
+    if isinstance(error, (OSError, json.JSONDecodeError)) or type(error) is RuntimeError:
+        return True
+    return any(kind.__module__.partition(".")[0] in _CLIENTS for kind in type(error).__mro__)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
