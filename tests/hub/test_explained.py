@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from drllm_adapter import DrLLMError
 from drllm_adapter.demo import BASE
 from drllm_adapter.hub import push as push_module
-from drllm_adapter.hub.push import Push, prepare_push, push
+from drllm_adapter.hub.push import prepare_push, push
 from drllm_adapter.hub_errors import explained
 
 # The HTTP client under the Hub's library, whose name differs between versions.
@@ -92,12 +92,12 @@ def test_a_full_disk_before_a_push_says_what_could_not_be_written(
         pass
 
 
-def test_a_file_that_went_away_before_the_upload_is_not_the_networks(tmp_path: Path) -> None:
-    class Gone(Push):
-        sizes = {"adapter_config.json": 7}  # noqa: RUF012
-
-    with pytest.raises(ValueError, match="not a file"):
-        push(Gone("model", "me/it", None, tmp_path, "", None, "repository"))
+def test_a_file_that_went_away_before_the_upload_is_not_the_networks(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_module, "CommitOperationAdd", failing(FileNotFoundError(errno.ENOENT, "gone", "notes")))
+    with prepare_push(adapter, "me/it") as plan, pytest.raises(FileNotFoundError, match="notes"):
+        push(plan)
 
 
 def test_a_card_on_the_hub_that_is_no_text(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
