@@ -1,5 +1,6 @@
 """The commands as a new user types them, on the embedded model; bad input ends in one sentence and exit code 2."""
 
+import itertools
 import json
 import re
 import shutil
@@ -417,14 +418,50 @@ def test_baselines_and_sweep_in_one_command(made: Path, tmp_path: Path, run: Run
     assert "not tested" in refuse(*search, "--baselines", "--supervision", made / "paths")
 
 
+def test_a_sweep_says_how_far_it_is(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", made / "adapter", "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze", "--limit",
+               10, "--batch-size", 4, "--sweep", "--log", "json", "--output", tmp_path / "ev"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["drllm", *map(str, command)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    points = json.loads((tmp_path / "ev" / "report.json").read_text())["sweep"]
+    for event in ("start", "end"):
+        jobs = [line["job"] for line in lines if line["event"] == event]
+        # The first point is the adapter as trained, which the evaluation has scored.
+        assert jobs == ["evaluation", *(f"sweep, step {step}" for step in range(1, len(points)))]
+    swept = [line for line in lines if line["job"] == "sweep, step 3" and line["event"] == "progress"]
+    assert (swept[0]["done"], swept[-1]["done"], swept[-1]["total"]) == (0, 10, 10)
+
+
+def test_a_budget_is_the_routers_and_not_the_baselines(made: Path, tmp_path: Path, run: Run) -> None:
+    evaluate = ["eval", made / "adapter", "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze"]
+    options = ["--limit", 10, "--layer-budget", 5, "--supervision", made / "paths", "--baselines"]
+    run(*evaluate, *options, "--output", tmp_path / "ev")
+    report = json.loads((tmp_path / "ev" / "report.json").read_text())
+    assert report["layer_budget"] == 5
+    assert max(map(int, report["passes"])) == 5
+    rows = {row["name"]: row for row in report["baselines"]["baselines"]}
+    assert rows["base"]["passes"] == 8
+    assert rows["base"]["accuracy"] == report["base"]["value"]
+    assert report["baselines"]["routed"]["passes"] == pytest.approx(report["mean_passes"])
+
+
 def test_every_way_of_supervision_trains(made: Path, tmp_path: Path, run: Run) -> None:
     evaluate = ["--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze", "--limit", 10]
+    learnt: dict[str, dict[str, torch.Tensor]] = {}
     for way in ("weighted", "effects", "price", "shortest"):
         run("train", made / "paths", "--output", tmp_path / way, "--labels", way, "--epochs", 2)
         facts = json.loads((tmp_path / way / "training.json").read_text())
         assert facts["supervision"]["labels"]["rule"] == way
         assert facts["metrics"]["train_examples"] >= facts["metrics"]["train_questions"]
         run("eval", tmp_path / way, *evaluate)
+        learnt[way] = load_file(tmp_path / way / "adapter_model.safetensors")
+    for one, other in itertools.combinations(learnt, 2):
+        assert any(not torch.equal(learnt[one][name], learnt[other][name]) for name in learnt[one]), (one, other)
     several = json.loads((tmp_path / "weighted" / "training.json").read_text())["metrics"]
     assert several["train_examples"] > 2 * several["train_questions"]
 

@@ -8,6 +8,7 @@ import torch
 from .adapter.steering import last_decisions, set_depth_control, set_layer_budget
 from .decisions import Decisions, passes
 from .errors import DrLLMError
+from .tasks import chat_text
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,13 @@ def generate_text(
     Raises:
         DrLLMError: a chat template is asked for and there is none; the prompt leaves no room in the model's positions.
     """
-    has_template = getattr(tokenizer, "chat_template", None) is not None
-    if chat and not has_template:
+    templated = None if chat is False else chat_text(prompt, tokenizer)
+    if chat and templated is None:
         raise DrLLMError("a chat needs a tokenizer with a chat template, but this one has none; leave out --chat.")
-    if has_template and chat is not False:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
-        inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-    else:
-        inputs = tokenizer(prompt, return_tensors="pt")
+    # A template's text has its special tokens already.
+    inputs = tokenizer(
+        prompt if templated is None else templated, add_special_tokens=templated is None, return_tensors="pt"
+    )
     length = inputs["input_ids"].shape[1]
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if length == 0 or (limit is not None and length + max_new_tokens > limit):

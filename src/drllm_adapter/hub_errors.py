@@ -1,6 +1,7 @@
 """What the Hub and the network answer, as one sentence that names the repository and says what to do."""
 
 import errno
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .errors import DrLLMError
+from .errors import DrLLMError, first_sentence
 
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -34,20 +35,25 @@ def without_tokens(text: str) -> str:
 
 @contextmanager
 def explained(repo: str, doing: str) -> Iterator[None]:
-    """Turn whatever the client libraries raise inside the `with` block into a `DrLLMError`.
+    """Turn what the Hub and the network do wrong inside the `with` block into a `DrLLMError`.
+
+    The block calls the client libraries and does nothing else: its mistakes would be taken for the network's. Anything
+    that these do not raise passes, with its traceback.
 
     Args:
         repo: what the sentence names.
         doing: "uploaded", "downloaded": what could not be done with it.
 
     Raises:
-        DrLLMError: the block failed.
+        DrLLMError: the Hub, the network or the disk failed.
     """
     try:
         yield
     except DrLLMError:
         raise
-    except Exception as error:  # HTTP clients raise classes of their own, which differ between versions
+    except Exception as error:
+        if not any(map(_is_of_clients, _causes(error))):
+            raise
         expected, what_to_do = _explain(error, doing)
         sentence = f"{repo} could not be {doing}, because {expected}; {what_to_do}."
         raise DrLLMError(without_tokens(sentence)) from None
@@ -86,7 +92,7 @@ def _explain(error: BaseException, doing: str) -> tuple[str, str]:
     if isinstance(error, LocalEntryNotFoundError) and len(chain) == 1:
         return _NOT_HERE_OFFLINE
     return (
-        f"the connection failed ({_first_line(chain[-1])})",
+        f"the connection failed ({first_sentence(chain[-1], with_kind=True)})",
         "look at the network and try again" if doing == "downloaded" else _PUSH_AGAIN,
     )
 
@@ -120,12 +126,18 @@ def _explain_status(status: int, retry_after: str | None, doing: str) -> tuple[s
     return f"the Hub answered with HTTP {status}", again
 
 
+# The Hub's library and the HTTP client that it is built on, which differs between its versions.
+_CLIENTS = {kind.__module__.partition(".")[0] for kind in HfHubHTTPError.__mro__} - {"builtins"}
+
+
+def _is_of_clients(error: BaseException) -> bool:
+    # hf_xet raises RuntimeError; an answer that is no JSON is some other server's, such as that of a hotel's network.
+    if isinstance(error, (OSError, json.JSONDecodeError)) or type(error) is RuntimeError:
+        return True
+    return any(kind.__module__.partition(".")[0] in _CLIENTS for kind in type(error).__mro__)
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')[:200]}" if lines else type(error).__name__

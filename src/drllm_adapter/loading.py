@@ -19,7 +19,7 @@ from .adapter.stack import find_stack
 from .demo import BASE as DEMO_BASE
 from .demo import is_demo
 from .download import fetch_adapter, split_revision
-from .errors import DrLLMError
+from .errors import DrLLMError, first_sentence
 from .hub_errors import without_tokens
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -53,7 +53,7 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
     except Exception as error:  # whatever a library makes of a missing, damaged or foreign folder
         raise DrLLMError(
             f"the base model {name!r} must be a folder or a Hub name with a causal language model and its tokenizer, "
-            f"but loading it failed ({without_tokens(_first_sentence(error))}); correct the name or download the model "
+            f"but loading it failed ({without_tokens(first_sentence(error))}); correct the name or download the model "
             f"again."
         ) from error
     find_stack(model)
@@ -109,7 +109,7 @@ def load_routed(
         raise
     except Exception as error:
         raise DrLLMError(
-            f"the adapter {adapter!r} must fit the base {name!r}, but loading it failed ({_first_sentence(error)}); "
+            f"the adapter {adapter!r} must fit the base {name!r}, but loading it failed ({first_sentence(error)}); "
             f"download or save the adapter again."
         ) from error
     return routed.eval(), tokenizer
@@ -152,7 +152,7 @@ def _device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise DrLLMError(
             f"the device must be one that this torch can use, such as {place}, but {name!r} is not "
-            f"({_first_sentence(error)}); correct --device."
+            f"({first_sentence(error)}); correct --device."
         ) from error
     return device
 
@@ -186,9 +186,3 @@ def _without_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def _first_sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else type(error).__name__
-    return text.split(". ")[0].rstrip(".:")[:200]

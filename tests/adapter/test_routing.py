@@ -205,6 +205,57 @@ def _steered() -> Any:
     return _MODEL[0]
 
 
+def with_fixed_logits(logits: tuple[float, float, float], **config: Any) -> Any:
+    """A model whose routers answer the same whatever they read: skip, execute, repeat."""
+    model = get_peft_model(tiny_model("llama"), DrLLMConfig(**config)).eval()
+    with torch.no_grad():
+        for layer in routed_layers(model):
+            if "default" in layer.drllm_router:
+                router = layer.drllm_router["default"]
+                router.up.weight.zero_()
+                router.up.bias.copy_(torch.tensor(logits))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("logits", "decision"),
+    [
+        ((0.0, 0.0, 0.0), 1),
+        ((2.0, 2.0, 0.0), 1),
+        ((0.0, 2.0, 2.0), 1),
+        ((2.0, 0.0, 2.0), 0),
+        ((2.0, 1.0, 0.0), 0),
+        ((0.0, 1.0, 2.0), 2),
+    ],
+)
+def test_a_tie_executes(logits: tuple[float, float, float], decision: int) -> None:
+    assert decide(with_fixed_logits(logits), torch.ones(2, 7, dtype=torch.long)) == [[decision] * BLOCKS] * 2
+
+
+@pytest.mark.parametrize(
+    ("routed_blocks", "budget", "path"),
+    [
+        (None, 10, [2, 2, 2, 2, 2]),
+        # Later blocks keep one pass each as long as the budget has one for each of them.
+        (None, 7, [2, 2, 1, 1, 1]),
+        (None, 5, [1, 1, 1, 1, 1]),
+        # 3 of 5 passes: after the first block 4 x 3/5 = 2 whole passes are kept, after the next ones 1, 1, 0.
+        (None, 3, [1, 1, 0, 1, 0]),
+        (None, 2, [1, 0, 1, 0, 0]),
+        (None, 0, [0, 0, 0, 0, 0]),
+        # Blocks without a router always keep theirs.
+        ([1, 3], 3, [1, 0, 1, 0, 1]),
+        ([1, 3], 4, [1, 1, 1, 0, 1]),
+        ([1, 3], 6, [1, 2, 1, 1, 1]),
+        ([1, 3], 7, [1, 2, 1, 2, 1]),
+    ],
+)
+def test_a_tight_budget_thins_out_the_whole_depth(routed_blocks: Any, budget: int, path: list[int]) -> None:
+    """Routers that would repeat everywhere, worked out by hand: the last blocks are not simply cut off."""
+    model = with_fixed_logits((0.0, 1.0, 2.0), layers_to_transform=routed_blocks, layer_budget=budget)
+    assert decide(model, torch.ones(2, 7, dtype=torch.long)) == [path] * 2
+
+
 def test_a_loose_budget_changes_nothing(model: Any) -> None:
     steered = copy.deepcopy(model)
     ids = torch.randint(1, VOCABULARY, (3, 11))

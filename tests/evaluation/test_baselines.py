@@ -35,8 +35,8 @@ from drllm_adapter.evaluation.sweep import priced, sweep_controls
 from drllm_adapter.tasks import Prompt
 
 BLOCKS = 5
-NEEDED = {"left": {0, 1, 2}, "right": {0, 1, 3}}
-"""Questions of two tasks need other blocks; nobody needs block 4."""
+NEEDED = {"left": {0, 1, 2}, "right": {0, 1, 3}, "early": {0, 1}, "late": {3, 4}, "both": {0, 1, 3, 4}}
+"""Questions of each task need other blocks; the first two never need block 4."""
 
 
 class Tokens:
@@ -73,12 +73,13 @@ class Row:
         return prompt(self.task, self.number)
 
 
-def rows(count: int) -> list[Row]:
+def rows(count: int, tasks: Sequence[str] = ("left", "right")) -> list[Row]:
     random, found = np.random.default_rng(0), []
     for number in range(count):
-        task = ("left", "right")[number % 2]
+        task = tasks[number % len(tasks)]
         paths = [(1,) * BLOCKS, *(tuple(path) for path in random.integers(0, 2, (12, BLOCKS)).tolist())]
-        found.append(Row(task, number // 2, tuple(outcome(prompt(task, number // 2), path) for path in paths)))
+        asked = prompt(task, number // len(tasks))
+        found.append(Row(task, number // len(tasks), tuple(outcome(asked, path) for path in paths)))
     return found
 
 
@@ -116,6 +117,38 @@ def test_the_table_knows_who_is_better(table: BaselineTable) -> None:
     # Blocks 0 to 2 alone.
     assert found["early exit"]["accuracy"] == pytest.approx(1 - 0.5 * 0.75)
     assert found["evenly spaced"]["accuracy"] <= 1 - 0.5 * 0.75
+
+
+def test_a_fractional_mean_lies_between_the_whole_numbers_around_it(model: Any) -> None:
+    """At 3.5 passes a static path is half of the time one of 3, which serves one task, and half one of 4: all."""
+    tasks = ["left", "right"] * 60
+    prompts = [prompt(task, number // 2) for number, task in enumerate(tasks)]
+    paths = [(1, 1, 1, 0, 0) if task == "left" else (1, 1, 1, 1, 0) for task in tasks]
+    routed = [outcome(asked, path) for asked, path in zip(prompts, paths, strict=True)]
+    effort = Effort(greedy_questions=40, state_prompts=3, oracle_questions=10)
+    table = compare_with_baselines(model, Tokens(), routed, prompts, tasks, rows(80), score, effort)
+    found = {row["name"]: row for row in table.rows}
+    one_task = 1 - 0.5 * 0.75
+    for name in ("static, greedy", "static, regression", "early exit"):
+        assert found[name]["passes"] == 3.5
+        assert found[name]["accuracy"] == pytest.approx((one_task + 1) / 2)
+    assert found["random"]["passes"] == 3.5
+
+
+def test_a_rare_task_learns_from_all_the_others(model: Any) -> None:
+    """One question of a task, along the base's path alone, says nothing; what others need is its path of 4 passes."""
+    tasks = ["early", "late", "both"] * 40
+    prompts = [prompt(task, number // 3) for number, task in enumerate(tasks)]
+    best = {"early": (1, 1, 0, 0, 0), "late": (0, 0, 0, 1, 1), "both": (1, 1, 0, 1, 1)}
+    routed = [outcome(asked, best[task]) for asked, task in zip(prompts, tasks, strict=True)]
+    rare = Row("both", 0, (outcome(prompt("both", 0), (1,) * BLOCKS),))
+    effort = Effort(greedy_questions=40, state_prompts=3, oracle_questions=10)
+    training = [*rows(80, ("early", "late")), rare]
+    table = compare_with_baselines(model, Tokens(), routed, prompts, tasks, training, score, effort)
+    found = {row["name"]: row for row in table.rows}
+    assert found["task router"]["passes"] == pytest.approx(8 / 3)
+    assert found["task router"]["accuracy"] == 1
+    assert found["static, regression"]["accuracy"] < 0.8
 
 
 def test_the_oracle_of_chance(table: BaselineTable) -> None:

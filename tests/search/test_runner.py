@@ -100,16 +100,23 @@ def test_plain_datasets_reads_it(tmp_path: Path) -> None:
     assert loaded.filter(lambda row: row["base_correct"]).num_rows == sum(loaded["base_correct"])
 
 
-def test_the_summary_by_hand(tmp_path: Path) -> None:
-    summary = search(tmp_path / "set", count=40, labels=Labels("shortest"))
+@pytest.mark.parametrize("rule", ["shortest", "price"])
+def test_the_summary_by_hand(tmp_path: Path, rule: str) -> None:
+    summary = search(tmp_path / "set", count=40, labels=Labels(rule), config=SearchConfig(simulations=2))
     rows = read_rows(tmp_path / "set")
     kept = [row for row in rows if row.decisions is not None]
-    assert 0 < len(kept) < 40 or summary.kept == len(kept)
-    wrong = [row for row in rows if not row.base_correct]
+    right = {row.id for row in kept if {path.decisions: path.correct for path in row.paths}[row.decisions]}
+    base_wrong = {row.id for row in rows if not row.base_correct}
+    base_right = {row.id for row in rows} - base_wrong
+    # Only the paper's rule drops questions, and only the other one has labels that are wrong.
+    assert (0 < len(kept) < 40) == (rule == "shortest")
+    assert (0 < len(right) < len(kept)) == (rule == "price")
     assert summary.questions == 40
-    assert summary.base_accuracy == pytest.approx(1 - len(wrong) / 40)
-    assert summary.fixed == pytest.approx(sum(row.decisions is not None for row in wrong) / len(wrong))
-    assert summary.broken == 0
+    assert summary.kept == len(kept)
+    assert summary.label_accuracy == pytest.approx(len(right) / len(kept))
+    assert summary.base_accuracy == pytest.approx(len(base_right) / 40)
+    assert summary.fixed == pytest.approx(len(right & base_wrong) / len(base_wrong))
+    assert summary.broken == pytest.approx(len(base_right - right) / len(base_right))
     assert summary.mean_passes == pytest.approx(sum(sum(row.decisions) for row in kept) / len(kept))
     assert sum(summary.decisions.values()) == 5 * len(kept)
     assert summary.paths == sum(len(row.paths) for row in rows)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from drllm_adapter import DrLLMError
 from drllm_adapter.search import LABEL_RULES, PathSearch, ScoredPath, SearchConfig, choose_label, choose_labels
 from drllm_adapter.search.labels import weighted
-from drllm_adapter.search.tree import edits
+from drllm_adapter.search.tree import _Node, edits
 
 Reward = Callable[[tuple[int, ...]], tuple[float, bool]]
 
@@ -101,27 +101,55 @@ def test_searches_may_be_interleaved(seed: int, order: "object") -> None:
     assert list(together.values()) == alone
 
 
-def test_the_upper_bound_by_hand() -> None:
-    """Two blocks, c = 1, lambda = 0.5: the third path is the child whose bound is the largest, worked out here."""
-    config = SearchConfig(simulations=3, exploration=1.0, length_penalty=0.5, random_child=0.0, max_skip=1)
-    search = PathSearch(2, config, "q")
-    assert search.propose() == (1, 1)
-    search.report(0.5, True)
-    # Children never visited share mean 0.5 and sqrt(ln 1 / 1) = 0; shorter ones lose less: (0, 1) or (1, 0).
-    first = search.propose()
+@pytest.mark.parametrize(
+    ("visits", "value", "parent_visits", "parent_value", "decisions", "exploration", "length_penalty", "bound"),
+    [
+        # 1.5/2 + 1.8 sqrt(ln 10 / 2) - 3 x 3/4, where ln 10 = 2.302585.
+        (2, 1.5, 10, 4.0, (1, 0, 1, 1), 1.8, 3.0, 0.431369),
+        # Never visited: the parent's mean 4/10, counted as one visit; 5 passes of 4 blocks.
+        (0, 0.0, 10, 4.0, (1, 2, 1, 1), 1.8, 1.0, 1.881369),
+        (4, 3.0, 4, 3.0, (1, 1, 1, 1), 0.0, 1.0, -0.25),
+        # 1/5 + 0.5 sqrt(ln 20 / 5), where ln 20 = 2.995732.
+        (5, 1.0, 20, 9.0, (2, 2, 2, 2), 0.5, 0.0, 0.587023),
+    ],
+)
+def test_the_upper_bound_by_hand(
+    visits: int,
+    value: float,
+    parent_visits: int,
+    parent_value: float,
+    decisions: tuple[int, ...],
+    exploration: float,
+    length_penalty: float,
+    bound: float,
+) -> None:
+    """The paper's: mean reward + c sqrt(ln N / n) - lambda passes / L."""
+    config = SearchConfig(exploration=exploration, length_penalty=length_penalty)
+    child, parent = _Node(decisions, visits, value), _Node((1, 1, 1, 1), parent_visits, parent_value)
+    assert PathSearch(4, config, "q")._upper_bound(child, parent) == pytest.approx(bound, abs=2e-6)
+
+
+@pytest.mark.parametrize("question", ["a", "b", "c", "d"])
+def test_the_search_goes_where_the_upper_bound_is_largest(question: str) -> None:
+    """Two blocks, c = 1, lambda = 0.5, worked out by hand; only the order of twins is left to chance."""
+    config = SearchConfig(simulations=5, exploration=1.0, length_penalty=0.5, random_child=0.0, max_skip=1)
+    search = PathSearch(2, config, question)
+    proposed = []
+    for reward in (0.5, 0.1, 0.3, 0.0, 0.9):
+        path = search.propose()
+        assert path is not None
+        proposed.append(path)
+        search.report(reward, True)
+    base, first, second, third, fourth = proposed
+    assert base == (1, 1)
+    # N = 1, ln 1 = 0, all children have the root's mean 0.5: 0.25 after one pass, -0.25 after three.
     assert first in ((0, 1), (1, 0))
-    search.report(0.9, True)
-    # N = 2, root mean 0.7. The visited child has 0.9, its twin 0.7; both the same length and one visit.
-    again = search.propose()
-    assert again is not None
-    bounds = {
-        "visited": 0.9 + math.sqrt(math.log(2)) - 0.5 / 2,
-        "twin": 0.7 + math.sqrt(math.log(2)) - 0.5 / 2,
-        "longer": 0.7 + math.sqrt(math.log(2)) - 0.5 * 3 / 2,
-    }
-    assert max(bounds, key=bounds.__getitem__) == "visited"
-    # The visited child is expanded on its second visit; its only child repeats the block that is left.
-    assert again == tuple(2 * times for times in first)
+    # N = 2, mean 0.3, sqrt(ln 2) = 0.83: the first has 0.1 + 0.58, its twin 0.3 + 0.58, the longer ones 0.3 + 0.08.
+    assert {first, second} == {(0, 1), (1, 0)}
+    # N = 3, mean 0.3, sqrt(ln 3) = 1.05: 0.90, its twin 1.10, the longer 0.60. Expanded, it has one child.
+    assert third == tuple(2 * times for times in second)
+    # N = 4, mean 0.225, sqrt(ln 4) = 1.18: the first 1.03, its twin 0.15 + 0.83 - 0.25 = 0.73, the longer 0.65.
+    assert fourth == tuple(2 * times for times in first)
 
 
 def test_exploration_widens_the_search() -> None:
@@ -233,6 +261,15 @@ def test_weighted_labels(paths: list[ScoredPath], price: float, temperature: flo
     # What is left out is worth no more than what is kept.
     left = [value for decisions, value in worth.items() if decisions not in dict(labels)]
     assert max(left, default=-math.inf) <= min(worth[decisions] for decisions, _ in labels) + 1e-8
+
+
+def test_the_heaviest_path_is_the_label_among_equals() -> None:
+    """Equally good and equally long: both rules take the higher decisions first, as sets searched before have it."""
+    paths = [ScoredPath(decisions, 0.5, True) for decisions in ((0, 1, 0), (1, 1, 0), (0, 0, 1), (1, 0, 0))]
+    for order in itertools.permutations(paths):
+        assert choose_label(order, "price", 0.4) == choose_label(order, "weighted", 0.4) == (1, 0, 0)
+        ranked = [decisions for decisions, _ in choose_labels(order, "weighted", 0.4)]
+        assert ranked == [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)]
 
 
 def test_weighted_labels_by_hand() -> None:

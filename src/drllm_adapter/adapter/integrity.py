@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import DrLLMError
+from ..errors import DrLLMError, first_sentence
 from .config import DrLLMConfig
 from .route import Route
 from .weight_file import PICKLE, WEIGHTS, check_weight_file, refuse_pickle
@@ -133,10 +133,9 @@ def read_adapter_config(folder: str | os.PathLike[str], name: str | None = None)
     except DrLLMError:
         raise
     except Exception as error:  # PEFT lets through whatever a foreign or damaged file makes of itself
-        lines = str(error).strip().splitlines()
         raise DrLLMError(
-            f"the adapter {name!r} must have a readable {CONFIG_NAME}, but reading it failed ({type(error).__name__}: "
-            f"{lines[0][:200].rstrip('.') if lines else 'no reason given'}); download or save the adapter again."
+            f"the adapter {name!r} must have a readable {CONFIG_NAME}, but reading it failed "
+            f"({first_sentence(error, with_kind=True)}); download or save the adapter again."
         ) from error
     if not isinstance(config, DrLLMConfig):
         raise DrLLMError(

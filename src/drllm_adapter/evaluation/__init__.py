@@ -4,7 +4,7 @@ from .baselines import BaselineTable, Effort, ScorePaths, compare_with_baselines
 from .compare import Part, Report, Share, compare
 from .contenders import Contender, paired_bootstrap
 from .figures import plot_layers, plot_tradeoff
-from .scores import SCORES, score_both
+from .scores import SCORES, batches_of, score_both
 from .sweep import SweepPoint, sweep_controls, sweep_table
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ScorePaths",
     "Share",
     "SweepPoint",
+    "batches_of",
     "compare",
     "compare_with_baselines",
     "paired_bootstrap",

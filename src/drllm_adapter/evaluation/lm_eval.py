@@ -20,7 +20,7 @@ from rich.table import Table
 from ..adapter.layer import RoutedLayer
 from ..adapter.steering import last_decisions
 from ..continuations import Predicted, predict_continuations
-from ..errors import DrLLMError
+from ..errors import DrLLMError, first_sentence
 from .compare import paired_interval
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -225,10 +225,9 @@ def evaluate_with_harness(
         except DrLLMError:
             raise
         except Exception as error:  # datasets and the harness raise many kinds
-            reason = str(error).strip().splitlines()
             raise DrLLMError(
                 f"the tasks {', '.join(tasks)} must run in lm-evaluation-harness, but it failed "
-                f"({reason[0].rstrip('.') if reason else type(error).__name__}); check their data, or the network."
+                f"({first_sentence(error)}); check their data, or the network."
             ) from error
         assert found is not None  # only on other ranks of a distributed run
         return found

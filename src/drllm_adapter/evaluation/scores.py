@@ -18,6 +18,12 @@ from ..tasks import Prompt
 SCORES = "scores"
 
 
+def batches_of(prompts: Sequence[Prompt], size: int) -> list[list[int]]:
+    """The places of all prompts, `size` of similar lengths together."""
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].text))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 def score_both(
     scorer: Scorer,
     prompts: Sequence[Prompt],
@@ -42,9 +48,7 @@ def score_both(
         DrLLMError: see `Scorer.score`; the disk is full.
         Interrupted: on SIGINT or SIGTERM, after the batch in flight.
     """
-    size = scorer.batch_size
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].text))
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    batches = batches_of(prompts, scorer.batch_size)
     pieces = [(routed, places) for routed in (False, True) for places in batches]
     shards = Shards(folder / SCORES, ".json")
 

@@ -11,7 +11,7 @@ from peft.utils import CONFIG_NAME
 
 from ..adapter.config import CARD
 from ..download import is_hub_name
-from ..errors import DrLLMError
+from ..errors import DrLLMError, first_sentence
 from ..files import MARKER, write_text_atomic
 from ..loading import load_adapter_config
 from ..search.rows import INFO
@@ -163,7 +163,7 @@ def _renewed(kind: type[RepoCard], old: str | None, new: RepoCard, path: Path) -
     except Exception as error:  # whatever YAML makes of it
         raise DrLLMError(
             f"the card {path} must begin with front matter in YAML between lines of ---, but reading it failed "
-            f"({str(error).splitlines()[0]}); correct it, or delete the file to have it written anew."
+            f"({first_sentence(error)}); correct it, or delete the file to have it written anew."
         ) from error
     fields, results = new.data.to_dict(), _results_of(new)
     others = [result for result in _results_of(card) if result.source_url != MEASURED_BY]

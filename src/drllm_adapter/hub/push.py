@@ -19,7 +19,7 @@ from ..adapter.integrity import check_adapter_folder
 from ..demo import is_demo
 from ..download import ADAPTER, ADAPTER_FILES, HubName, is_hub_name, split_revision
 from ..errors import DrLLMError
-from ..files import MARKER, folder_kind
+from ..files import MARKER, folder_kind, writing
 from ..hub_errors import explained
 from ..search.rows import DATA, INFO, read_rows
 from ..search.rows import KIND as SUPERVISION
@@ -138,12 +138,16 @@ def prepare_push(
     contents = _contents(folder)
     kind = "model" if contents == ADAPTER else "dataset"
     with explained(repo, "looked at"):
-        head, new, on_hub = _on_hub(place.repo, kind, revision)
+        head, new, card = _on_hub(place.repo, kind, revision)
+    try:
+        on_hub = None if card is None else card.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DrLLMError(f"the card of {repo} must be UTF-8, but it is not; correct {CARD} on the Hub.") from error
     if base is not None:
         check_base(base, folder)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / folder.resolve().name
-        with explained(repo, "uploaded"):
+        with writing(copy):
             for path in [folder / CARD, *(path for pattern in _FILES[contents] for path in folder.glob(pattern))]:
                 if path.is_file():
                     target = copy / path.relative_to(folder)
@@ -180,6 +184,7 @@ def push(
         )
     what = "Routers" if plan.kind == "model" else "Supervision set"
     made = None
+    files = [CommitOperationAdd(name, plan.folder / name) for name in plan.sizes]
     try:
         with explained(plan.repo, "uploaded"):
             api = HfApi()
@@ -193,7 +198,7 @@ def push(
                 head = api.repo_info(plan.repo, repo_type=plan.kind, revision=plan.revision).sha
             commit = api.create_commit(
                 plan.repo,
-                [CommitOperationAdd(name, plan.folder / name) for name in plan.sizes],
+                files,
                 commit_message=message or f"{what}, by drllm-adapter",
                 repo_type=plan.kind,
                 revision=plan.revision,
@@ -224,8 +229,8 @@ def _contents(folder: Path) -> str:
     )
 
 
-def _on_hub(repo: str, kind: str, revision: str | None) -> tuple[str | None, str | None, str | None]:
-    """The repository's commit, what is not there yet ("repository", "branch" or None), and the card."""
+def _on_hub(repo: str, kind: str, revision: str | None) -> tuple[str | None, str | None, Path | None]:
+    """The repository's commit, what is not there yet ("repository", "branch" or None), and a copy of the card."""
     try:
         head = HfApi().repo_info(repo, repo_type=kind, revision=revision).sha
     except RevisionNotFoundError:
@@ -233,7 +238,6 @@ def _on_hub(repo: str, kind: str, revision: str | None) -> tuple[str | None, str
     except RepositoryNotFoundError:
         return None, "repository", None
     try:
-        path = hf_hub_download(repo, CARD, repo_type=kind, revision=head)
+        return head, None, Path(hf_hub_download(repo, CARD, repo_type=kind, revision=head))
     except EntryNotFoundError:
         return head, None, None
-    return head, None, Path(path).read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from ..adapter.base import config_hash
 from ..adapter.integrity import read_adapter_config
 from ..demo import is_demo
 from ..download import is_hub_name, split_revision
-from ..errors import DrLLMError
+from ..errors import DrLLMError, first_sentence
 from ..files import write_json_atomic
 from ..hub_errors import explained
 from ..search.rows import DATA, INFO, read_search_info
@@ -38,8 +38,16 @@ def check_base(base: str, folder: Path) -> None:
     name, revision = split_revision(base)
     if not is_hub_name(name):
         raise DrLLMError(f"the base must be named as on the Hub, owner/name, but {base!r} is a folder; correct --base.")
-    with explained(base, "looked at"):
-        config = AutoConfig.from_pretrained(name, revision=revision)
+    try:
+        with explained(base, "looked at"):
+            config = AutoConfig.from_pretrained(name, revision=revision)
+    except DrLLMError:
+        raise
+    except ValueError as error:  # the Hub has it, and transformers makes nothing of it
+        raise DrLLMError(
+            f"the base {base} must be a model that transformers knows, but reading its configuration failed "
+            f"({first_sentence(error)}); correct --base."
+        ) from error
     if (folder / CONFIG_NAME).is_file():
         made_for, found = read_adapter_config(folder).base_config, config_hash(SimpleNamespace(config=config))
         what = "dimensions"

@@ -39,16 +39,22 @@ def price(paths: Sequence[ScoredPath], price: float = 0.4) -> Decisions | None:
 
     Every question has one, unless the model gave no finite numbers along any path.
     """
-    paths = [path for path in paths if not math.isnan(path.probability)]
-    if not paths:
-        return None
+    ranked = _by_worth(paths, price)
+    return ranked[0][0] if ranked else None
 
-    def worth(path: ScoredPath) -> tuple[float, int, Decisions]:
-        cost = price * passes(path.decisions) / len(path.decisions)
-        # Rounded, so that equal worth is found equal; lower decisions last, to make the order total.
-        return round(path.probability - cost, 9), -passes(path.decisions), path.decisions
 
-    return max(paths, key=worth).decisions
+def _by_worth(paths: Sequence[ScoredPath], price: float) -> list[tuple[Decisions, float]]:
+    """The paths that have a score and their worth, p(right answer) - price x passes / L; the best first.
+
+    Of equals the shorter is first, then the one of higher decisions, so that the order of `paths` does not matter.
+    """
+    # Rounded, so that equal worth is found equal whatever its last bits are.
+    ranked = [
+        (path.decisions, round(path.probability - price * passes(path.decisions) / len(path.decisions), 9))
+        for path in paths
+        if not math.isnan(path.probability)
+    ]
+    return sorted(ranked, key=lambda item: (item[1], -passes(item[0]), item[0]), reverse=True)
 
 
 LABEL_RULES: dict[str, Callable[[Sequence[ScoredPath], float], Decisions | None]] = {
@@ -103,12 +109,9 @@ def weighted(
         limit: at most so many paths; those that would weigh less than 2 % are left out as well.
 
     Returns:
-        The best path first; empty when no path has a score.
+        The best path first, which is the label under "price"; empty when no path has a score.
     """
-    scored = [path for path in paths if not math.isnan(path.probability)]
-    # Rounded, so that what is equal is ordered by its decisions and not by the last bits.
-    worth = {p.decisions: round(p.probability - price * passes(p.decisions) / len(p.decisions), 9) for p in scored}
-    best = sorted(worth, key=lambda decisions: (-worth[decisions], passes(decisions), decisions))[:limit]
-    weights = [math.exp((worth[decisions] - worth[best[0]]) / temperature) for decisions in best]
+    best = _by_worth(paths, price)[:limit]
+    weights = [math.exp((worth - best[0][1]) / temperature) for _, worth in best]
     kept = [weight for weight in weights if weight >= 0.02 * sum(weights)]
-    return [(decisions, weight / sum(kept)) for decisions, weight in zip(best, kept, strict=False)]
+    return [(decisions, weight / sum(kept)) for (decisions, _), weight in zip(best, kept, strict=False)]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..decisions import CLASS_NAMES
-from ..errors import DrLLMError
+from ..errors import DrLLMError, first_sentence
 from ..files import folder_kind, replacing
 from ..tasks import Prompt
 from .tree import ScoredPath
@@ -158,8 +158,8 @@ def iterate_file(path: str | os.PathLike[str]) -> Iterator[Row]:
         raise
     except (OSError, pa.ArrowException, ValueError) as error:
         raise DrLLMError(
-            f"{path} must be a Parquet file of supervision rows, but reading it failed "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); search these questions again."
+            f"{path} must be a Parquet file of supervision rows, but reading it failed ({first_sentence(error)}); "
+            f"search these questions again."
         ) from error
 
 
@@ -271,7 +271,7 @@ def _read_columns(path: Path, names: Sequence[str]) -> pa.Table:
         return _conformed(pq.read_table(path)).select(list(names))
     except (OSError, pa.ArrowException) as error:
         raise DrLLMError(
-            f"{path} must be a Parquet file of supervision rows, but reading it failed ({str(error).splitlines()[0]}); "
+            f"{path} must be a Parquet file of supervision rows, but reading it failed ({first_sentence(error)}); "
             f"download or search it again."
         ) from error
 

@@ -2,7 +2,7 @@
 
 from .contrast import as_choices
 from .grading import GRADERS, grade, settled
-from .prompts import MODES, QUESTIONS_CHANGED, Prompt, build_prompt, build_prompts, digest_of
+from .prompts import MODES, QUESTIONS_CHANGED, Prompt, build_prompt, build_prompts, chat_text, digest_of
 from .questions import TASKS, Question, Source, load_questions, sources_of
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "as_choices",
     "build_prompt",
     "build_prompts",
+    "chat_text",
     "digest_of",
     "grade",
     "load_questions",

@@ -84,7 +84,7 @@ def _letter(question: Question, tokenizer: Any) -> Prompt:
     letters = LETTERS[: len(question.choices)]
     listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, question.choices, strict=True))
     asked = question.prompt or f"Question: {question.question}\n{listed}"
-    chat = _chat(f"{asked}\nAnswer with a single letter.", tokenizer)
+    chat = chat_text(f"{asked}\nAnswer with a single letter.", tokenizer)
     return Prompt(
         text=chat or (question.prompt or f"{asked}\nAnswer: The correct answer is"),
         templated=chat is not None,
@@ -112,7 +112,7 @@ def _free(question: Question, tokenizer: Any) -> Prompt:
     reference = question.answer if isinstance(question.answer, str) else (question.choices or ())[question.answer]
     boxed = question.task == "dart"
     instruction = "Answer with the final result in \\boxed{}." if boxed else "Answer with the final result only."
-    chat = _chat(question.prompt or f"{question.question}\n{instruction}", tokenizer)
+    chat = chat_text(question.prompt or f"{question.question}\n{instruction}", tokenizer)
     answer = f"\\boxed{{{reference}}}" if boxed else reference
     return Prompt(
         text=chat or question.prompt or f"Question: {question.question}\n{instruction}\nAnswer:",
@@ -125,8 +125,11 @@ def _free(question: Question, tokenizer: Any) -> Prompt:
     )
 
 
-def _chat(message: str, tokenizer: Any) -> str | None:
-    """The message in the tokenizer's chat template, up to where the answer begins; None without a template."""
+def chat_text(message: str, tokenizer: Any) -> str | None:
+    """The message in the tokenizer's chat template, up to where the answer begins; None without a template.
+
+    Whatever puts a chat before routers takes it from here: they decide well on prompts worded as those they learnt on.
+    """
     if tokenizer is None or getattr(tokenizer, "chat_template", None) is None:
         return None
     text: str = tokenizer.apply_chat_template(

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import DrLLMError
+from ..errors import DrLLMError, first_sentence
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -151,7 +151,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise DrLLMError(
-                f"the data file {path} must be Parquet, but reading it failed ({str(error).splitlines()[0]}); "
+                f"the data file {path} must be Parquet, but reading it failed ({first_sentence(error)}); "
                 f"correct or replace it."
             ) from error
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
@@ -179,10 +179,9 @@ def _hub_rows(name: str, config: str | None, split: str) -> Iterator[tuple[str, 
     try:
         rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # datasets raises many kinds: no network, no such name, no such split
-        reason = str(error).strip().splitlines()
         raise DrLLMError(
             f"the data {name!r} must be a file or a dataset on the Hub, but loading it failed "
-            f"({reason[0] if reason else type(error).__name__}); correct the name or give a local file."
+            f"({first_sentence(error)}); correct the name or give a local file."
         ) from error
     yield from ((f"{name}, row {number}", row) for number, row in enumerate(rows, 1))
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
@@ -23,6 +23,7 @@ from ..evaluation import (
     Effort,
     Report,
     ScorePaths,
+    batches_of,
     compare,
     compare_with_baselines,
     plot_layers,
@@ -133,7 +134,7 @@ def evaluate_adapter(
             processes.meet()  # everybody has read the scores
             if processes.is_main:
                 if sweep:
-                    points = sweep_controls(model, routed, lambda: score_all(scorer, prompts, None, "sweep", console))
+                    points = sweep_controls(model, routed, _scoring_all(scorer, prompts, console, log))
                     report = replace(report, sweep=points)
                 if training_rows is not None:
                     set_layer_budget(model, None)
@@ -230,6 +231,25 @@ def _with_bars(sharing: SharingScorer, console: Console | None, log: TextIO | No
     return score
 
 
+def _scoring_all(
+    scorer: Scorer, prompts: Sequence[Prompt], console: Console | None, log: TextIO | None
+) -> Callable[[], list[Score]]:
+    """Scores of all prompts along the routers' paths, with a bar for each of the settings that they are swept over."""
+    batches = batches_of(prompts, scorer.batch_size)
+    step = count(1)
+
+    def score() -> list[Score]:
+        scores: dict[int, Score] = {}
+        with job_progress(f"sweep, step {next(step)}", "questions", len(prompts), console=console, log=log) as progress:
+            progress.update(0)
+            for places in batches:
+                scores.update(zip(places, scorer.score([prompts[place] for place in places]), strict=True))
+                progress.update(len(scores))
+        return [scores[place] for place in range(len(prompts))]
+
+    return score
+
+
 def _settings(adapter: str, base: str | None, model: Any) -> dict[str, Any]:
     """What was evaluated and how it was steered, for the report."""
     config: Any = model.peft_config["default"]
@@ -248,24 +268,3 @@ def _show_on_card(adapter: str, evaluation: Path) -> None:
     """Renew the adapter's card when the evaluation lies inside the adapter's folder."""
     if evaluation.resolve().parent == Path(adapter).resolve():
         write_card(adapter)
-
-
-def score_all(
-    scorer: Scorer,
-    prompts: Sequence[Prompt],
-    decisions: Sequence[tuple[int, ...]] | None,
-    what: str,
-    console: Console | None,
-) -> list[Score]:
-    """Scores of all prompts, similar lengths together, with a progress bar."""
-    from rich.progress import track
-
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].text))
-    size = scorer.batch_size
-    scores: dict[int, Score] = {}
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    hidden = console is None or not console.is_terminal
-    for places in track(batches, what, console=console, transient=True, disable=hidden):
-        chosen = None if decisions is None else [decisions[place] for place in places]
-        scores.update(zip(places, scorer.score([prompts[place] for place in places], chosen), strict=True))
-    return [scores[place] for place in range(len(prompts))]
