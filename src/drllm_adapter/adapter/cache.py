@@ -131,8 +131,6 @@ class RoutedEntry:
         """Rows of the whole batch, those that skip the block included."""
         return self._current.batch_size if self.decisions is None else self.decisions.batch_size
 
-    max_batch_size = batch_size  # its name in older versions of transformers
-
     # What changes the whole cache reaches every pass.
 
     def _all(self) -> list[Any]:
@@ -203,10 +201,6 @@ class RoutedCacheLayer(RoutedEntry, CacheLayerMixin):  # type: ignore[override]
 
     def get_max_length(self) -> int:
         return self._current.get_max_length()
-
-    def get_max_cache_shape(self) -> int:
-        # The name of get_max_length in older versions of transformers.
-        return self._current.get_max_cache_shape()
 
     @property
     def keys(self) -> Tensor | None:  # type: ignore[override]
@@ -363,7 +357,7 @@ def has_tokens(cache: Cache) -> bool:
 def _is_filled(layer: Any) -> bool:
     if isinstance(layer, CacheLayerMixin):
         return bool(layer.is_initialized and int(layer.get_seq_length()) > 0)
-    return isinstance(layer, LinearAttentionCacheLayerMixin) and any(_flags(layer.has_previous_state))
+    return isinstance(layer, LinearAttentionCacheLayerMixin) and any(layer.has_previous_state.values())
 
 
 def _is_allocated(layer: Any) -> bool:
@@ -373,7 +367,7 @@ def _is_allocated(layer: Any) -> bool:
 
 
 def _flags(value: Any) -> Collection[bool]:
-    """A layer may have several states, each with its flag; it had one flag before transformers 5.14."""
+    """Keys and values have one flag, states one each."""
     return value.values() if isinstance(value, dict) else [value]
 
 
@@ -388,7 +382,7 @@ def _emptied(layer: Any) -> Any:
         if name.endswith("initialized") or name == "has_previous_state":
             setattr(blank, name, dict.fromkeys(value, False) if isinstance(value, dict) else False)
         elif name in ("conv_states", "recurrent_states"):
-            setattr(blank, name, dict.fromkeys(value) if isinstance(value, dict) else None)
+            setattr(blank, name, dict.fromkeys(value))
         elif name in ("keys", "values", "indexer_keys"):
             setattr(blank, name, None)
         elif isinstance(value, (Tensor, dict)):
@@ -417,8 +411,5 @@ def _note_tokens(ledger: Any, tokens: int) -> None:
     if isinstance(ledger, CacheLayerMixin):
         ledger.update(nothing, nothing)
     if isinstance(ledger, LinearAttentionCacheLayerMixin):
-        if isinstance(ledger.conv_states, dict):
-            for state in ledger.conv_states:
-                ledger.update_conv_state(nothing[..., 0], state_idx=state)
-        else:
-            ledger.update_conv_state(nothing[..., 0])
+        for state in ledger.conv_states:
+            ledger.update_conv_state(nothing[..., 0], state_idx=state)
