@@ -93,11 +93,11 @@ def test_a_loop_of_ones_own_without_a_cache(model: Any) -> None:
 
 
 class _Meanwhile(LogitsProcessor):
-    def __init__(self, call: Callable[[], Any]) -> None:
+    def __init__(self, call: Callable[[torch.Tensor], Any]) -> None:
         self.call = call
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.call()
+        self.call(input_ids)
         return scores
 
 
@@ -105,10 +105,11 @@ class _Meanwhile(LogitsProcessor):
 def test_other_calls_during_a_generation(model: Any) -> None:
     ids = tokens(1, 8)
     expected = model.generate(ids, **GREEDY)
-    meanwhile = [_Meanwhile(lambda: model(tokens(3, 5, seed=9)))]
-    assert torch.equal(model.generate(ids, logits_processor=meanwhile, **GREEDY), expected)
-    with pytest.raises(DrLLMError, match="use a cache"):
-        model.generate(ids, logits_processor=meanwhile, use_cache=False, **GREEDY)
+    for call in (lambda so_far: model(tokens(3, 5, seed=9)), model, lambda so_far: model(so_far[:, :8])):
+        meanwhile = [_Meanwhile(call)]
+        assert torch.equal(model.generate(ids, logits_processor=meanwhile, **GREEDY), expected)
+        with pytest.raises(DrLLMError, match="use a cache"):
+            model.generate(ids, logits_processor=meanwhile, use_cache=False, **GREEDY)
 
 
 @torch.no_grad()
@@ -177,6 +178,36 @@ def test_a_refused_call_writes_nothing(base: Any, refused: Callable[..., None]) 
     found = torch.cat([model(ids[:, place : place + 1], past_key_values=cache).logits for place in (6, 7, 8)], dim=1)
     expected = unrolled(base, path)(ids, use_cache=False).logits[:, 6:]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_forced_decisions_on_a_cache_that_the_base_filled(base: Any, model: Any) -> None:
+    ids, cache = tokens(1, 9), DynamicCache(config=base.config)
+    base(ids[:, :6], past_key_values=cache)
+    with force_decisions(model, [1, 1, 0, 1, 1]), pytest.raises(DrLLMError, match="was filled along"):
+        model(ids[:, 6:7], past_key_values=cache)
+    with force_decisions(model, [1] * 5):
+        found = model(ids[:, 6:], past_key_values=cache).logits
+    torch.testing.assert_close(found, base(ids, use_cache=False).logits[:, 6:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+@torch.no_grad()
+def test_a_prompt_that_was_interrupted_is_not_continued(model: Any, blocks: int) -> None:
+    """Neither where the configuration has made all cache layers, nor where they are made on first use."""
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    layer = model.model.layers[blocks].base_layer.mlp
+    for cache in (DynamicCache(config=model.config), DynamicCache()):
+        hook = layer.register_forward_pre_hook(interrupt)
+        with force_decisions(model, [1] * 5):
+            with pytest.raises(KeyboardInterrupt):
+                model(tokens(1, 6), past_key_values=cache)
+            hook.remove()
+            with pytest.raises(DrLLMError, match="must hold a whole prompt"):
+                model(tokens(1, 1), past_key_values=cache)
 
 
 @torch.no_grad()

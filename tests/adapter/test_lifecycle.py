@@ -286,11 +286,12 @@ def test_two_threads_at_once_are_right_or_refused() -> None:
     assert torch.equal(model.generate(prompts[0], **arguments), expected[0])  # and nothing is left behind
 
 
-def test_a_call_is_refused_where_another_thread_began_one() -> None:
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_call_is_refused_where_another_thread_began_one(gradients: bool) -> None:
     """The second call begins, to its end, while the first one is inside a block."""
     model = routed()
     block = routed_layers(model)[1].base_layer
-    other = threading.Thread(target=logits, args=(model,))
+    other = threading.Thread(target=model, args=(IDS,))
 
     def begin(*args: Any) -> None:
         if not other.ident:
@@ -299,9 +300,10 @@ def test_a_call_is_refused_where_another_thread_began_one() -> None:
 
     block.register_forward_hook(begin)
     set_depth_control(model, 0.5)
-    with pytest.raises(DrLLMError, match="one call at a time"):
-        logits(model)
-    logits(model)
+    with torch.set_grad_enabled(gradients):
+        with pytest.raises(DrLLMError, match="one call at a time"):
+            model(IDS)
+        model(IDS)
 
 
 def test_data_parallel_is_refused() -> None:

@@ -300,17 +300,19 @@ def check_route(cache: Cache, forced: tuple[int, ...] | Sequence[Sequence[int]])
         DrLLMError: naming the first block that differs.
     """
     for block, entry in enumerate(cache.layers):
-        if not isinstance(entry, RoutedEntry) or entry.decisions is None:
-            continue
+        # In a cache that the base model filled every block executed.
+        decisions = entry.decisions if isinstance(entry, RoutedEntry) else None
         if isinstance(forced, tuple):
-            wanted, agrees = [forced[block]], entry.decisions.uniform == forced[block]
+            wanted = [forced[block]]
+            agrees = (EXECUTE if decisions is None else decisions.uniform) == forced[block]
         else:
             wanted = [row[block] for row in forced]
-            agrees = list(entry.decisions.decisions) == wanted
+            agrees = (tuple([EXECUTE] * len(wanted)) if decisions is None else decisions.decisions) == tuple(wanted)
         if not agrees:
+            found = [EXECUTE] if decisions is None else list(decisions.decisions)
             raise DrLLMError(
                 f"forced decisions must agree with the route that the cache was filled along, but block {block} has "
-                f"{list(entry.decisions.decisions)} in the cache and {wanted} was forced; begin with a new cache."
+                f"{found} in the cache and {wanted} was forced; begin with a new cache."
             )
 
 

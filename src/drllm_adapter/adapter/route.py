@@ -1,6 +1,6 @@
 """The route of the current sequences: what is prompt, what was decided for it, and what steers the decisions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import get_ident
@@ -12,7 +12,7 @@ from transformers import Cache
 
 from ..decisions import EXECUTE, REPEAT, SKIP
 from ..errors import DrLLMError
-from .cache import RoutedEntry, check_route, is_mixed
+from .cache import RoutedEntry, check_kept, check_route, is_mixed
 from .config import DEPTH_CONTROL_AS_TRAINED, DrLLMConfig
 from .router import Router, Windows
 from .rows import RowDecisions
@@ -93,10 +93,10 @@ class Route:
         Args:
             prompt: `[batch, tokens]` bool, true for the tokens that routers may read.
             tokens: `[batch, tokens]` ids or `[batch, tokens, width]` embeddings, what a longer prompt begins with.
-            in_generate: whether `generate` makes the call.
+            in_generate: whether the call was prepared for `generate`.
         """
         self.at_prompt, self.executes = True, None
-        self._prompt, self._begins_with = prompt, tokens
+        self._prompt, self._begins_with = prompt, tokens if in_generate else None
         self._windows.clear()
         self._passes = [0] * prompt.shape[0]
         self._decisions = [None] * self.num_blocks
@@ -115,7 +115,7 @@ class Route:
             )
 
     def continues(self, tokens: Tensor) -> bool:
-        """Whether these are the tokens of the last prompt with more behind them."""
+        """Whether these are the tokens of the last prompt with more behind them; `generate` must have made its call."""
         before = self._begins_with
         return (
             before is not None
@@ -129,19 +129,27 @@ class Route:
         """Go on with sequences whose prompt has been processed."""
         self.at_prompt = False
         self._forced_rows = self._forced_for_batch(batch_size, in_generate)
-        self.executes = None if cache is None else self._where_all_execute(cache, batch_size)
+        self.executes = None
         if cache is None:
             return
+        routes = [entry.decisions if isinstance(entry, RoutedEntry) else None for entry in cache.layers]
+        if (None in routes or len(routes) < self.num_blocks) and any(decisions is not None for decisions in routes):
+            check_kept(cache)
+            raise DrLLMError(
+                f"a cache must hold a whole prompt to be continued, but {routes.count(None)} of its {len(routes)} "
+                f"layers hold nothing of the one that the others were filled with: its call was interrupted or "
+                f"refused; begin with a new cache."
+            )
+        self.executes = self._where_all_execute(routes, batch_size)
         if self.forced is not None and self._forced_rows is not None:
             check_route(cache, self.forced if isinstance(self.forced, tuple) else self._forced_rows)
         if self.output_of_each_pass is not None and is_mixed(cache):
             self.check_outputs(MIXED)
 
-    def _where_all_execute(self, cache: Cache, batch_size: int) -> list[bool] | None:
+    def _where_all_execute(self, routes: Sequence[RowDecisions | None], batch_size: int) -> list[bool] | None:
         """The blocks that have nothing to do but to run; None when each has to look for itself."""
-        if self.hidden_states is not None or isinstance(self.forced, list) or len(cache.layers) < self.num_blocks:
+        if self.hidden_states is not None or isinstance(self.forced, list) or len(routes) < self.num_blocks:
             return None
-        routes = [entry.decisions if isinstance(entry, RoutedEntry) else None for entry in cache.layers]
         all_execute = [
             decisions is not None and decisions.uniform == EXECUTE and decisions.batch_size == batch_size
             for decisions in routes
@@ -220,9 +228,11 @@ class Route:
     def check_thread(self) -> None:
         """Refuse a second call at the same time, which would take this one's route for its own.
 
-        Where gradients are wanted nothing is refused: checkpointed blocks run again in threads of the backward pass.
+        But for the backward pass: checkpointed blocks run again in its own threads.
         """
-        if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and self.thread != get_ident():
+        if torch.compiler.is_compiling() or self.thread == get_ident():
+            return
+        if torch._C._current_graph_task_id() == -1:  # how torch's own checkpointing tells
             raise DrLLMError(
                 "a model with routers runs one call at a time, because its blocks share the route of the prompt, but "
                 "two threads called it at once; hold a lock around each call of the model or of generate, or give each "

@@ -25,13 +25,16 @@ def mix(outcomes: Sequence[Tensor], decisions: Sequence[int], probabilities: Ten
     # In this order the values are exactly zero and one.
     weights = (chosen + (probabilities - probabilities.detach())).to(outcomes[0].dtype)
     # Products of elements and no matrix product, which autocast would round.
-    products = [_finite(outcome) * weights[:, choice, None, None] for choice, outcome in enumerate(outcomes)]
+    products = [
+        _finite(outcome, chosen[:, choice, None, None]) * weights[:, choice, None, None]
+        for choice, outcome in enumerate(outcomes)
+    ]
     return products[0] + products[1] + products[2]
 
 
-def _finite(outcome: Tensor) -> Tensor:
+def _finite(outcome: Tensor, chosen: Tensor) -> Tensor:
     """An outcome that was not chosen may overflow float16, and zero times infinity is not zero."""
-    return outcome.nan_to_num() if outcome.dtype == torch.float16 else outcome
+    return torch.where(chosen.bool(), outcome, outcome.nan_to_num()) if outcome.dtype == torch.float16 else outcome
 
 
 class DepthPenalty(torch.autograd.Function):
