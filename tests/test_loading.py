@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 from unrolled import tiny_model
 
-from drllm_adapter import loading
+from drllm_adapter import DrLLMError, loading
 from drllm_adapter.demo import BASE
-from drllm_adapter.loading import load_base
+from drllm_adapter.loading import load_base, route_base
 
 
 class Clock:
@@ -56,6 +57,20 @@ def test_auto_is_the_faster_dtype_on_a_cpu(
     assert set(clock.run) == {own, torch.float32}
     for name, value in model.state_dict().items():
         assert torch.equal(value.float(), weights[name].float())
+    plain = LlamaForCausalLM.from_pretrained(tmp_path, dtype=model.dtype)
+    assert [buffer.dtype for buffer in model.buffers()] == [torch.float32] * 2  # frequencies of the rotary embedding
+    assert all(torch.equal(*pair) for pair in zip(model.buffers(), plain.buffers(), strict=True))
+    routed = route_base(model).train()  # what was measured with can be trained with
+    routed(torch.ones(1, 4, dtype=torch.long), labels=torch.ones(1, 4, dtype=torch.long)).loss.backward()
+
+
+def test_a_base_with_weights_missing_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, torch.float32)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if ".layers.1.mlp." not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DrLLMError, match=r"3 are missing, the first being model\.layers\.1\.mlp\.down_proj"):
+        load_base(str(tmp_path))
 
 
 @pytest.mark.parametrize(

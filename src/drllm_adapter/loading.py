@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .adapter.calling import last_position
 from .adapter.config import DrLLMConfig
@@ -47,7 +48,12 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
         with _without_progress_bar():
-            model: Any = AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype=dtype, **spread)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                where, revision=revision, dtype=dtype, output_loading_info=True, **spread
+            )
+        model, found = loaded
+        # transformers keeps no note of the commit, which adapters and supervision sets remember.
+        model.config._commit_hash = extract_commit_hash(cached_file(where, "config.json", revision=revision), None)
     except DrLLMError:
         raise
     except Exception as error:  # whatever a library makes of a missing, damaged or foreign folder
@@ -57,12 +63,18 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
             f"again."
         ) from error
     find_stack(model)
+    if found["missing_keys"]:
+        raise DrLLMError(
+            f"the base model {name!r} must come with all its weights, but {len(found['missing_keys'])} are missing, "
+            f"the first being {min(found['missing_keys'])}, and would be random; download it again, or name the "
+            f"causal language model that it was made from."
+        )
     model.eval()
     if place is None:
         return model, tokenizer
     model = model.to(place)
     if dtype == "auto" and place.type == "cpu" and model.dtype != torch.float32:
-        model = _in_faster_dtype(model)
+        _choose_faster_dtype(model)
     return model, tokenizer
 
 
@@ -157,9 +169,9 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-@torch.inference_mode()
-def _in_faster_dtype(model: Any) -> Any:
-    """The model in its own dtype or in float32, whichever takes less time for a short batch on this CPU."""
+@torch.no_grad()
+def _choose_faster_dtype(model: Any) -> None:
+    """Leave the weights in their own dtype or make them float32, whichever takes less time for a short batch here."""
     own = model.dtype
     ids = torch.ones(8, 64, dtype=torch.long)
 
@@ -171,9 +183,17 @@ def _in_faster_dtype(model: Any) -> Any:
             times.append(time.perf_counter() - start)
         return min(times)
 
+    # Weights alone: what a model keeps in float32, such as the frequencies of its rotary embedding, stays so.
+    weights = [weight for weight in model.parameters() if weight.dtype == own]
+
+    def cast(dtype: torch.dtype) -> None:
+        for weight in weights:
+            weight.data = weight.data.to(dtype)
+
     in_own = seconds()
-    model = model.float()
-    return model if seconds() < in_own else model.to(own)
+    cast(torch.float32)
+    if seconds() >= in_own:
+        cast(own)
 
 
 @contextmanager

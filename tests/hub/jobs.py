@@ -21,6 +21,17 @@ def _prepare() -> Any:
     return torch, drllm_adapter
 
 
+def revision_of_base(repo: str) -> tuple[str | None, str | None, str]:
+    """What a loaded base knows of its commit, by its name alone and with a revision, and what it is on the Hub."""
+    from huggingface_hub import HfApi
+
+    from drllm_adapter.adapter.base import revision
+    from drllm_adapter.loading import load_base
+
+    commit = str(HfApi().model_info(repo).sha)
+    return revision(load_base(repo)[0]), revision(load_base(f"{repo}@{commit}")[0]), commit
+
+
 def upload_base(repo: str) -> None:
     """The embedded base model, under a name on the Hub."""
     from huggingface_hub import HfApi

@@ -201,3 +201,8 @@ def test_private_and_gated(client: Any, shared: dict[str, Answer], base: str, lo
         assert "me/other" in sentence
         assert expected in sentence
     assert ("model", "me/other") not in loopback.repos
+
+
+def test_a_base_knows_its_commit(client: Any, base: str) -> None:
+    by_name, by_revision, commit = client(jobs.revision_of_base, base)
+    assert by_name == by_revision == commit
