@@ -483,3 +483,8 @@ def test_the_search_benchmark_counts_what_both_ways_scored(tmp_path: Path, monke
         assert 0 < item["share_in_blocks"] + item["share_in_head"] < 1
         assert 0 < item["avoided"] < 1
         assert item["met"] == (item["ratio"] >= item["goal"] and item["share_in_blocks"] >= 0.9)
+
+
+@pytest.mark.parametrize("option", [["--sweep"], ["--split", "test"], ["--baselines", "--supervision", "paths"]])
+def test_options_that_the_harness_has_no_use_for(refuse: Run, option: list[str]) -> None:
+    assert f"{option[0]} was given beside --lm-eval" in refuse("eval", "adapter", "--lm-eval", "arc_easy", *option)

@@ -162,6 +162,8 @@ def test_the_bound_on_memory_holds() -> None:
 def test_many_paths_of_many_prompts(prompt: Prompt, tried: list[tuple[int, ...]]) -> None:
     prompts, lists = [*CLOZE[:3], prompt], [tried[:1], tried, [], tried]
     scores = score_paths(SharingScorer(ROUTED, TOKENIZER, notice=refuse), prompts, lists, bundle=3)
+    as_lists = [[list(path) for path in of_prompt] for of_prompt in lists]
+    assert score_paths(SharingScorer(ROUTED, TOKENIZER, notice=refuse), prompts, as_lists, bundle=3) == scores
     for asked, along, found in zip(prompts, lists, scores, strict=True):
         plain = Scorer(ROUTED, TOKENIZER).score([asked] * len(along), along)
         assert [score.decisions for score in found] == along

@@ -192,6 +192,18 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         grade("vibes", "1", "1")
 
 
+@pytest.mark.parametrize("given", [{"data": "nowhere.jsonl"}, {"split": "test"}])
+def test_made_questions_have_no_data(given: dict[str, str]) -> None:
+    with pytest.raises(DrLLMError, match=f"khop makes its own questions, but --{next(iter(given))}"):
+        load_questions("khop", limit=3, **given)
+
+
+def test_a_file_has_no_splits(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(DrLLMError, match="'test' was asked of the file"):
+        load_questions("jsonl", file, split="test")
+
+
 def test_several_sources_make_one_list(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", {**GOOD, "id": "1"}, {**GOOD, "id": "2"})
     second = write(tmp_path / "b.jsonl", {**GOOD, "id": "3"})

@@ -80,6 +80,13 @@ def evaluate(
     if lm_eval is not None:
         if data is not None:
             raise DrLLMError("questions come from --data or from --lm-eval, but both were given; drop one of them.")
+        unused = {"--baselines": baselines, "--supervision": supervision, "--sweep": sweep, "--split": split}
+        for option, given in unused.items():
+            if given:
+                raise DrLLMError(
+                    f"the harness measures base and routers alone, but {option} was given beside --lm-eval; leave it "
+                    f"out, or evaluate --data."
+                )
         from ..workflow import evaluate_with_lm_eval
 
         harness = evaluate_with_lm_eval(

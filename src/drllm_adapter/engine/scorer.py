@@ -390,7 +390,7 @@ class SharingSession:
 def score_paths(
     scorer: SharingScorer,
     prompts: Sequence[Prompt],
-    paths: Sequence[Sequence[Decisions]],
+    paths: Sequence[Sequence[Sequence[int]]],
     *,
     bundle: int = 32,
     show: Callable[[int], None] = lambda done: None,
@@ -414,12 +414,12 @@ def score_paths(
         places = order[start : start + bundle]
         session = scorer.begin([prompts[place] for place in places])
         # Sorted, paths that begin alike follow one another; in rounds, so that few states are held at a time.
-        queues = [sorted(set(paths[place])) for place in places]
+        queues = [sorted({tuple(path) for path in paths[place]}) for place in places]
         found: dict[Pair, Score] = {}
         for number in range(max(map(len, queues), default=0)):
             pairs = [(index, queue[number]) for index, queue in enumerate(queues) if number < len(queue)]
             found.update(zip(pairs, session.score(*zip(*pairs, strict=True)), strict=True))
         for index, place in enumerate(places):
-            scores[place] = [found[index, path] for path in paths[place]]
+            scores[place] = [found[index, tuple(path)] for path in paths[place]]
         show(start + len(places))
     return [scores[place] for place in range(len(prompts))]

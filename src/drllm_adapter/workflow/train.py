@@ -113,7 +113,7 @@ def train_adapter(
     if labels is not None and labels.rule == "effects":
         average = regress_effects(row.paths for row in rows)
         forced[:] = static_at(average, MARGIN_OF_PROBABILITY * labels.price)
-    ids = [row.id for row in rows]
+    ids = question_names(rows)
     check_labels(ids, paths[:, adapter.routed_blocks(paths.shape[1])], config)
     begun = {
         "supervision": _supervision_digest(rows, [paths, forced, weights]),
@@ -193,7 +193,7 @@ def _write_adapter(
         "version": __version__,
         "libraries": {name: version(name) for name in ("torch", "transformers", "peft")},
         "supervision": {
-            "questions": len({row.id for row in rows}),
+            "questions": len(set(question_names(rows))),
             "tasks": sorted({row.task for row in rows}),
             "mode": rows[0].mode,
             "sources": info.get("sources", []),
@@ -213,6 +213,15 @@ def _write_adapter(
     plot_curves(result, folder / "curves.png")
     write_json_atomic(folder / TRAINING_REPORT, {**facts, "history": result.history, "lines": result.lines})
     write_card(folder)
+
+
+def question_names(rows: Sequence[Row]) -> list[str]:
+    """The id of each row's question; a number more where sets were mixed whose files have the same name."""
+    prompts: dict[str, dict[str, None]] = {}
+    for row in rows:
+        prompts.setdefault(row.id, {})[row.prompt] = None
+    numbers = {(id, prompt): number for id, different in prompts.items() for number, prompt in enumerate(different, 1)}
+    return [row.id if numbers[row.id, row.prompt] == 1 else f"{row.id}#{numbers[row.id, row.prompt]}" for row in rows]
 
 
 def _supervision_digest(rows: Sequence[Row], learnt: Sequence[NDArray[Any] | None]) -> str:
