@@ -137,7 +137,7 @@ def _rows(
         if Path(name).suffix in (".jsonl", ".json", ".parquet") or Path(name).exists():
             if split is not None:
                 raise DrLLMError(
-                    f"only datasets on the Hub have splits, but {split!r} was asked of the file {name}; leave --split out."
+                    f"only Hub datasets have splits, but {split!r} was asked of the file {name}; leave --split out."
                 )
             source, rows = Source(Path(name).name), _file_rows(Path(name))
         else:
