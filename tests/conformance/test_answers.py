@@ -16,7 +16,7 @@ from drllm_adapter.scoring import Scorer
 from drllm_adapter.tasks import Prompt
 
 PATHS = [(1, 0, 1, 1), (2, 1, 1, 0), (1, 1, 2, 1)]
-STATES = ["mamba", "mamba2", "falcon_mamba", "jamba", "nemotron_h", "qwen3_next", "lfm2"]
+STATES = ["mamba", "mamba2", "falcon_mamba", "jamba", "nemotron_h", "qwen3_next"]
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -56,6 +56,20 @@ def test_one_question_alone_along_several_paths(model_type: str, letters: bool) 
     found = SharingScorer(routed, TOKENIZER, notice=lambda text: None).begin([prompt]).score([0] * 3, PATHS)
     expected = Scorer(routed, TOKENIZER).score([prompt] * 3, PATHS)
     assert [score.probability for score in found] == pytest.approx([item.probability for item in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["mpt", "bloom", *STATES])
+def test_rows_that_blocks_follow_in_order_are_known(model_type: str) -> None:
+    """Weights so small that a wrong state hardly matters."""
+    base: Any = tiny_model(model_type)
+    with torch.no_grad():
+        for weight in base.parameters():
+            weight.mul_(0.01)
+    said: list[str] = []
+    scorer = SharingScorer(get_peft_model(base, DrLLMConfig()).eval(), TOKENIZER, notice=said.append)
+    scorer.begin([Prompt("w7 w8", False, (" w1 w2 w3", " w4 w5 w6"), 1, "cloze", 4)])
+    assert len(said) == 1
+    assert "order of a row" in said[0]
 
 
 @pytest.mark.parametrize("length", [4, 5, 6, 9])

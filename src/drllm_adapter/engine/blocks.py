@@ -1,5 +1,6 @@
 """The decoder blocks of a model, called one by one with the arguments that the model's own forward loop gives them."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from ..adapter.calling import last_position
 from ..adapter.layer import RoutedLayer, hidden_of, routed_layers
@@ -45,6 +48,15 @@ class Blocks:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def follows_the_row(self) -> bool:
+        """Whether blocks take the tokens of a row for one sequence whatever the mask says: states, and ALiBi."""
+        config: Any = self.model.config.get_text_config(decoder=True)
+        if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=config).layers):
+            return True
+        arguments = inspect.signature(self.layers[0].base_layer.forward).parameters
+        return "position_bias" in arguments or ("alibi" in arguments and getattr(config, "alibi", True))
 
     @property
     def window(self) -> float:

@@ -49,10 +49,10 @@ R = TypeVar("R")
 class SharingScorer:
     """Scores prompts along paths as `Scorer` does, for searches: sharing and batching what they have in common.
 
-    Prompt and continuations run as one packed row where no sliding window cuts them. Whether that is right for the
-    model (recurrent states, attention without 4-d masks, ...) is not looked up but tried: the longest row of the first
-    bundle, and later any longer one, is scored both ways along the base model's path. From where they differ, `Scorer`
-    does the work.
+    Prompt and continuations run as one packed row where no sliding window cuts them and no block goes by the order of
+    the row. Whether that is right for the model (attention without 4-d masks, ...) is otherwise not looked up but
+    tried: the longest row of the first bundle, and later any longer one, is scored both ways along the base model's
+    path. From where they differ, `Scorer` does the work.
 
     Args:
         model: a causal language model with a router adapter, whose routers are not used.
@@ -125,12 +125,22 @@ class SharingScorer:
         for prompt in prompts:
             encoded = self.plain.encode(prompt)
             rows.append(pack(encoded.prompt, encoded.continuations))
-        fits = self._in_window(rows) and all(self._fits(prompts, rows, is_chain) for is_chain in (False, True))
+        fits = self._may_branch(rows) and all(self._fits(prompts, rows, is_chain) for is_chain in (False, True))
         return SharingSession(self, prompts, rows) if fits else PlainSession(self.plain, prompts)
 
-    def _in_window(self, rows: Sequence[PackedRow]) -> bool:
-        """Whether no sliding window cuts a prompt and an answer: the masks of packed rows know of none."""
+    def _may_branch(self, rows: Sequence[PackedRow]) -> bool:
+        """Whether answers may lie side by side behind their prompt: the masks of such rows say who sees whom.
+
+        Where blocks do not go by masks alone this is known and not tried: a trial has a tolerance.
+        """
         longest = max((max(row.positions) + 1 for row in rows if not row.is_chain), default=0)
+        if longest and self.blocks.follows_the_row:
+            self._tell(
+                "packing",
+                "prompts and answers cannot run as packed rows in this model, whose blocks go by the order of a row "
+                "(recurrent states, ALiBi); their paths are scored by forward passes of their own.",
+            )
+            return False
         if longest > self.blocks.window:
             self._tell(
                 "window",
