@@ -269,6 +269,29 @@ def test_an_interrupted_training_goes_on(
     assert {path.name for path in (tmp_path / "cut").iterdir()} == {path.name for path in (made / "adapter").iterdir()}
 
 
+def test_questions_of_the_training_are_told(made: Path, tmp_path: Path, run: Run) -> None:
+    from huggingface_hub import ModelCard
+
+    adapter = Path(shutil.copytree(made / "adapter", tmp_path / "adapter"))
+    command = ["eval", adapter, "--task", "jsonl", "--output"]
+    (tmp_path / "renamed.jsonl").write_text((made / "train.jsonl").read_text())
+    seen = run(*command, adapter / "seen", "--data", tmp_path / "renamed.jsonl", "--mode", "cloze")
+    said = "60 of 60 training questions that the adapter keeps marks of are among those evaluated"
+    assert f"Warning: {said}" in seen
+    assert said in json.loads((adapter / "seen" / "report.json").read_text())["trained_on"]
+    card = ModelCard.load(adapter / "README.md")
+    assert said in card.data.eval_results[0].metric_args["trained_on"]
+    assert re.search(r"\n\| renamed.jsonl \(.*; known from training, see below\) \|", card.text)
+    assert re.search(rf"\nrenamed.jsonl \(.*\): {said}", card.text)
+
+    assert "Warning" not in run(*command, adapter / "new", "--data", made / "test.jsonl", "--mode", "cloze")
+    assert json.loads((adapter / "new" / "report.json").read_text())["trained_on"] is None
+    # In another wording only the source tells.
+    (tmp_path / "train.jsonl").write_text((made / "train.jsonl").read_text().replace('"prompt"', '"note"'))
+    told = "trained on questions of train.jsonl, which may be among those evaluated"
+    assert told in run(*command, tmp_path / "letter", "--data", tmp_path / "train.jsonl", "--mode", "letter")
+
+
 # What bad input gets
 
 

@@ -50,5 +50,6 @@ def push(
             say("Nothing was uploaded (--dry-run).")
         else:
             facts["commit"], facts["url"] = upload(plan, private=private, create_pr=create_pr, message=commit_message)
-            say(f"Pushed: {facts['url']}")
+            changed = facts["commit"] != plan.head
+            say(f"Pushed: {facts['url']}" if changed else f"Nothing has changed since {facts['url']}, nothing was pushed.")
     write_json(json_file, facts)
