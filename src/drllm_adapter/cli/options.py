@@ -109,8 +109,7 @@ def numbers(text: str | None, option: str, what: str, example: str) -> list[int]
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise DrLLMError(
-            f"{option} must be {what} with commas between them, such as {example}, but {text!r} was given; "
-            f"correct it."
+            f"{option} must be {what} with commas between them, such as {example}, but {text!r} was given; correct it."
         ) from error
 
 

@@ -78,7 +78,9 @@ def train(
         seed=seed,
     )
     adapter = DrLLMConfig(
-        num_windows=num_windows, router_width=router_width, layers_to_transform=numbers(layers, "--layers", "block indices", "4,5,6")
+        num_windows=num_windows,
+        router_width=router_width,
+        layers_to_transform=numbers(layers, "--layers", "block indices", "4,5,6"),
     )
     if (supervision is None) == (supervision_option is None):
         raise DrLLMError("a training needs one supervision set, as the argument or with --supervision; name it.")
@@ -103,4 +105,6 @@ def train(
     # Names that rows of the task jsonl give themselves are no tasks of a command.
     task = learnt["tasks"][0] if learnt["tasks"] in [[name] for name in TASKS] else "jsonl"
     data = "--seed ANOTHER_SEED" if task == "khop" else "--data QUESTIONS"
-    say(f"Saved in {output}. Next: drllm eval {output} --task {task} --mode {learnt['mode']} {data} --output evaluation")
+    say(
+        f"Saved in {output}. Next: drllm eval {output} --task {task} --mode {learnt['mode']} {data} --output evaluation"
+    )

@@ -109,7 +109,7 @@ class ProbeReport:
             name = f"{'skip' if effect.decision == SKIP else 'repeat'} {effect.block}"
             free.add_row(name, _change(effect.probability), _change(effect.accuracy), str(effect.questions))
         if not shown:
-            free.add_row(f"none was tried on {FEWEST} questions or more; give more with --limit", "", "", "")
+            free.add_row("no edit was scored on two questions: raise --limit or --single-edits", "", "", "")
         shares = Table("of the variance that paths make", "share, %", title="Heterogeneity and predictability",
                        title_justify="left")  # fmt: skip
         shares.add_row("the same for all questions (a static path has it)", _share(self.static))
