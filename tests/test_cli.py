@@ -157,6 +157,7 @@ def test_info_says_what_it_fits_and_how_it_was_trained(made: Path, tmp_path: Pat
         assert said in out
     weights = load_file(made / "adapter" / "adapter_model.safetensors")
     assert f"{sum(value.numel() for value in weights.values()):,}" in facts["weights"]
+    assert facts["number of weights"] == sum(value.numel() for value in weights.values())
     assert facts["training"]["metrics"]["routers"]["mean_passes"] > 0
 
 
@@ -193,6 +194,7 @@ def test_card_takes_reports_and_a_licence(made: Path, tmp_path: Path, run: Run, 
     assert "| test.jsonl (cloze" in card.text
     assert "report.json" in refuse("card", adapter, "--report", tmp_path)
     assert "neither" in refuse("card", tmp_path / "e")
+    assert "is no folder that exists" in refuse("card", tmp_path / "nowhere")
 
 
 def test_an_interrupted_search_goes_on(made: Path, tmp_path: Path, run: Run, refuse: Run) -> None:
@@ -206,8 +208,11 @@ def test_an_interrupted_search_goes_on(made: Path, tmp_path: Path, run: Run, ref
     process.wait()
     assert "interrupted" in refuse("train", tmp_path / "paths", "--output", tmp_path / "adapter")
     assert "--resume" in refuse(*search)
-    assert "simulations" in refuse(*search, "--resume", "--simulations", 31)
+    assert "with simulations 30, but 31 was given" in refuse(*search, "--resume", "--simulations", 31)
     run(*search, "--resume")
+    run(*search, "--resume")
+    finished = refuse(*search)
+    assert "already holds a supervision set; choose another folder" in finished
     data = Path("paths") / "data" / "train-00000-of-00001.parquet"
     assert (tmp_path / data).read_bytes() == (made / data).read_bytes()
 
@@ -240,6 +245,7 @@ def test_an_interrupted_evaluation_goes_on(
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["drllm.json", "layers.png", "report.json"]
     assert "is finished" in refuse(*command, tmp_path / "cut", "--resume")
+    assert "already holds an evaluation; choose another folder" in refuse(*command, tmp_path / "cut")
 
 
 def test_an_interrupted_training_goes_on(
@@ -262,11 +268,39 @@ def test_an_interrupted_training_goes_on(
         main()
     assert stop.value.code == 130
     assert "go on with the same command and --resume" in capsys.readouterr().err
-    assert "learning_rate" in refuse(*command, tmp_path / "cut", "--resume", "--learning-rate", 0.01)
-    run(*command, tmp_path / "cut", "--resume")
+    assert "holds an adapter that is not finished; go on with --resume" in refuse(*command, tmp_path / "cut")
+    other = refuse(*command, tmp_path / "cut", "--resume", "--learning-rate", 0.01)
+    assert "with learning_rate 0.001, but 0.01 was given" in other
+    said = run(*command, tmp_path / "cut", "--resume")
+    assert "Next: drllm eval" in said
+    assert "--task jsonl --mode cloze --data QUESTIONS" in said
+    assert "already holds an adapter; choose another folder" in refuse(*command, tmp_path / "cut")
     name = "adapter_model.safetensors"
     assert (tmp_path / "cut" / name).read_bytes() == (made / "adapter" / name).read_bytes()
     assert {path.name for path in (tmp_path / "cut").iterdir()} == {path.name for path in (made / "adapter").iterdir()}
+
+
+def test_questions_of_the_training_are_told(made: Path, tmp_path: Path, run: Run) -> None:
+    from huggingface_hub import ModelCard
+
+    adapter = Path(shutil.copytree(made / "adapter", tmp_path / "adapter"))
+    command = ["eval", adapter, "--task", "jsonl", "--output"]
+    (tmp_path / "renamed.jsonl").write_text((made / "train.jsonl").read_text())
+    seen = run(*command, adapter / "seen", "--data", tmp_path / "renamed.jsonl", "--mode", "cloze")
+    said = "60 of 60 training questions that the adapter keeps marks of are among those evaluated"
+    assert f"Warning: {said}" in seen
+    assert said in json.loads((adapter / "seen" / "report.json").read_text())["trained_on"]
+    card = ModelCard.load(adapter / "README.md")
+    assert said in card.data.eval_results[0].metric_args["trained_on"]
+    assert re.search(r"\n\| renamed.jsonl \(.*; known from training, see below\) \|", card.text)
+    assert re.search(rf"\nrenamed.jsonl \(.*\): {said}", card.text)
+
+    assert "Warning" not in run(*command, adapter / "new", "--data", made / "test.jsonl", "--mode", "cloze")
+    assert json.loads((adapter / "new" / "report.json").read_text())["trained_on"] is None
+    # In another wording only the source tells.
+    (tmp_path / "train.jsonl").write_text((made / "train.jsonl").read_text().replace('"prompt"', '"note"'))
+    told = "trained on questions of train.jsonl, which may be among those evaluated"
+    assert told in run(*command, tmp_path / "letter", "--data", tmp_path / "train.jsonl", "--mode", "letter")
 
 
 # What bad input gets
@@ -293,6 +327,9 @@ def test_bad_models_and_folders(made: Path, tmp_path: Path, refuse: Run) -> None
     assert "no-such-model" in refuse("search", tmp_path / "no-such-model", *data, "--output", tmp_path / "x")
     assert "no-such-adapter" in refuse("eval", tmp_path / "no-such-adapter", *data)
     assert "supervision set" in refuse("train", tmp_path, "--output", tmp_path / "x")
+    assert "is a file of something else" in refuse("train", made / "test.jsonl", "--output", tmp_path / "x")
+    assert "whole numbers" in refuse("bench", "adapter", made / "adapter", "--batch-sizes", "a")
+    assert "block indices" in refuse("train", made / "paths", "--layers", "a", "--output", tmp_path / "x")
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "thesis.txt").write_text("mine")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from drllm_adapter.files import replacing, write_text_atomic
+from drllm_adapter import DrLLMError
+from drllm_adapter.files import check_claim, claim_folder, replacing, write_text_atomic
 
 
 @contextmanager
@@ -31,3 +32,14 @@ def test_a_written_file_has_an_ordinary_files_mode(tmp_path: Path, mask: int) ->
     assert (tmp_path / "atomic").stat().st_mode & 0o777 == 0o666 & ~mask
     assert (tmp_path / "ordinary").read_text() == "other text"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["atomic", "ordinary"]
+
+
+@pytest.mark.parametrize(("kind", "named"), [("demo", "a demo"), ("adapter", "an adapter")])
+def test_a_taken_folder_is_to_be_gone_on_with_only_where_that_is_possible(
+    kind: str, named: str, tmp_path: Path
+) -> None:
+    claim_folder(tmp_path / "taken", kind)
+    with pytest.raises(DrLLMError, match=f"already holds {named}; choose another folder"):
+        claim_folder(tmp_path / "taken", kind)
+    with pytest.raises(DrLLMError, match=f"holds {named} that is not finished; go on with --resume or choose"):
+        check_claim(tmp_path / "taken", kind, unfinished=True)

@@ -65,7 +65,7 @@ def test_processes_share_a_search(folder: Path, processes: int) -> None:
 def test_a_refusal_is_said_once(folder: Path) -> None:
     done = run([*launch(2), *search("one")], folder)
     assert done.returncode != 0
-    assert done.stderr.count("go on with --resume") == 1
+    assert done.stderr.count("already holds a supervision set") == 1
 
 
 def test_a_process_that_dies_is_replaced_and_the_job_can_go_on(folder: Path) -> None:

@@ -105,8 +105,11 @@ def claim_folder(path: str | os.PathLike[str], kind: str, *, resume: bool = Fals
     return path
 
 
-def check_claim(path: str | os.PathLike[str], kind: str, *, resume: bool = False) -> Path:
+def check_claim(path: str | os.PathLike[str], kind: str, *, resume: bool = False, unfinished: bool = False) -> Path:
     """Refuse what `claim_folder` would refuse, and create nothing: for long work that writes at its end.
+
+    Args:
+        unfinished: there is something in the folder to go on with, and `resume` would.
 
     Raises:
         DrLLMError: the folder holds something else, or the same kind of output and `resume` is false.
@@ -122,9 +125,13 @@ def check_claim(path: str | os.PathLike[str], kind: str, *, resume: bool = False
                 f"another folder."
             )
         if not resume:
+            article = "an" if kind[0] in "aeiou" else "a"
+            if unfinished:
+                found, go_on = f"holds {article} {kind} that is not finished", "go on with --resume or "
+            else:
+                found, go_on = f"already holds {article} {kind}", ""
             raise DrLLMError(
-                f"the output folder {path} must be new or empty, but it already holds a {kind}; go on with --resume "
-                f"if that is possible, or choose another folder."
+                f"the output folder {path} must be new or empty, but it {found}; {go_on}choose another folder."
             )
     return path
 

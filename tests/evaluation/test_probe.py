@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,12 @@ def test_measuring_equals_scoring_one_at_a_time() -> None:
     scored = Counter((~np.isnan(measured.edit_probability)).sum(axis=0).tolist())
     assert scored == {6: 16}  # 24 questions x 4 over 16 edits
     assert measured.states.shape == (24, 8 * 96)
+
+
+def test_a_table_without_edits_says_why() -> None:
+    report = replace(analyse(planted(30, 0, 60, 10)), effects=[])
+    (said,) = report.tables()[0].columns[0].cells
+    assert "--limit" in str(said)
 
 
 def test_the_demo_model_has_much_to_gain(

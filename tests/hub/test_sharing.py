@@ -146,13 +146,16 @@ def test_a_push_is_one_commit(client: Any, base: str, tmp_path: Path) -> None:
     assert "library_name: peft" in printed
     assert json.loads((tmp_path / "push.json").read_text())["head"] is None
     assert "not a repository" in client.refuse("info", name) or "Hub" in client.refuse("info", name)
-    client.drllm("push", tmp_path / "adapter", name, "--commit-message", "routers for everybody")
+    printed = client.drllm("push", tmp_path / "adapter", name, "--commit-message", "routers for everybody")
+    assert "Pushed: http" in printed
     titles = client(jobs.titles_of, name)
     assert titles[0] == "routers for everybody"
     assert len(titles) == 2  # the Hub makes the first
     assert "notes-to-self.txt" not in client(jobs.files_of, name)
     before = client(jobs.files_of, name)
-    client.drllm("push", tmp_path / "adapter", name, "--create-pr", "--commit-message", "a proposal")
+    printed = client.drllm("push", tmp_path / "adapter", name, "--create-pr", "--commit-message", "a proposal")
+    assert "Nothing was pushed, because nothing has changed since: http" in printed
+    assert "must be owner/name" in client.refuse("push", tmp_path / "adapter", "r3")
     assert client(jobs.titles_of, name) == titles
     assert client(jobs.files_of, name) == before
 

@@ -152,7 +152,7 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"config": SearchConfig(simulations=13)}, "search"),
+        ({"config": SearchConfig(simulations=13)}, r"simulations \d+, but 13 was given"),
         ({"labels": Labels("shortest")}, "rule"),
         ({"labels": Labels(price=0.3)}, "price"),
         ({"count": 11}, "questions 10"),

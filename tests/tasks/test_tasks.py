@@ -67,8 +67,16 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_questions("chess")
     with pytest.raises(DrLLMError, match="after the first 9"):
         load_questions("jsonl", write(tmp_path / "one.jsonl", GOOD), skip=9)
-    with pytest.raises(DrLLMError, match="must have choices"):
+    with pytest.raises(DrLLMError, match="must be a file, but it is a folder"):
+        load_questions("jsonl", str(tmp_path))
+    with pytest.raises(DrLLMError, match=r"must have choices.*--task jsonl --mode free"):
         load_questions("arc", write(tmp_path / "free.jsonl", {"question": "q", "answer": "a"}))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "marked.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": "a"}), encoding="utf-8-sig")
+    assert [question.answer for question in load_questions("jsonl", str(path))] == ["a"]
 
 
 def test_formats_of_the_hub(tmp_path: Path) -> None:

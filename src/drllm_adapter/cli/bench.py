@@ -197,7 +197,7 @@ def adapter(
     from ..loading import load_routed
     from ..tasks import build_prompts
 
-    sizes = numbers(batch_sizes, "--batch-sizes") or []
+    sizes = numbers(batch_sizes, "--batch-sizes", "whole numbers", "1,16") or []
     if min(sizes) < 1:
         raise DrLLMError(f"--batch-sizes must be numbers from 1, but {batch_sizes!r} was given; correct it.")
     asked = questions(task, data, None, limit, 0, 0)

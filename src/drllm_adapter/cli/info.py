@@ -32,7 +32,7 @@ def info(
         console.print(f"{name:14}{'-' if value is None else value}", highlight=False, soft_wrap=True)
     for name, value in _training_facts(config.training):
         console.print(f"{name:14}{value}", highlight=False, soft_wrap=True)
-    write_json(json_file, {**facts, "training": config.training})
+    write_json(json_file, {**facts, "number of weights": weights, "training": config.training})
 
 
 def _training_facts(training: dict[str, Any] | None) -> list[tuple[str, str]]:

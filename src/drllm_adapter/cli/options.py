@@ -101,16 +101,15 @@ def questions(
     return load_questions(task, data, split=split, limit=limit, skip=skip, seed=seed)
 
 
-def numbers(text: str | None, option: str) -> list[int] | None:
-    """Whole numbers with commas between them; `option` is what the user typed them behind."""
+def numbers(text: str | None, option: str, what: str, example: str) -> list[int] | None:
+    """Whole numbers with commas between them; `option` is what the user typed them behind, and they are `what`."""
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise DrLLMError(
-            f"{option} must be block indices with commas between them, such as 4,5,6, but {text!r} was given; "
-            f"correct it."
+            f"{option} must be {what} with commas between them, such as {example}, but {text!r} was given; correct it."
         ) from error
 
 

@@ -50,5 +50,7 @@ def push(
             say("Nothing was uploaded (--dry-run).")
         else:
             facts["commit"], facts["url"] = upload(plan, private=private, create_pr=create_pr, message=commit_message)
-            say(f"Pushed: {facts['url']}")
+            facts["changed"] = facts["commit"] != plan.head
+            said = "Pushed" if facts["changed"] else "Nothing was pushed, because nothing has changed since"
+            say(f"{said}: {facts['url']}")
     write_json(json_file, facts)

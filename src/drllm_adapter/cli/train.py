@@ -61,6 +61,7 @@ def train(
     Example: drllm train paths --output adapter
     """
     from ..adapter.config import DrLLMConfig
+    from ..tasks import TASKS
     from ..training import TrainingConfig
     from ..workflow import train_adapter
 
@@ -77,7 +78,9 @@ def train(
         seed=seed,
     )
     adapter = DrLLMConfig(
-        num_windows=num_windows, router_width=router_width, layers_to_transform=numbers(layers, "--layers")
+        num_windows=num_windows,
+        router_width=router_width,
+        layers_to_transform=numbers(layers, "--layers", "block indices", "4,5,6"),
     )
     if (supervision is None) == (supervision_option is None):
         raise DrLLMError("a training needs one supervision set, as the argument or with --supervision; name it.")
@@ -98,5 +101,10 @@ def train(
     )
     if result is None:  # the main process speaks
         return
-    mode = (adapter.training or {})["supervision"]["mode"]
-    say(f"Saved in {output}. Next: drllm eval {output} --mode {mode} --data QUESTIONS --output evaluation")
+    learnt = (adapter.training or {})["supervision"]
+    # Names that rows of the task jsonl give themselves are no tasks of a command.
+    task = learnt["tasks"][0] if learnt["tasks"] in [[name] for name in TASKS] else "jsonl"
+    data = "--seed ANOTHER_SEED" if task == "khop" else "--data QUESTIONS"
+    say(
+        f"Saved in {output}. Next: drllm eval {output} --task {task} --mode {learnt['mode']} {data} --output evaluation"
+    )

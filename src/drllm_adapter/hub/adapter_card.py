@@ -99,6 +99,8 @@ def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
             arguments["interval_95"] = [round(bound, 4) for bound in result.routed_interval]
         if result.difference_interval is not None:
             arguments["difference_interval_95"] = [round(bound, 4) for bound in result.difference_interval]
+        if evaluation.trained_on is not None:
+            arguments["trained_on"] = evaluation.trained_on
         found.append((result, result.metric, f"{result.metric}, routed", result.routed, arguments))
     passes = f"block passes a prompt, base: {evaluation.num_blocks}"
     found.append((evaluation.results[0], "mean_passes", passes, evaluation.mean_passes, {}))
@@ -131,14 +133,18 @@ def _results(measured: Sequence[Evaluation]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for evaluation in measured:
+        mark = "" if evaluation.trained_on is None else "; known from training, see below"
         for result in evaluation.results:
             lines.append(
-                f"| {result.questions} ({evaluation.settings}) | {result.metric} | {result.count} | "
+                f"| {result.questions} ({evaluation.settings}{mark}) | {result.metric} | {result.count} | "
                 f"{result.base:.3f}{_shown(result.base_interval)} | "
                 f"{result.routed:.3f}{_shown(result.routed_interval)} | "
                 f"{result.routed - result.base:+.3f}{_shown(result.difference_interval, '+')} | "
                 f"{evaluation.mean_passes:.2f} of {evaluation.num_blocks} |"
             )
+    for evaluation in measured:
+        if evaluation.trained_on is not None:
+            lines += ["", f"{evaluation.results[0].questions} ({evaluation.settings}): {evaluation.trained_on}"]
     for evaluation in measured:
         if evaluation.figure:
             title = f"Decisions by block: {evaluation.results[0].questions} ({evaluation.settings})"

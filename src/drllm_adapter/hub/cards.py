@@ -71,9 +71,9 @@ def write_card(
     elif (folder / INFO).is_file():
         new, kind = supervision_card(folder, name), DatasetCard
     else:
+        found = f"has neither {CONFIG_NAME} nor {INFO}" if folder.is_dir() else "is no folder that exists"
         raise DrLLMError(
-            f"{folder} must hold an adapter or a supervision set to have a card, but it has neither "
-            f"{CONFIG_NAME} nor {INFO}; correct the name."
+            f"{folder} must hold an adapter or a supervision set to have a card, but it {found}; correct the name."
         )
     renewed = _renewed(kind, old, new, path)
     if old is None and path.is_file():

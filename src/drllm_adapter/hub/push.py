@@ -129,7 +129,12 @@ def prepare_push(
             does not fit, or see `write_card`.
     """
     folder = Path(folder)
-    place = HubName.parse(repo)
+    try:
+        place = HubName.parse(repo)
+    except DrLLMError:
+        raise DrLLMError(
+            f"the repository of a push must be owner/name or owner/name@branch, but {repo!r} was given; correct it."
+        ) from None
     if place.subfolder is not None:
         raise DrLLMError(f"a push needs a whole repository, owner/name, but {repo!r} was given; leave out the folder.")
     if place.revision and revision and place.revision != revision:

@@ -52,6 +52,7 @@ class Evaluation:
         mean_passes, num_blocks: block passes a prompt, routed and base.
         settings: what the figures depend on beside questions and weights, in words.
         hub_datasets: names of the datasets on the Hub that the questions come from.
+        trained_on: says that questions of the training are among those evaluated, see `training.trained_on`; or None.
         figure: whether decisions by block were drawn.
     """
 
@@ -61,6 +62,7 @@ class Evaluation:
     num_blocks: int
     settings: str
     hub_datasets: tuple[str, ...]
+    trained_on: str | None
     figure: bool
 
 
@@ -92,6 +94,7 @@ def read_evaluation(folder: Path, config: DrLLMConfig) -> Evaluation:
             num_blocks=int(report["num_blocks"]),
             settings=_settings(report),
             hub_datasets=tuple(source["name"] for source in sources if source["hub"]),
+            trained_on=None if report.get("trained_on") is None else str(report["trained_on"]),
             figure=(folder / FIGURE).is_file(),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

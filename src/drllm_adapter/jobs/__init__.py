@@ -5,7 +5,7 @@ it, and a claim dies with its process. Nothing here knows what the pieces are: a
 evaluation or of features.
 """
 
-from .folder import BEGUN, hold_folder, open_folder
+from .folder import BEGUN, hold_folder, is_unfinished, open_folder
 from .locks import Locks
 from .processes import ALONE, Processes
 from .progress import JobProgress, job_progress
@@ -22,6 +22,7 @@ __all__ = [
     "Shards",
     "Stop",
     "hold_folder",
+    "is_unfinished",
     "job_progress",
     "open_folder",
     "stop_on_signals",

@@ -17,6 +17,11 @@ BEGUN = "begun.json"
 """What a run is about, in its folder until it is finished, where no other file says so."""
 
 
+def is_unfinished(folder: str | os.PathLike[str], begun_as: str, finished_as: str) -> bool:
+    """Whether there is something to go on with; the two files are those of `open_folder`."""
+    return (Path(folder) / begun_as).exists() and not (Path(folder) / finished_as).exists()
+
+
 @contextmanager
 def open_folder(
     path: str | os.PathLike[str],
@@ -26,7 +31,8 @@ def open_folder(
     *,
     resume: bool,
     processes: Processes,
-    finished_as: str | None = None,
+    finished_as: str,
+    refuse_finished: bool = True,
     refusals: Mapping[str, str] | None = None,
 ) -> Iterator[Locks]:
     """Claim the folder for this job inside the `with` block; the locks of its pieces.
@@ -39,8 +45,8 @@ def open_folder(
         begun_as: file in the folder that says what was begun.
         info: what this run is about; `resume` needs it to be what was begun.
         resume: go on in a folder that an earlier run left.
-        finished_as: file in the folder that says that there is nothing to go on with; None when going on with a
-            finished job does no harm.
+        finished_as: file in the folder that says that there is nothing to go on with.
+        refuse_finished: with `resume`; False when going on with a finished job does no harm.
         refusals: for values of `info` that tell people nothing, what a difference is refused with; `{folder}` in it
             stands for the folder.
 
@@ -56,9 +62,14 @@ def open_folder(
             claim_folder(folder, kind, resume=resume)
 
     def begin() -> None:
-        finished = finished_as is not None and (folder / finished_as).exists()
-        check_claim(folder, kind, resume=resume or not ((folder / begun_as).exists() or finished))
-        if finished:
+        finished = (folder / finished_as).exists()
+        check_claim(
+            folder,
+            kind,
+            resume=resume or not ((folder / begun_as).exists() or (finished and refuse_finished)),
+            unfinished=is_unfinished(folder, begun_as, finished_as),
+        )
+        if finished and refuse_finished:
             raise DrLLMError(
                 f"only an interrupted run can be gone on with, but the one in {folder} is finished; choose another "
                 f"folder for a new one."
@@ -157,7 +168,16 @@ def check_same(folder: Path, begun_as: str, info: dict[str, Any], refusals: Mapp
             continue
         if refusals is not None and name in refusals:
             raise DrLLMError(refusals[name].format(folder=folder))
+        name, before, now = _first_difference(name, begun.get(name), value)
         raise DrLLMError(
-            f"the run in {folder} must go on as it began, with {name} {begun.get(name)!r}, but {value!r} was given; "
-            f"repeat the first command or choose another folder."
+            f"the run in {folder} must go on as it began, with {name} {before!r}, but {now!r} was given; repeat the "
+            f"first command or choose another folder."
         )
+
+
+def _first_difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """The values themselves, or of two groups of settings the first that differs, with its own name."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return name, before, now
+    inner = next(inner for inner in [*now, *before] if before.get(inner) != now.get(inner))
+    return _first_difference(inner, before.get(inner), now.get(inner))

@@ -224,9 +224,11 @@ def _files(source: str | os.PathLike[str]) -> list[Path]:
     files = [source] if source.suffix == ".parquet" else sorted(source.rglob("*.parquet"))
     training = [path for path in files if "train" in path.name]
     if not files or not files[0].is_file():
+        there = "is a folder" if source.is_dir() else "is a file"
+        found = f"{there} of something else" if source.exists() else "is not there"
         raise DrLLMError(
             f"{source} must be a supervision set, a folder that drllm search wrote or Parquet of its rows, but it "
-            f"{'is a folder of something else' if source.is_dir() else 'is not there'}; correct the name."
+            f"{found}; correct the name."
         )
     return training or files
 

@@ -112,7 +112,17 @@ def run_search(
     }
     folder = Path(output)
     refusals = {"questions_digest": QUESTIONS_CHANGED}
-    with open_folder(folder, KIND, INFO, info, resume=resume, processes=processes, refusals=refusals) as locks:
+    with open_folder(
+        folder,
+        KIND,
+        INFO,
+        info,
+        resume=resume,
+        processes=processes,
+        finished_as=SUMMARY,
+        refuse_finished=False,
+        refusals=refusals,
+    ) as locks:
         if not (folder / DATA).exists() or (_saved_summary(folder) is None and (folder / SHARDS).exists()):
             run = _Run(questions, prompts, scorer, config, info, folder)
             run.search(locks, processes, console if processes.is_main else None, log if processes.is_main else None)

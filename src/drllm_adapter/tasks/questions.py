@@ -150,6 +150,8 @@ def _rows(
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if path.is_dir():
+        raise DrLLMError(f"the data {path} must be a file, but it is a folder; name a file in it.")
     if not path.is_file():
         raise DrLLMError(f"the data file {path} must exist, but it does not; correct the name.")
     if path.suffix == ".parquet":
@@ -165,7 +167,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             ) from error
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
         return
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -212,7 +214,10 @@ def _question(task: str, fields: Mapping[str, Any], where: str, default_id: str,
         raise DrLLMError(f"{where} must have the text of a question, but it has none; add the field `question`.")
     choices, labels = _choices(fields, where)
     if task == "arc" and choices is None:
-        raise DrLLMError(f"{where} must have choices, as every arc question does, but it has none; add `choices`.")
+        raise DrLLMError(
+            f"{where} must have choices, as every arc question does, but it has none; add `choices`, or read questions "
+            f"without choices with --task jsonl --mode free."
+        )
     answer = next((fields[name] for name in ("answer", "answerKey", "gt_ans") if fields.get(name) is not None), None)
     if answer is None or answer == "":
         raise DrLLMError(f"{where} must have an answer, but it has none; add the field `answer`.")

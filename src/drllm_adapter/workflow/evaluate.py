@@ -35,11 +35,12 @@ from ..evaluation.lm_eval import HarnessReport, evaluate_with_harness
 from ..files import check_claim, claim_folder, write_json_atomic
 from ..hub import write_card
 from ..hub.reports import EVALUATION, FIGURE, REPORT
-from ..jobs import BEGUN, Processes, job_progress, open_folder
+from ..jobs import BEGUN, Processes, is_unfinished, job_progress, open_folder
 from ..loading import load_routed
 from ..scoring import Score, Scorer
 from ..search import Row, read_rows
 from ..tasks import QUESTIONS_CHANGED, Prompt, Question, digest_of, sources_of
+from ..training.trained_on import trained_on
 from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
 
 
@@ -65,6 +66,8 @@ def evaluate_adapter(
 ) -> Report:
     """Base against routed on the same questions; `report.json` and `layers.png` lie in `output` afterwards.
 
+    A warning, the report and the card say when questions of the adapter's training are among them.
+
     Under `accelerate launch` every process calls this, and they share the questions.
 
     Args:
@@ -88,7 +91,7 @@ def evaluate_adapter(
             f"{processes.count} processes evaluate together in a folder, but none was given; name one with --output."
         )
     if output is not None:
-        check_claim(output, EVALUATION, resume=resume)
+        check_claim(output, EVALUATION, resume=resume, unfinished=is_unfinished(output, BEGUN, REPORT))
         if dtype == "auto" and resume:
             dtype = begun_dtype(output, BEGUN)
     model, tokenizer = load_once(
@@ -111,6 +114,9 @@ def evaluate_adapter(
         "sources": sources_of(questions),
         "mode": mode,
     }
+    warning = trained_on(config.training, [prompt.text for prompt in prompts], prompts[0].mode, settings["sources"])
+    if warning is not None and processes.is_main:
+        teller(console)(f"Warning: {warning}")
     begun = {**settings, "questions_digest": digest_of(questions, prompts), "batch_size": batch_size}
     scorer = Scorer(model, tokenizer, batch_size=batch_size)
     with nullcontext(output) if output is not None else tempfile.TemporaryDirectory() as place:
@@ -155,7 +161,7 @@ def evaluate_adapter(
                     plot_layers(report, folder / FIGURE)
                     if report.baselines is not None or report.sweep is not None:
                         plot_tradeoff(report, folder / "tradeoff.png")
-                    write_json_atomic(folder / REPORT, {**settings, **report.to_json()})
+                    write_json_atomic(folder / REPORT, {**settings, "trained_on": warning, **report.to_json()})
                 (folder / BEGUN).unlink()
                 shutil.rmtree(folder / SCORES)
     if output is not None and processes.is_main:

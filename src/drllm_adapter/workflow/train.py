@@ -25,7 +25,7 @@ from ..effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
 from ..errors import DrLLMError
 from ..files import check_claim, write_json_atomic
 from ..hub import write_card
-from ..jobs import BEGUN, Processes, open_folder
+from ..jobs import BEGUN, Processes, is_unfinished, open_folder
 from ..loading import find_base, load_base
 from ..search import Labels, Row, choose_labels, read_rows, read_search_info
 from ..training import (
@@ -39,6 +39,7 @@ from ..training import (
     train_routers,
 )
 from ..training.report import TRAINING_REPORT
+from ..training.trained_on import marks_of
 from .begin import begun_dtype, dtype_name, full_name, load_once
 
 
@@ -79,7 +80,7 @@ def train_adapter(
             `train_routers`.
         Interrupted: on SIGINT or SIGTERM, with everything saved.
     """
-    check_claim(output, ADAPTER, resume=resume)
+    check_claim(output, ADAPTER, resume=resume, unfinished=is_unfinished(output, BEGUN, TRAINING_REPORT))
     config = config or TrainingConfig()
     adapter = adapter or DrLLMConfig()
     source = fetch_supervision(supervision)
@@ -197,6 +198,7 @@ def _write_adapter(
             "tasks": sorted({row.task for row in rows}),
             "mode": rows[0].mode,
             "sources": info.get("sources", []),
+            "marks": marks_of(row.prompt for row in rows),
             "labels": {"rule": info["rule"], "price": info["price"]} if labels is None else asdict(labels),
             "search": info["search"],
             "base_model": info["base_model"],

@@ -108,6 +108,8 @@ class ProbeReport:
         for effect in shown:
             name = f"{'skip' if effect.decision == SKIP else 'repeat'} {effect.block}"
             free.add_row(name, _change(effect.probability), _change(effect.accuracy), str(effect.questions))
+        if not shown:
+            free.add_row("no edit was scored on two questions: raise --limit or --single-edits", "", "", "")
         shares = Table("of the variance that paths make", "share, %", title="Heterogeneity and predictability",
                        title_justify="left")  # fmt: skip
         shares.add_row("the same for all questions (a static path has it)", _share(self.static))

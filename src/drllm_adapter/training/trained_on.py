@@ -1,0 +1,42 @@
+"""Whether an adapter is evaluated on questions that it was trained on: by marks of some of them, which it keeps."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_KEPT = 64
+
+
+def marks_of(prompts: Iterable[str]) -> list[str]:
+    """Short hashes of at most 64 of the prompts: the lowest, so that chance chooses them."""
+    return sorted(_hashes(prompts))[:_KEPT]
+
+
+def trained_on(
+    training: Mapping[str, Any] | None, prompts: Sequence[str], mode: str, sources: Sequence[Mapping[str, Any]]
+) -> str | None:
+    """A sentence that says that some of the prompts were, or may have been, trained on; None where nothing says so.
+
+    Args:
+        training: the record in an adapter's configuration.
+        mode: of the prompts; another one words the same questions differently.
+        sources: of the prompts, as `tasks.sources_of` names them.
+    """
+    supervision = (training or {}).get("supervision", {})
+    marks = supervision.get("marks", [])
+    shared = len(_hashes(prompts).intersection(marks))
+    if shared:
+        return (
+            f"{shared} of {len(marks)} training questions that the adapter keeps marks of are among those evaluated, "
+            f"so this does not show how it does on new ones."
+        )
+    if marks and supervision.get("mode") == mode:
+        return None
+    same = dict.fromkeys(source["name"] for source in sources if source in supervision.get("sources", []))
+    if not same:
+        return None
+    return f"the adapter was trained on questions of {', '.join(same)}, which may be among those evaluated."
+
+
+def _hashes(prompts: Iterable[str]) -> set[str]:
+    return {hashlib.sha256(prompt.encode()).hexdigest()[:12] for prompt in prompts}
