@@ -120,10 +120,10 @@ def _rows(
 ) -> Iterator[tuple[str, Mapping[str, Any], Source]]:
     """Where each row stands, for messages, its fields and its source."""
     if task == "khop":
-        if data is not None or split is not None:
+        if data is not None:
             raise DrLLMError(
-                f"the task khop makes its own questions, but --{'data' if data is not None else 'split'} was given; "
-                f"leave it out, or choose another --task."
+                f"the task khop makes its own questions, but --data {data} was given; leave it out, or choose another "
+                f"--task."
             )
         from ..demo.khop import generate
 
@@ -135,10 +135,6 @@ def _rows(
     named = _HUB_DEFAULTS[task] if data is None else data
     for name in [named] if Path(named).exists() else named.split(","):
         if Path(name).suffix in (".jsonl", ".json", ".parquet") or Path(name).exists():
-            if split is not None:
-                raise DrLLMError(
-                    f"only Hub datasets have splits, but {split!r} was asked of the file {name}; leave --split out."
-                )
             source, rows = Source(Path(name).name), _file_rows(Path(name))
         else:
             dataset, _, config = name.partition(":")
