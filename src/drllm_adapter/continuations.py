@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from .adapter.cache import has_states
 from .adapter.calling import cache_keyword, last_position
 from .adapter.layer import routed_layers
 from .adapter.steering import force_decisions, last_decisions
@@ -45,6 +45,19 @@ class Predicted(NamedTuple):
     tokens: Tokens
     logits: list[Tensor]
 
+    def log_likelihood(self) -> float:
+        return sum(
+            float(part.float().log_softmax(dim=-1).gather(1, target[:, None]).sum()) for part, target in self._parts()
+        )
+
+    def is_greedy(self) -> bool:
+        """Whether every token is the likeliest."""
+        return all(bool((part.argmax(dim=-1) == target).all()) for part, target in self._parts())
+
+    def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        tokens = torch.tensor(self.tokens, device=self.logits[0].device)
+        return zip(self.logits, tokens.split([len(part) for part in self.logits]), strict=True)
+
 
 @torch.inference_mode()
 def predict_continuations(
@@ -69,8 +82,8 @@ def predict_continuations(
     """
     inputs = pad_left(prompts, padding, model.device)
     cache = DynamicCache(config=model.config.get_text_config())
-    has_states = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
-    cached: dict[str, Any] = {"use_cache": False} if has_states else {cache_keyword(model): cache}
+    without_cache = has_states(cache)
+    cached: dict[str, Any] = {"use_cache": False} if without_cache else {cache_keyword(model): cache}
     with forced(model, decisions):
         first = model(**inputs, **cached, logits_to_keep=last_position()).logits[:, -1:]
     is_routed = routed_layers(model)[0].active_router_adapter is not None
@@ -78,7 +91,7 @@ def predict_continuations(
     pairs = [(row, tokens) for row, group in enumerate(continuations) for tokens in group]
     longer = [(row, tokens) for row, tokens in pairs if len(tokens) > 1]
     later: Iterator[Tensor] = iter(())
-    if longer and has_states:
+    if longer and without_cache:
         with forced(model, [ran[row] for row, _ in longer] if ran else None):
             later = _run_again(model, prompts, longer, padding)
     elif longer:

@@ -53,7 +53,8 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
             )
         model, found = loaded
         # transformers keeps no note of the commit, which adapters and supervision sets remember.
-        model.config._commit_hash = extract_commit_hash(cached_file(where, "config.json", revision=revision), None)
+        read = cached_file(where, "config.json", revision=revision, local_files_only=True)
+        model.config._commit_hash = extract_commit_hash(read, None)
     except DrLLMError:
         raise
     except Exception as error:  # whatever a library makes of a missing, damaged or foreign folder

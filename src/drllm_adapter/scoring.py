@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from .adapter.layer import routed_layers
-from .continuations import Predicted, forced, pad_left, predict_continuations
+from .continuations import forced, pad_left, predict_continuations
 from .decisions import Decisions, passes
 from .errors import DrLLMError
 from .search.bundle import Work
@@ -140,7 +140,7 @@ class Scorer:
         )
         likelihoods: list[list[float]] = [[] for _ in encoded]
         for item in predicted:
-            likelihoods[item.prompt].append(_log_likelihood(item))
+            likelihoods[item.prompt].append(item.log_likelihood())
         made = sum(map(passes, ran))
         self.work += Work(paths=len(ran), passes=made, passes_run=made)
         return likelihoods, ran
@@ -250,15 +250,6 @@ class PlainSession:
     def score(self, places: Sequence[int], paths: Sequence[Decisions]) -> list[Score]:
         """One score for each pair: prompt `places[i]` along `paths[i]`."""
         return self.scorer.score([self.prompts[place] for place in places], paths)
-
-
-def _log_likelihood(predicted: Predicted) -> float:
-    tokens = torch.tensor(predicted.tokens, device=predicted.logits[0].device)
-    targets = tokens.split([len(part) for part in predicted.logits])
-    return sum(
-        float(part.float().log_softmax(dim=-1).gather(1, target[:, None]).sum())
-        for part, target in zip(predicted.logits, targets, strict=True)
-    )
 
 
 def _rounded(probability: float) -> float:

@@ -290,29 +290,35 @@ def routed_entry(cache: Cache, block: int, batch_size: int) -> RoutedEntry:
     return routed
 
 
-def check_route(cache: Cache, forced: tuple[int, ...] | Sequence[Sequence[int]]) -> None:
+def routes_of(cache: Cache) -> list[RowDecisions | None]:
+    """The decisions that each block's entry was filled along; None where no route has filled it."""
+    return [entry.decisions if isinstance(entry, RoutedEntry) else None for entry in cache.layers]
+
+
+def check_route(
+    routes: Sequence[RowDecisions | None], forced: tuple[int, ...] | Sequence[Sequence[int]], batch_size: int
+) -> None:
     """Refuse forced decisions that differ from the route a cache was filled along, before any block writes to it.
 
     Args:
+        routes: see `routes_of`; without one, the base model filled the cache and every block executed.
         forced: `[blocks]` for all rows, a tuple, or `[batch][blocks]`.
 
     Raises:
         DrLLMError: naming the first block that differs.
     """
-    for block, entry in enumerate(cache.layers):
-        # In a cache that the base model filled every block executed.
-        decisions = entry.decisions if isinstance(entry, RoutedEntry) else None
+    executed = RowDecisions((EXECUTE,) * batch_size)
+    for block, decisions in enumerate(routes):
+        taken = executed if decisions is None else decisions
         if isinstance(forced, tuple):
-            wanted = [forced[block]]
-            agrees = (EXECUTE if decisions is None else decisions.uniform) == forced[block]
+            wanted, agrees = [forced[block]], taken.uniform == forced[block]
         else:
             wanted = [row[block] for row in forced]
-            agrees = (tuple([EXECUTE] * len(wanted)) if decisions is None else decisions.decisions) == tuple(wanted)
+            agrees = list(taken.decisions) == wanted
         if not agrees:
-            found = [EXECUTE] if decisions is None else list(decisions.decisions)
             raise DrLLMError(
                 f"forced decisions must agree with the route that the cache was filled along, but block {block} has "
-                f"{found} in the cache and {wanted} was forced; begin with a new cache."
+                f"{list(taken.decisions)} in the cache and {wanted} was forced; begin with a new cache."
             )
 
 
@@ -322,15 +328,8 @@ def check_base_route(cache: Cache) -> None:
     Raises:
         DrLLMError: some row skipped or repeated a block.
     """
-    for entry in cache.layers:
-        if isinstance(entry, RoutedEntry) and entry.decisions is not None and entry.decisions.uniform != EXECUTE:
-            raise _filled_along_a_route()
-
-
-def is_mixed(cache: Cache) -> bool:
-    """Whether the rows of a cache took different paths."""
-    routes = [entry.decisions for entry in cache.layers if isinstance(entry, RoutedEntry)]
-    return any(decisions is not None and decisions.uniform is None for decisions in routes)
+    if any(decisions is not None and decisions.uniform != EXECUTE for decisions in routes_of(cache)):
+        raise _filled_along_a_route()
 
 
 def check_kept(cache: Cache) -> None:
@@ -354,6 +353,11 @@ def _filled_along_a_route() -> DrLLMError:
 def has_tokens(cache: Cache) -> bool:
     """Whether the cache holds tokens: keys and values have a length, states only a flag."""
     return any(_is_filled(layer) for layer in cache.layers)
+
+
+def has_states(cache: Cache) -> bool:
+    """Whether some block keeps recurrent states: linear attention, state spaces, convolutions."""
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
 
 
 def _is_filled(layer: Any) -> bool:

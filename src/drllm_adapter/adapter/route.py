@@ -12,7 +12,7 @@ from transformers import Cache
 
 from ..decisions import EXECUTE, REPEAT, SKIP
 from ..errors import DrLLMError
-from .cache import RoutedEntry, check_kept, check_route, is_mixed
+from .cache import check_kept, check_route, routes_of
 from .config import DEPTH_CONTROL_AS_TRAINED, DrLLMConfig
 from .router import Router, Windows
 from .rows import RowDecisions
@@ -132,7 +132,7 @@ class Route:
         self.executes = None
         if cache is None:
             return
-        routes = [entry.decisions if isinstance(entry, RoutedEntry) else None for entry in cache.layers]
+        routes = routes_of(cache)
         if (None in routes or len(routes) < self.num_blocks) and any(decisions is not None for decisions in routes):
             check_kept(cache)
             raise DrLLMError(
@@ -142,8 +142,10 @@ class Route:
             )
         self.executes = self._where_all_execute(routes, batch_size)
         if self.forced is not None and self._forced_rows is not None:
-            check_route(cache, self.forced if isinstance(self.forced, tuple) else self._forced_rows)
-        if self.output_of_each_pass is not None and is_mixed(cache):
+            check_route(routes, self.forced if isinstance(self.forced, tuple) else self._forced_rows, batch_size)
+        if self.output_of_each_pass is not None and any(
+            taken is not None and taken.uniform is None for taken in routes
+        ):
             self.check_outputs(MIXED)
 
     def _where_all_execute(self, routes: Sequence[RowDecisions | None], batch_size: int) -> list[bool] | None:

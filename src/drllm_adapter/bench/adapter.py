@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from ..adapter.calling import cache_keyword, last_position
 from ..adapter.steering import last_decisions
+from ..continuations import pad_left
 from ..errors import DrLLMError
 from ..tasks import Prompt
 from .models import without_routers
@@ -142,7 +143,7 @@ class _Run:
     def __init__(self, model: Any, batches: Sequence[Sequence[list[int]]]) -> None:
         self.model = model
         self.keyword = cache_keyword(model)
-        self.inputs = [_padded(batch, model.device) for batch in batches]
+        self.inputs = [pad_left(batch, 0, model.device) for batch in batches]
         self._caches: list[DynamicCache] = []
         self._first: list[Tensor] = []
 
@@ -177,14 +178,3 @@ class _Run:
                 ).logits
                 token = logits[:, -1:].argmax(dim=-1)
             cache.crop(-tokens)
-
-
-def _padded(batch: Sequence[list[int]], device: torch.device) -> dict[str, Tensor]:
-    """Tokens, mask and positions `[batch, tokens]`, padded on the left."""
-    width = max(map(len, batch))
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=device)
-    return {
-        "input_ids": torch.tensor([[0] * (width - len(row)) + row for row in batch], device=device),
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
-    }

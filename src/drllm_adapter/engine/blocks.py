@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from ..adapter.cache import has_states
 from ..adapter.calling import last_position
 from ..adapter.layer import RoutedLayer, hidden_of, routed_layers
 from ..adapter.rows import select_rows
@@ -53,7 +53,7 @@ class Blocks:
     def follows_the_row(self) -> bool:
         """Whether blocks take the tokens of a row for one sequence whatever the mask says: states, and ALiBi."""
         config: Any = self.model.config.get_text_config(decoder=True)
-        if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=config).layers):
+        if has_states(DynamicCache(config=config)):
             return True
         arguments = inspect.signature(self.layers[0].base_layer.forward).parameters
         return "position_bias" in arguments or ("alibi" in arguments and getattr(config, "alibi", True))

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from ..adapter.layer import RoutedLayer
 from ..adapter.steering import last_decisions
-from ..continuations import Predicted, predict_continuations
+from ..continuations import predict_continuations
 from ..errors import DrLLMError, first_sentence
 from .compare import paired_interval
 
@@ -86,7 +86,7 @@ def score_requests(
             places = [by_context[context] for context in contexts]
             continuations = [[requests[place][2] for place in group] for group in places]
             predicted, _ = predict_continuations(model, contexts, continuations, padding=0)
-            scored = [_answer(item) for item in predicted]
+            scored = [(item.log_likelihood(), item.is_greedy()) for item in predicted]
             answers.update(zip((place for group in places for place in group), scored, strict=True))
             bar.update(len(scored))
     return [answers[place] for place in range(len(requests))]
@@ -101,16 +101,6 @@ def _batches(by_context: dict[tuple[int, ...], list[int]], batch_size: int) -> I
             batch = []
         batch.append(context)
     yield batch
-
-
-def _answer(predicted: Predicted) -> Answer:
-    likelihood, is_greedy = 0.0, True
-    tokens = torch.tensor(predicted.tokens, device=predicted.logits[0].device)
-    targets = tokens.split([len(part) for part in predicted.logits])
-    for logits, target in zip(predicted.logits, targets, strict=True):
-        likelihood += float(logits.float().log_softmax(dim=-1).gather(1, target[:, None]).sum())
-        is_greedy = is_greedy and bool((logits.argmax(dim=-1) == target).all())
-    return likelihood, is_greedy
 
 
 # The harness' tasks for an adapter, base against routed.
