@@ -20,7 +20,7 @@ import drllm_adapter
 from drllm_adapter.cli import main
 from drllm_adapter.demo import BASE
 from drllm_adapter.demo.khop import generate
-from drllm_adapter.scoring import Scorer
+from drllm_adapter.scoring.plain import Scorer
 
 Run = Callable[..., str]
 

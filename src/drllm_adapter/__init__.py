@@ -53,9 +53,27 @@ def __dir__() -> list[str]:
 @wrapt.when_imported("peft")
 def _register(_peft: Any) -> None:
     # Runs at once when PEFT is loaded already, otherwise right after somebody (transformers included) imports it.
+    from .adapter import cards
     from .adapter.registration import register
 
+    cards.use(_CardWriter())
     register()
+
+
+class _CardWriter:
+    # What writes cards is loaded when the first one is written.
+
+    @staticmethod
+    def write_card(*args: Any, **kwargs: Any) -> object:
+        from .hub import write_card
+
+        return write_card(*args, **kwargs)
+
+    @staticmethod
+    def share_base(folder: Any) -> str:
+        from .hub import share_base
+
+        return share_base(folder)
 
 
 @wrapt.when_imported("lm_eval.models.huggingface")

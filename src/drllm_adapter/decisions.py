@@ -1,6 +1,7 @@
 """Decisions: one of skip, execute or repeat for each block, and the path they unroll to (pure Python)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
@@ -22,6 +23,18 @@ class Outcome(Protocol):
     def probability(self) -> float: ...
     @property
     def correct(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class ScoredPath:
+    """What came of one path: the probability of the right answer, and whether the model's answer was right.
+
+    The probability is NaN, and the answer wrong, where the model gave numbers that are not finite.
+    """
+
+    decisions: Decisions
+    probability: float
+    correct: bool
 
 
 def check(decisions: Sequence[int], num_blocks: int) -> Decisions:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from unrolled import tiny_model
 
 from drllm_adapter import DrLLMConfig, DrLLMError
-from drllm_adapter.adapter.base import comparable_fingerprint, fingerprint
+from drllm_adapter.adapter.base_identity import comparable_fingerprint, fingerprint
 
 
 @pytest.fixture

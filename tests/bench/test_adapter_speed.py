@@ -14,7 +14,7 @@ from drllm_adapter.bench import adapter as bench
 from drllm_adapter.bench.models import without_routers
 from drllm_adapter.cli import main
 from drllm_adapter.demo import BASE
-from drllm_adapter.loading import load_base, route_base
+from drllm_adapter.models.loading import load_base, route_base
 from drllm_adapter.tasks import build_prompts, load_questions
 
 QUESTIONS = 6
@@ -59,7 +59,7 @@ def test_passes_are_those_of_the_prompts_one_by_one(
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 0
-    from drllm_adapter.loading import load_routed
+    from drllm_adapter.models.loading import load_routed
 
     model, tokenizer = load_routed(str(folder))
     rows = []
@@ -81,7 +81,7 @@ def test_passes_are_those_of_the_prompts_one_by_one(
 
 def test_decoding_continues_the_prompts(folder: Path) -> None:
     """The tokens that are timed are those that each prompt gets alone and without a cache, whatever the padding."""
-    from drllm_adapter.loading import load_routed
+    from drllm_adapter.models.loading import load_routed
 
     model, tokenizer = load_routed(str(folder))
     prompts = ["a>b from a 1 hops:", "d>g a>f h>d f>c g>a b>h c>e e>b from a 3 hops:"]

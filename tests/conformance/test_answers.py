@@ -10,9 +10,9 @@ from test_scoring import TOKENIZER
 from tiny import tiny_model
 
 from drllm_adapter import DrLLMConfig, last_decisions
-from drllm_adapter.continuations import predict_continuations
-from drllm_adapter.engine import SharingScorer
-from drllm_adapter.scoring import Scorer
+from drllm_adapter.scoring.continuations import predict_continuations
+from drllm_adapter.scoring.plain import Scorer
+from drllm_adapter.scoring.shared_prefix import SharingScorer
 from drllm_adapter.tasks import Prompt
 
 PATHS = [(1, 0, 1, 1), (2, 1, 1, 0), (1, 1, 2, 1)]

@@ -19,7 +19,6 @@ from unrolled import VOCABULARY, tiny_model
 
 from drllm_adapter import DrLLMConfig, DrLLMError
 from drllm_adapter.adapter.layer import routed_layers
-from drllm_adapter.effects import regress_effects
 from drllm_adapter.evaluation import Contender, Effort, compare, compare_with_baselines, paired_bootstrap, plot_tradeoff
 from drllm_adapter.evaluation.baselines import (
     BaselineTable,
@@ -32,6 +31,7 @@ from drllm_adapter.evaluation.baselines import (
 )
 from drllm_adapter.evaluation.contenders import best_mixture, mix
 from drllm_adapter.evaluation.sweep import priced, sweep_controls
+from drllm_adapter.supervision.effects import regress_effects
 from drllm_adapter.tasks import Prompt
 
 BLOCKS = 5

@@ -21,7 +21,7 @@ from drllm_adapter.cli import main
 from drllm_adapter.demo import BASE as DEMO
 from drllm_adapter.demo.khop import generate
 from drllm_adapter.evaluation.lm_eval import Request, evaluate_with_harness, score_requests
-from drllm_adapter.loading import load_base, load_routed
+from drllm_adapter.models.loading import load_base, load_routed
 
 BASE = tiny_model("llama", 4)
 tokens = st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=6)

@@ -12,10 +12,10 @@ import pytest
 from drllm_adapter import DrLLMError
 from drllm_adapter.cli import main
 from drllm_adapter.demo import BASE
-from drllm_adapter.engine import SharingScorer
 from drllm_adapter.evaluation.probe import Measurements, analyse, measure
-from drllm_adapter.loading import load_base, route_base
-from drllm_adapter.scoring import Scorer
+from drllm_adapter.models.loading import load_base, route_base
+from drllm_adapter.scoring.plain import Scorer
+from drllm_adapter.scoring.shared_prefix import SharingScorer
 from drllm_adapter.tasks import build_prompt, load_questions
 
 QUESTIONS, PATHS = 400, 30

@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM
 from drllm_adapter import DrLLMConfig
 from drllm_adapter.demo import BASE
 from drllm_adapter.demo.khop import generate
-from drllm_adapter.engine import SharingScorer, score_paths
-from drllm_adapter.loading import load_adapter_config, load_base, route_base
+from drllm_adapter.models.loading import load_adapter_config, load_base, route_base
+from drllm_adapter.scoring.shared_prefix import SharingScorer, score_paths
 from drllm_adapter.tasks import build_prompts, load_questions
 from drllm_adapter.workflow import evaluate_adapter, search_paths
 
@@ -168,7 +168,8 @@ def test_evaluate_lm_eval(folder: Path, run: Run) -> None:
 @pytest.mark.slow
 def test_multi_gpu_search(folder: Path) -> None:
     """Two processes without a GPU give the rows of one."""
-    from drllm_adapter.search import SearchConfig, read_rows
+    from drllm_adapter.search import SearchConfig
+    from drllm_adapter.supervision import read_rows
 
     arguments = ["--task", "jsonl", "--data", "train.jsonl", "--mode", "cloze", "--simulations", "10", "--bundle", "4"]
     # accelerate lies beside the Python that runs the tests.

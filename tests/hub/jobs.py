@@ -25,8 +25,8 @@ def revision_of_base(repo: str) -> tuple[str | None, str | None, str]:
     """What a loaded base knows of its commit, by its name alone and with a revision, and what it is on the Hub."""
     from huggingface_hub import HfApi
 
-    from drllm_adapter.adapter.base import revision
-    from drllm_adapter.loading import load_base
+    from drllm_adapter.adapter.base_identity import revision
+    from drllm_adapter.models.loading import load_base
 
     commit = str(HfApi().model_info(repo).sha)
     return revision(load_base(repo)[0]), revision(load_base(f"{repo}@{commit}")[0]), commit
@@ -172,7 +172,7 @@ def load(how: str, repo: str, base: str, **options: Any) -> tuple[list[float], l
         assert generate("a>b", max_new_tokens=1)[0]["generated_text"]
         return _answer(generate.model)
     if how == "load_routed":
-        from drllm_adapter.loading import load_routed
+        from drllm_adapter.models.loading import load_routed
 
         return _answer(load_routed(repo, dtype="float32")[0])
     raise ValueError(how)
@@ -274,7 +274,7 @@ def _push(repo: str, folder: str) -> str | None:
 def _load(repo: str, cache: str) -> str | None:
     from drllm_adapter import DrLLMError
     from drllm_adapter.adapter.integrity import check_adapter_folder
-    from drllm_adapter.download import fetch_adapter
+    from drllm_adapter.models.download import fetch_adapter
 
     try:
         check_adapter_folder(fetch_adapter(repo, cache_dir=cache), repo)

@@ -23,8 +23,9 @@ from drllm_adapter import DrLLMError
 from drllm_adapter.adapter.card_on_push import CardOnPush
 from drllm_adapter.demo import BASE
 from drllm_adapter.hub import TAGS, add_evaluation, sections, write_card
-from drllm_adapter.search import SearchConfig, read_rows
-from drllm_adapter.search.rows import SCHEMA
+from drllm_adapter.search import SearchConfig
+from drllm_adapter.supervision import read_rows
+from drllm_adapter.supervision.rows import SCHEMA
 from drllm_adapter.tasks import load_questions
 from drllm_adapter.training import TrainingConfig
 from drllm_adapter.workflow import Labels, evaluate_adapter, search_paths, train_adapter

@@ -16,7 +16,7 @@ from drllm_adapter import DrLLMError
 from drllm_adapter.demo import BASE
 from drllm_adapter.hub import push as push_module
 from drllm_adapter.hub.push import prepare_push, push
-from drllm_adapter.hub_errors import explained
+from drllm_adapter.models.hub_errors import explained
 
 # The HTTP client under the Hub's library, whose name differs between versions.
 http: Any = sys.modules[HfHubHTTPError.__mro__[1].__module__.partition(".")[0]]

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from test_runner import ToyScorer, search
 
 from drllm_adapter import DrLLMError
-from drllm_adapter.search import SearchConfig, read_rows
+from drllm_adapter.search import SearchConfig
 from drllm_adapter.search.random_paths import RandomPaths
+from drllm_adapter.supervision import read_rows
 
 
 def draw(blocks: int, config: SearchConfig, name: str = "q") -> list[tuple[int, ...]]:

@@ -17,8 +17,9 @@ import pytest
 
 from drllm_adapter import DrLLMError
 from drllm_adapter.jobs import Shards
-from drllm_adapter.search import Labels, SearchConfig, Work, read_rows, read_search_info, run_search
-from drllm_adapter.search.rows import DATA
+from drllm_adapter.search import SearchConfig, Work, run_search
+from drllm_adapter.supervision import Labels, read_rows, read_search_info
+from drllm_adapter.supervision.rows import DATA
 from drllm_adapter.tasks import Prompt, Question
 
 

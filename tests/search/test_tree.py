@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drllm_adapter import DrLLMError
-from drllm_adapter.search import LABEL_RULES, PathSearch, ScoredPath, SearchConfig, choose_label, choose_labels
-from drllm_adapter.search.labels import weighted
+from drllm_adapter.decisions import ScoredPath
+from drllm_adapter.search import PathSearch, SearchConfig
 from drllm_adapter.search.tree import _Node, edits
+from drllm_adapter.supervision import LABEL_RULES, choose_label, choose_labels
+from drllm_adapter.supervision.labels import weighted
 
 Reward = Callable[[tuple[int, ...]], tuple[float, bool]]
 
@@ -239,7 +241,7 @@ def test_unknown_rules_and_prices_are_refused() -> None:
 
 
 def test_the_tree_needs_no_torch() -> None:
-    code = "import sys, drllm_adapter.search.tree, drllm_adapter.search.labels; assert 'torch' not in sys.modules"
+    code = "import sys, drllm_adapter.search.tree, drllm_adapter.supervision.labels; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

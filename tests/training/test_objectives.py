@@ -8,7 +8,7 @@ import pytest
 import torch
 from stores import random_store
 
-from drllm_adapter.effects import static_at
+from drllm_adapter.supervision.effects import static_at
 from drllm_adapter.training import EffectRegression, TrainingConfig, train_routers
 from drllm_adapter.training.batches import Batch, BatchReader
 from drllm_adapter.training.routers import fresh_weights, stacked_logits

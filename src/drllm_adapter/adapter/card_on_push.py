@@ -8,8 +8,8 @@ from typing import Any
 from peft.utils import CONFIG_NAME
 
 from ..errors import DrLLMError
-from .config import CARD
-from .registration import NAME
+from .cards import writer
+from .config import CARD, NAME
 
 
 class CardOnPush:
@@ -32,14 +32,12 @@ class CardOnPush:
 
     @staticmethod
     def _prepare(folder: Path, repo_id: str) -> None:
-        from ..hub import share_base, write_card  # know everything else, and so this module
-
         # PEFT saves an adapter of another name than "default" into a folder of that name.
         adapters = [file.parent for file in (folder / CONFIG_NAME, *sorted(folder.glob(f"*/{CONFIG_NAME}")))]
         adapters = [adapter for adapter in adapters if _is_router_adapter(adapter / CONFIG_NAME)]
         if not adapters:
             return
-        bases = dict.fromkeys(share_base(adapter) for adapter in adapters)
+        bases = dict.fromkeys(writer().share_base(adapter) for adapter in adapters)
         for base in bases:
             if base.startswith("."):
                 warnings.warn(
@@ -49,7 +47,7 @@ class CardOnPush:
                     stacklevel=4,
                 )
         first = adapters[0]
-        write_card(first, repo_id="/".join((repo_id, *first.relative_to(folder).parts)), card=folder / CARD)
+        writer().write_card(first, repo_id="/".join((repo_id, *first.relative_to(folder).parts)), card=folder / CARD)
 
     def attach(self) -> None:
         if hasattr(type(self.model), "_upload_modified_files"):

@@ -16,8 +16,10 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftType, TaskType
 
 from ..errors import DrLLMError
+from .cards import writer
 from .weight_file import PICKLE, WEIGHTS, check_weight_file, refuse_pickle
 
+NAME = "DRLLM"
 CARD = "README.md"
 DEPTH_CONTROL_AS_TRAINED = -0.5
 # What says where an adapter comes from or how it was made, not what it computes.
@@ -213,9 +215,7 @@ class DrLLMConfig(PeftConfig):
             self.settings_checksum = None  # what is changed from here on is meant
         if (Path(save_directory) / CARD).is_file() and (Path(save_directory) / WEIGHTS).is_file():
             try:
-                from ..hub import write_card  # knows everything else, and so this module
-
-                write_card(save_directory)
+                writer().write_card(save_directory)
             except DrLLMError as error:
                 warnings.warn(f"the adapter was saved, but its card was not renewed: {error}", stacklevel=3)
 

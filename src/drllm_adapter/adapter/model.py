@@ -11,16 +11,16 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from ..errors import DrLLMError
-from . import base
+from . import base_identity
 from .card_on_push import CardOnPush
 from .checked_loading import CheckedLoading
 from .config import DrLLMConfig, check_layer_budget
 from .hooks import attach, detach
 from .integrity import check_weights, checksum, router_weights, short_name
 from .layer import RoutedLayer, routed_layers
+from .other_adapters import RouterConfigs, check_below, set_aside_routers, transformers_model
 from .route import Route
 from .stack import Stack, find_stack
-from .stacking import RouterConfigs, check_below, set_aside_routers, transformers_model
 
 _WIDEST_ON_ANY_BASE = 4096
 
@@ -75,7 +75,7 @@ class DrLLMModel(BaseTuner):
             "base_model_type": stack.model_type,
             "num_blocks": len(stack.blocks),
             "hidden_size": stack.hidden_size,
-            "base_config": base.config_hash(transformers_model(self.model)),
+            "base_config": base_identity.config_hash(transformers_model(self.model)),
         }
         for name, found in fits.items():
             expected = getattr(peft_config, name)
@@ -108,8 +108,8 @@ class DrLLMModel(BaseTuner):
         """Warn, once, of a base that fits but is not the one that the routers were trained on; remember a new one's."""
         model = transformers_model(self.model)
         found = {
-            "base_revision": base.revision(model),
-            "base_weights": base.comparable_fingerprint(model),
+            "base_revision": base_identity.revision(model),
+            "base_weights": base_identity.comparable_fingerprint(model),
         }
         differing = [
             f"{name} {expected[:12]} there, {value[:12]} here"

@@ -8,8 +8,7 @@ from peft import PeftModel, PeftType
 from peft.utils import register_peft_method
 
 from ..errors import DrLLMError
-
-NAME = "DRLLM"
+from .config import NAME
 
 
 def _add_peft_type() -> None:
@@ -37,7 +36,7 @@ def register() -> None:
 
 def _check_saving(save: Callable[..., None], model: PeftModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     # PEFT asks a method for its weights, but does not say which kind of file they are for, nor what lies below.
-    from .stacking import warn_of_unsaved  # needs the method to be registered
+    from .other_adapters import warn_of_unsaved  # needs the method to be registered
 
     if model.peft_type == NAME:
         if not (args[1] if len(args) > 1 else kwargs.get("safe_serialization", True)):

@@ -13,8 +13,8 @@ from transformers import DynamicCache
 
 from ..adapter.calling import cache_keyword, last_position
 from ..adapter.steering import last_decisions
-from ..continuations import pad_left
 from ..errors import DrLLMError
+from ..scoring.continuations import pad_left
 from ..tasks import Prompt
 from .models import without_routers
 from .timing import Comparison, compare

@@ -16,7 +16,7 @@ from ..adapter.stack import find_stack, locate_stack
 from ..decisions import Decisions, execute_all, to_path
 from ..demo import BASE
 from ..errors import DrLLMError
-from ..loading import load_base
+from ..models.loading import load_base
 
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {

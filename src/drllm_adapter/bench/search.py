@@ -18,9 +18,9 @@ from rich.table import Table
 
 from ..adapter.layer import routed_layers
 from ..decisions import Decisions
-from ..engine import GIGABYTE, SharingScorer
 from ..files import write_json_atomic
-from ..loading import route_base
+from ..models.loading import route_base
+from ..scoring.shared_prefix import GIGABYTE, SharingScorer
 from ..search import SearchConfig, search_bundle
 from ..tasks import Prompt, grade
 from .models import share, unroll

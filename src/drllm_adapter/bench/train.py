@@ -19,7 +19,7 @@ from ..adapter.calling import last_position
 from ..adapter.layer import observe_router_inputs, routed_layers
 from ..adapter.router import window_shares
 from ..adapter.steering import force_decisions
-from ..loading import route_base
+from ..models.loading import route_base
 from ..tasks import Prompt
 from ..training import FeatureStore, TrainingConfig, collect_features, focal_loss, train_routers
 from ..training.batches import BatchReader

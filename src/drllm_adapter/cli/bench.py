@@ -194,7 +194,7 @@ def adapter(
     from ..bench.adapter import bench_adapter, table
     from ..bench.timing import environment
     from ..files import write_json_atomic
-    from ..loading import load_routed
+    from ..models.loading import load_routed
     from ..tasks import build_prompts
 
     sizes = numbers(batch_sizes, "--batch-sizes", "whole numbers", "1,16") or []

@@ -38,8 +38,8 @@ def generate(
     """
     prompt = _prompt_text(text, file)
     from ..decisions import draw
-    from ..generation import generate_text
-    from ..loading import load_routed
+    from ..models.loading import load_routed
+    from ..workflow.generate import generate_text
 
     model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
     generated = generate_text(

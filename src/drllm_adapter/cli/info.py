@@ -13,7 +13,7 @@ def info(
     json_file: Json = None,
 ) -> None:
     """Say what an adapter fits, how large it is, its constants, and how it was trained."""
-    from ..loading import load_adapter_config
+    from ..models.loading import load_adapter_config
 
     config = load_adapter_config(adapter)
     num_blocks, shapes = config.num_blocks, config.weight_shapes()

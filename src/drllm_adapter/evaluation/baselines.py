@@ -20,8 +20,8 @@ from torch import Tensor
 from ..adapter.layer import hidden_of, routed_layers
 from ..adapter.steering import force_decisions
 from ..decisions import EXECUTE, SKIP, Decisions, Outcome, execute_all, passes
-from ..effects import Effects, best_by_effects, predicted, regress_effects
-from ..percentages import with_interval
+from ..reporting.percentages import with_interval
+from ..supervision.effects import Effects, best_by_effects, predicted, regress_effects
 from ..tasks import Prompt
 from .contenders import Contender, Outcomes, best_mixture, comparison
 

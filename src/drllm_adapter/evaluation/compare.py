@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from ..decisions import CLASS_NAMES, Outcome, passes
-from ..percentages import with_interval
+from ..reporting.percentages import with_interval
 
 if TYPE_CHECKING:
     from .baselines import BaselineTable

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..decisions import CLASS_NAMES, REPEAT, SKIP
-from ..plotting import (
+from ..reporting.plotting import (
     BLUE,
     CLASS_COLOURS,
     GREEN,

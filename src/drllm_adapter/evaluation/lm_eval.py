@@ -19,8 +19,8 @@ from rich.table import Table
 
 from ..adapter.layer import RoutedLayer
 from ..adapter.steering import last_decisions
-from ..continuations import predict_continuations
 from ..errors import DrLLMError, first_sentence
+from ..scoring.continuations import predict_continuations
 from .compare import paired_interval
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]

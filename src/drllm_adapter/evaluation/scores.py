@@ -12,7 +12,7 @@ from ..adapter.steering import set_layer_budget
 from ..decisions import execute_all
 from ..errors import Interrupted
 from ..jobs import Locks, Processes, Shards, job_progress, stop_on_signals, work_through
-from ..scoring import Score, Scorer
+from ..scoring.plain import Score, Scorer
 from ..tasks import Prompt
 
 SCORES = "scores"

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard
 
 from ..adapter.config import DrLLMConfig
 from ..demo import is_demo
-from ..download import is_hub_name
+from ..models.download import is_hub_name
 from .reports import FIGURE, Evaluation, Interval, evaluations
 from .wording import ADAPTER_TEMPLATE, TAGS, base_link, base_name, base_option, constants, facts, source_names
 

@@ -10,11 +10,11 @@ from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData, R
 from peft.utils import CONFIG_NAME
 
 from ..adapter.config import CARD
-from ..download import is_hub_name
 from ..errors import DrLLMError, first_sentence
 from ..files import MARKER, write_text_atomic
-from ..loading import load_adapter_config
-from ..search.rows import INFO
+from ..models.download import is_hub_name
+from ..models.loading import load_adapter_config
+from ..supervision.rows import INFO
 from . import sections
 from .adapter_card import MEASURED_BY, adapter_card
 from .reports import FIGURE, REPORT, read_evaluation

@@ -17,13 +17,13 @@ from rich.table import Table
 from ..adapter.config import CARD
 from ..adapter.integrity import check_adapter_folder
 from ..demo import is_demo
-from ..download import ADAPTER, ADAPTER_FILES, HubName, is_hub_name, split_revision
 from ..errors import DrLLMError
 from ..files import MARKER, folder_kind, writing
-from ..hub_errors import explained
-from ..search.rows import DATA, INFO, read_rows
-from ..search.rows import KIND as SUPERVISION
+from ..models.download import ADAPTER, ADAPTER_FILES, HubName, is_hub_name, split_revision
+from ..models.hub_errors import explained
 from ..search.runner import SUMMARY
+from ..supervision.rows import DATA, INFO, read_rows
+from ..supervision.rows import KIND as SUPERVISION
 from ..training.report import TRAINING_REPORT
 from .cards import write_card
 from .reports import REPORT

@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 from peft.utils import CONFIG_NAME
 from transformers import AutoConfig
 
-from ..adapter.base import config_hash
+from ..adapter.base_identity import config_hash
 from ..adapter.integrity import read_adapter_config
 from ..demo import is_demo
-from ..download import is_hub_name, split_revision
 from ..errors import DrLLMError, first_sentence
 from ..files import write_json_atomic
-from ..hub_errors import explained
-from ..search.rows import DATA, INFO, read_search_info
+from ..models.download import is_hub_name, split_revision
+from ..models.hub_errors import explained
+from ..supervision.rows import DATA, INFO, read_search_info
 
 # Where the files of adapters, supervision sets and evaluations name their base.
 _FIELDS = ("base_model_name_or_path", "base_model", "base")

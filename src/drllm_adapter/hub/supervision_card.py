@@ -10,9 +10,9 @@ from huggingface_hub import DatasetCard, DatasetCardData, RepoCard
 from ..decisions import CLASS_NAMES
 from ..errors import DrLLMError
 from ..evaluation.figures import plot_decisions
-from ..percentages import percent
-from ..search.rows import DATA, label_counts, read_search_info
+from ..reporting.percentages import percent
 from ..search.runner import SUMMARY
+from ..supervision.rows import DATA, label_counts, read_search_info
 from .wording import SUPERVISION_TEMPLATE, TAGS, base_link, base_name, base_option, constants, facts, source_names
 
 LABELS_FIGURE = "labels.png"

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..demo import is_demo
-from ..download import is_hub_name, split_revision
 from ..errors import DrLLMError
+from ..models.download import is_hub_name, split_revision
 
 TAGS = ["dr-llm", "layer-routing", "dynamic-depth"]
 

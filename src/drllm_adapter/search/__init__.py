@@ -1,33 +1,22 @@
-"""Searching better layer paths: a tree search that knows no model, label rules, and the set of what was found."""
+"""Searching better layer paths: searches that know no model, and the job that runs them over many questions."""
 
 from .bundle import PathScorer, Work, search_bundle
 from .estimate import SearchEstimate, estimate_search
-from .labels import LABEL_RULES, Labels, choose_label, choose_labels
 from .random_paths import random_path
-from .rows import Row, iterate_rows, read_rows, read_search_info
 from .runner import run_search
 from .summary import SearchSummary, Tally
-from .tree import PathSearch, ScoredPath, SearchConfig
+from .tree import PathSearch, SearchConfig
 
 __all__ = [
-    "LABEL_RULES",
-    "Labels",
     "PathScorer",
     "PathSearch",
-    "Row",
-    "ScoredPath",
     "SearchConfig",
     "SearchEstimate",
     "SearchSummary",
     "Tally",
     "Work",
-    "choose_label",
-    "choose_labels",
     "estimate_search",
-    "iterate_rows",
     "random_path",
-    "read_rows",
-    "read_search_info",
     "run_search",
     "search_bundle",
 ]

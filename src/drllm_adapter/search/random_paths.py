@@ -7,8 +7,8 @@ edits are independent of the scores; what is estimated from them over many quest
 import hashlib
 import random
 
-from ..decisions import EXECUTE, REPEAT, SKIP, Decisions, execute_all
-from .tree import ScoredPath, SearchConfig
+from ..decisions import EXECUTE, REPEAT, SKIP, Decisions, ScoredPath, execute_all
+from .tree import SearchConfig
 
 # Skips are what saves passes, so most edits are; repeats often enough to learn what they do.
 _SKIPPED = 0.75

@@ -29,10 +29,8 @@ from ..jobs import (
     stop_on_signals,
     work_through,
 )
-from ..tasks import QUESTIONS_CHANGED, Prompt, Question, digest_of, sources_of
-from .bundle import AnySearch, PathScorer, Work, length_of, search_bundle
-from .labels import Labels, choose_label
-from .rows import (
+from ..supervision.labels import Labels, choose_label
+from ..supervision.rows import (
     DATA,
     INFO,
     KIND,
@@ -44,6 +42,8 @@ from .rows import (
     shard_table,
     write_tables,
 )
+from ..tasks import QUESTIONS_CHANGED, Prompt, Question, digest_of, sources_of
+from .bundle import AnySearch, PathScorer, Work, length_of, search_bundle
 from .summary import SearchSummary, Tally
 from .tree import SearchConfig
 

@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from ..decisions import CLASS_NAMES, passes
-from ..percentages import percent
+from ..reporting.percentages import percent
+from ..supervision.rows import Row
 from .bundle import Work
-from .rows import Row
 
 
 @dataclass(frozen=True)

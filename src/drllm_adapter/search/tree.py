@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..decisions import EXECUTE, REPEAT, Decisions, execute_all, passes, to_path
+from ..decisions import EXECUTE, REPEAT, Decisions, ScoredPath, execute_all, passes, to_path
 from ..errors import DrLLMError
 
 REWARDS = ("probability", "correct")
@@ -79,18 +79,6 @@ class SearchConfig:
         if rule == "shortest":
             config = cls(length_penalty=3.0, reward="correct", early_stop=True)
         return replace(config, **changes)
-
-
-@dataclass(frozen=True)
-class ScoredPath:
-    """What came of one path: the probability of the right answer, and whether the model's answer was right.
-
-    The probability is NaN, and the answer wrong, where the model gave numbers that are not finite.
-    """
-
-    decisions: Decisions
-    probability: float
-    correct: bool
 
 
 @dataclass

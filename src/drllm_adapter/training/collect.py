@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..adapter.base import fingerprint
+from ..adapter.base_identity import fingerprint
 from ..adapter.calling import last_position
 from ..adapter.layer import observe_router_inputs, routed_layers
 from ..adapter.steering import force_decisions

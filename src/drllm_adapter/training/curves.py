@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..plotting import BLUE, CLASS_COLOURS, GREY, PALE, figure, whole_numbers
+from ..reporting.plotting import BLUE, CLASS_COLOURS, GREY, PALE, figure, whole_numbers
 from .trainer import TrainingResult
 
 if TYPE_CHECKING:

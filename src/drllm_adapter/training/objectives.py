@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..decisions import Outcome
-from ..effects import margin
+from ..supervision.effects import margin
 from .batches import Batch
 from .loss import focal_loss, weighted_cross_entropy
 from .routers import Weights

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from ..decisions import CLASS_NAMES
-from ..percentages import percent
+from ..reporting.percentages import percent
 from .loss import class_counts
 
 TRAINING_REPORT = "training.json"

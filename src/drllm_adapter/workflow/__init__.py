@@ -1,6 +1,6 @@
 """The jobs behind the commands, from folder to folder: search paths, train routers on them, evaluate the adapter."""
 
-from ..search import Labels
+from ..supervision import Labels
 from .demo import run_demo
 from .evaluate import evaluate_adapter, evaluate_with_lm_eval
 from .probe import probe_model

@@ -16,12 +16,13 @@ from ..demo import BASE
 from ..errors import DrLLMError
 from ..evaluation import BaselineTable, Part, Report, plot_layers
 from ..files import claim_folder, write_json_atomic
-from ..generation import generate_text
-from ..loading import load_routed
-from ..search import Labels, SearchConfig
+from ..models.loading import load_routed
+from ..search import SearchConfig
+from ..supervision import Labels
 from ..tasks import Question, load_questions
 from ..training import TrainingConfig
 from .evaluate import evaluate_adapter
+from .generate import generate_text
 from .search import search_paths
 from .train import train_adapter
 

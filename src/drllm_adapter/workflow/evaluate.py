@@ -15,8 +15,6 @@ from rich.console import Console
 from .. import __version__
 from ..adapter.steering import set_depth_control, set_layer_budget
 from ..decisions import Decisions
-from ..download import fetch_supervision
-from ..engine import SharingScorer, score_paths
 from ..errors import DrLLMError
 from ..evaluation import (
     SCORES,
@@ -36,9 +34,11 @@ from ..files import check_claim, claim_folder, write_json_atomic
 from ..hub import write_card
 from ..hub.reports import EVALUATION, FIGURE, REPORT
 from ..jobs import BEGUN, Processes, is_unfinished, job_progress, open_folder
-from ..loading import load_routed
-from ..scoring import Score, Scorer
-from ..search import Row, read_rows
+from ..models.download import fetch_supervision
+from ..models.loading import load_routed
+from ..scoring.plain import Score, Scorer
+from ..scoring.shared_prefix import SharingScorer, score_paths
+from ..supervision import Row, read_rows
 from ..tasks import QUESTIONS_CHANGED, Prompt, Question, digest_of, sources_of
 from ..training.trained_on import trained_on
 from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller

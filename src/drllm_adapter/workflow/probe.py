@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from .. import __version__
-from ..adapter.base import fingerprint
-from ..engine import SharingScorer
+from ..adapter.base_identity import fingerprint
 from ..evaluation.figures import plot_probe
 from ..evaluation.probe import ProbeReport, analyse, measure
 from ..files import check_claim, claim_folder, write_json_atomic
-from ..loading import load_base, route_base
+from ..models.loading import load_base, route_base
+from ..scoring.shared_prefix import SharingScorer
 from ..tasks import Question, sources_of
 from .begin import dtype_name, full_name, prompts_of, teller
 

@@ -7,13 +7,14 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import Progress
 
-from ..adapter.base import fingerprint, revision
-from ..engine import GIGABYTE, SharingScorer
+from ..adapter.base_identity import fingerprint, revision
 from ..hub import write_card
 from ..jobs import Processes
-from ..loading import load_base, route_base
-from ..search import Labels, SearchConfig, SearchEstimate, SearchSummary, estimate_search, run_search
-from ..search.rows import INFO
+from ..models.loading import load_base, route_base
+from ..scoring.shared_prefix import GIGABYTE, SharingScorer
+from ..search import SearchConfig, SearchEstimate, SearchSummary, estimate_search, run_search
+from ..supervision import Labels
+from ..supervision.rows import INFO
 from ..tasks import Question
 from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
 

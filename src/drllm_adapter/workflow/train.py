@@ -17,17 +17,17 @@ from peft import get_peft_model
 from rich.console import Console
 
 from .. import __version__
-from ..adapter.base import fingerprint
+from ..adapter.base_identity import fingerprint
 from ..adapter.config import DrLLMConfig
 from ..decisions import Decisions
-from ..download import ADAPTER, fetch_supervision, split_revision
-from ..effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
 from ..errors import DrLLMError
 from ..files import check_claim, write_json_atomic
 from ..hub import write_card
 from ..jobs import BEGUN, Processes, is_unfinished, open_folder
-from ..loading import find_base, load_base
-from ..search import Labels, Row, choose_labels, read_rows, read_search_info
+from ..models.download import ADAPTER, fetch_supervision, split_revision
+from ..models.loading import find_base, load_base
+from ..supervision import Labels, Row, choose_labels, read_rows, read_search_info
+from ..supervision.effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
 from ..training import (
     EffectRegression,
     TrainingConfig,

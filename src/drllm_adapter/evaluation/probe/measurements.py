@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ...adapter.layer import observe_router_inputs
 from ...decisions import EXECUTE, REPEAT, SKIP, Decisions, execute_all
-from ...engine import SharingScorer
 from ...errors import DrLLMError
-from ...scoring import Scorer
+from ...scoring.plain import Scorer
+from ...scoring.shared_prefix import SharingScorer
 from ...search.random_paths import random_paths
 from ...tasks import Prompt
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from ...decisions import SKIP, Decisions
-from ...percentages import with_interval
+from ...reporting.percentages import with_interval
 
 BASE, STATIC, BY_TASK = "base", "best static path", "best path of each task"
 BY_PROMPT, HINDSIGHT = "predicted from the prompt", "hindsight (luck included)"

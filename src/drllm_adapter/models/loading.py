@@ -13,14 +13,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .adapter.calling import last_position
-from .adapter.config import DrLLMConfig
-from .adapter.integrity import check_adapter_folder, read_adapter_config
-from .adapter.stack import find_stack
-from .demo import BASE as DEMO_BASE
-from .demo import is_demo
+from ..adapter.calling import last_position
+from ..adapter.config import DrLLMConfig
+from ..adapter.integrity import check_adapter_folder, read_adapter_config
+from ..adapter.stack import find_stack
+from ..demo import BASE as DEMO_BASE
+from ..demo import is_demo
+from ..errors import DrLLMError, first_sentence
 from .download import fetch_adapter, split_revision
-from .errors import DrLLMError, first_sentence
 from .hub_errors import without_tokens
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

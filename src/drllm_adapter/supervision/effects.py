@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .decisions import CLASS_NAMES, EXECUTE, REPEAT, Decisions, Outcome
+from ..decisions import CLASS_NAMES, EXECUTE, REPEAT, Decisions, Outcome
 
 Effects = NDArray[np.float64]
 """float64 [L, 3]: what skipping, executing (always 0) and repeating a block adds to the margin of the right answer."""

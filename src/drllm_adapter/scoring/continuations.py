@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .adapter.cache import has_states
-from .adapter.calling import cache_keyword, last_position
-from .adapter.layer import routed_layers
-from .adapter.steering import force_decisions, last_decisions
-from .decisions import Decisions
+from ..adapter.cache import has_states
+from ..adapter.calling import cache_keyword, last_position
+from ..adapter.layer import routed_layers
+from ..adapter.steering import force_decisions, last_decisions
+from ..decisions import Decisions
 
 Tokens = Sequence[int]
 

@@ -13,11 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..decisions import CLASS_NAMES
+from ..decisions import CLASS_NAMES, ScoredPath
 from ..errors import DrLLMError, first_sentence
 from ..files import folder_kind, replacing
 from ..tasks import Prompt
-from .tree import ScoredPath
 
 KIND = "supervision set"
 DATA = Path("data") / "train-00000-of-00001.parquet"

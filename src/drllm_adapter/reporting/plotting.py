@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .decisions import CLASS_NAMES
-from .files import replacing
+from ..decisions import CLASS_NAMES
+from ..files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from unrolled import VOCABULARY, tiny_model, unrolled
 
 from drllm_adapter import DrLLMConfig, DrLLMError
-from drllm_adapter.scoring import Scorer
+from drllm_adapter.scoring.plain import Scorer
 from drllm_adapter.tasks import Prompt
 
 BLOCKS = 4

@@ -13,9 +13,9 @@ from test_scoring import BASE, BLOCKS, ROUTED, TOKENIZER, choice_prompts, log_li
 from unrolled import tiny_model, unrolled
 
 from drllm_adapter import DrLLMConfig, DrLLMError
-from drllm_adapter.engine import SharingScorer, score_paths
-from drllm_adapter.engine.packing import pack
-from drllm_adapter.scoring import Scorer
+from drllm_adapter.scoring.plain import Scorer
+from drllm_adapter.scoring.shared_prefix import SharingScorer, score_paths
+from drllm_adapter.scoring.shared_prefix.packing import pack
 from drllm_adapter.search import PathSearch, SearchConfig, search_bundle
 from drllm_adapter.tasks import Prompt
 

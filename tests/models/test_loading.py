@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 from unrolled import tiny_model
 
-from drllm_adapter import DrLLMError, loading
+from drllm_adapter import DrLLMError
 from drllm_adapter.demo import BASE
-from drllm_adapter.loading import load_base, route_base
+from drllm_adapter.models import loading
+from drllm_adapter.models.loading import load_base, route_base
 
 
 class Clock:

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from .adapter.steering import last_decisions, set_depth_control, set_layer_budget
-from .decisions import Decisions, passes
-from .errors import DrLLMError
-from .tasks import chat_text
+from ..adapter.steering import last_decisions, set_depth_control, set_layer_budget
+from ..decisions import Decisions, passes
+from ..errors import DrLLMError
+from ..tasks import chat_text
 
 
 @dataclass(frozen=True)

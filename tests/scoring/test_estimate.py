@@ -13,7 +13,7 @@ from test_sharing_scorer import CLOZE
 
 from drllm_adapter.cli import main
 from drllm_adapter.demo import BASE
-from drllm_adapter.engine import SharingScorer
+from drllm_adapter.scoring.shared_prefix import SharingScorer
 from drllm_adapter.search import SearchConfig, Work, estimate, estimate_search, search_bundle
 from drllm_adapter.tasks import Prompt
 

@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..decisions import Decisions, passes
+from ..decisions import Decisions, ScoredPath, passes
 from ..errors import DrLLMError
-from .tree import ScoredPath
 
 
 @dataclass(frozen=True)

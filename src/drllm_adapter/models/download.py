@@ -9,11 +9,11 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from peft.utils import CONFIG_NAME
 
-from .adapter.weight_file import WEIGHTS
-from .errors import DrLLMError
-from .files import MARKER
+from ..adapter.weight_file import WEIGHTS
+from ..errors import DrLLMError
+from ..files import MARKER
+from ..supervision.rows import INFO
 from .hub_errors import explained
-from .search.rows import INFO
 
 ADAPTER = "adapter"
 """The kind of an adapter's folder, in its marker."""

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .errors import DrLLMError, first_sentence
+from ..errors import DrLLMError, first_sentence
 
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from .adapter.layer import routed_layers
+from ..adapter.layer import routed_layers
+from ..decisions import Decisions, passes
+from ..errors import DrLLMError
+from ..search.bundle import Work
+from ..tasks import Prompt, grade, settled
 from .continuations import forced, pad_left, predict_continuations
-from .decisions import Decisions, passes
-from .errors import DrLLMError
-from .search.bundle import Work
-from .tasks import Prompt, grade, settled
 
 _DIGITS = 7
 _KEEP_THE_LIKELIEST = frozenset(

@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from drllm_adapter.adapter.base import fingerprint
+from drllm_adapter.adapter.base_identity import fingerprint
 from drllm_adapter.demo import BASE
 from drllm_adapter.demo.khop import generate
-from drllm_adapter.engine import SharingScorer
-from drllm_adapter.loading import load_base, route_base
-from drllm_adapter.search import SearchConfig, read_rows, run_search
+from drllm_adapter.models.loading import load_base, route_base
+from drllm_adapter.scoring.shared_prefix import SharingScorer
+from drllm_adapter.search import SearchConfig, run_search
+from drllm_adapter.supervision import read_rows
 from drllm_adapter.tasks import Question, build_prompts
 
 

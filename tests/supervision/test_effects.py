@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drllm_adapter.effects import best_by_effects, margin, predicted, regress_effects, static_at
+from drllm_adapter.supervision.effects import best_by_effects, margin, predicted, regress_effects, static_at
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..decisions import Decisions, execute_all, passes, to_path
-from ..errors import DrLLMError
-from ..scoring import PlainSession, Score, Scorer
-from ..search.bundle import Work
-from ..tasks import Prompt
+from ...decisions import Decisions, execute_all, passes, to_path
+from ...errors import DrLLMError
+from ...search.bundle import Work
+from ...tasks import Prompt
+from ..plain import PlainSession, Score, Scorer
 from .blocks import Blocks, Prepared
 from .packing import PackedRow, pack
 from .states import Node, States

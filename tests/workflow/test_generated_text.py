@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from unrolled import tiny_model, unrolled
 
 from drllm_adapter import DrLLMConfig, DrLLMError, last_decisions
-from drllm_adapter.generation import generate_text
 from drllm_adapter.tasks import Question, build_prompt
+from drllm_adapter.workflow.generate import generate_text
 
 BASE = tiny_model("llama", 4)
 PROMPT = "w5 w6 w7 w8"

@@ -1,0 +1,15 @@
+"""What is learnt from: the set of paths tried, the rules that choose among them, what each decision does on average."""
+
+from .labels import LABEL_RULES, Labels, choose_label, choose_labels
+from .rows import Row, iterate_rows, read_rows, read_search_info
+
+__all__ = [
+    "LABEL_RULES",
+    "Labels",
+    "Row",
+    "choose_label",
+    "choose_labels",
+    "iterate_rows",
+    "read_rows",
+    "read_search_info",
+]
