@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from drllm_adapter import DrLLMError
 from drllm_adapter.errors import first_sentence
 from drllm_adapter.hub import cards
-from drllm_adapter.search import rows
+from drllm_adapter.supervision import rows
 from drllm_adapter.tasks import load_questions
 
 
