@@ -61,6 +61,7 @@ def train(
     Example: drllm train paths --output adapter
     """
     from ..adapter.config import DrLLMConfig
+    from ..models.loading import load_training_record
     from ..tasks import TASKS
     from ..training import TrainingConfig
     from ..workflow import train_adapter
@@ -101,7 +102,7 @@ def train(
     )
     if result is None:  # the main process speaks
         return
-    learnt = (adapter.training or {})["supervision"]
+    learnt = load_training_record(output)["supervision"]
     # Names that rows of the task jsonl give themselves are no tasks of a command.
     task = learnt["tasks"][0] if learnt["tasks"] in [[name] for name in TASKS] else "jsonl"
     data = "--seed ANOTHER_SEED" if task == "khop" else "--data QUESTIONS"

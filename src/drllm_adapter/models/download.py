@@ -17,7 +17,8 @@ from .hub_errors import explained
 
 ADAPTER = "adapter"
 """The kind of an adapter's folder, in its marker."""
-ADAPTER_FILES = (CONFIG_NAME, WEIGHTS)
+TRAINING_REPORT = "training.json"
+ADAPTER_FILES = (CONFIG_NAME, TRAINING_REPORT, WEIGHTS)
 SUPERVISION_FILES = ("*.parquet", MARKER, INFO)
 
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<subfolder>[^@]+?))?/?(?:@(?P<revision>[^@\s]+))?")
@@ -92,8 +93,8 @@ def fetch(
 def fetch_adapter(
     name: str | os.PathLike[str], *, weights: bool = True, cache_dir: str | os.PathLike[str] | None = None
 ) -> Path:
-    """The folder of an adapter; see `fetch`. Without `weights` only its configuration is downloaded."""
-    return fetch(name, "model", ADAPTER_FILES if weights else ADAPTER_FILES[:1], cache_dir=cache_dir)
+    """The folder of an adapter; see `fetch`. Without `weights` they are not downloaded."""
+    return fetch(name, "model", ADAPTER_FILES if weights else ADAPTER_FILES[:-1], cache_dir=cache_dir)
 
 
 def fetch_supervision(name: str | os.PathLike[str]) -> Path:

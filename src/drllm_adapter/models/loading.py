@@ -1,5 +1,6 @@
 """Loading a base model or an adapter by name for the commands: refusals in one sentence, and the choice of a dtype."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from peft.utils import CONFIG_NAME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
@@ -20,7 +22,7 @@ from ..adapter.stack import find_stack
 from ..demo import BASE as DEMO_BASE
 from ..demo import is_demo
 from ..errors import DrLLMError, first_sentence
-from .download import fetch_adapter, split_revision
+from .download import TRAINING_REPORT, fetch_adapter, split_revision
 from .hub_errors import without_tokens
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -91,6 +93,32 @@ def load_adapter_config(adapter: str) -> DrLLMConfig:
         DrLLMError: there is none, or it is of another PEFT method.
     """
     return read_adapter_config(fetch_adapter(adapter, weights=False), adapter)
+
+
+def load_training_record(adapter: str | os.PathLike[str]) -> dict[str, Any]:
+    """How the adapter in a folder or on the Hub was trained, as `drllm train` wrote it down; {} where it did not.
+
+    Raises:
+        DrLLMError: there is no adapter, or the record is damaged.
+    """
+    folder = fetch_adapter(adapter, weights=False)
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        # Where older adapters have it.
+        record = config.get("training") or {}
+        if (folder / TRAINING_REPORT).is_file():
+            found = json.loads((folder / TRAINING_REPORT).read_text(encoding="utf-8"))
+            # Whoever trains the routers further by other means leaves the record of older weights behind.
+            if found.get("adapter_checksum") in (None, config.get("checksum")):
+                record = found
+        if not isinstance(record, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DrLLMError(
+            f"{folder / TRAINING_REPORT} must be the record of a training, but reading it failed "
+            f"({first_sentence(error)}); train the adapter again, or remove the file."
+        ) from error
+    return record
 
 
 def load_routed(

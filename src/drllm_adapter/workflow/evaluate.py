@@ -35,7 +35,7 @@ from ..hub import write_card
 from ..hub.reports import EVALUATION, FIGURE, REPORT
 from ..jobs import BEGUN, Processes, is_unfinished, job_progress, open_folder
 from ..models.download import fetch_supervision
-from ..models.loading import load_routed
+from ..models.loading import load_routed, load_training_record
 from ..scoring.plain import Score, Scorer
 from ..scoring.shared_prefix import SharingScorer, score_paths
 from ..supervision import Row, read_rows
@@ -114,7 +114,9 @@ def evaluate_adapter(
         "sources": sources_of(questions),
         "mode": mode,
     }
-    warning = trained_on(config.training, [prompt.text for prompt in prompts], prompts[0].mode, settings["sources"])
+    warning = trained_on(
+        load_training_record(adapter), [prompt.text for prompt in prompts], prompts[0].mode, settings["sources"]
+    )
     if warning is not None and processes.is_main:
         teller(console)(f"Warning: {warning}")
     begun = {**settings, "questions_digest": digest_of(questions, prompts), "batch_size": batch_size}
