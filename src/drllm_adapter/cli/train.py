@@ -108,7 +108,13 @@ def train(
     """
     from ..files import check_claim
     from ..jobs import BEGUN, is_unfinished
-    from ..models.download import ADAPTER, check_model_name, fetch_supervision
+    from ..models.download import (
+        ADAPTER,
+        TRAINING_REPORT,
+        check_model_name,
+        fetch_supervision,
+        load_training_record,
+    )
     from ..supervision import read_search_info
     from ..tasks import TASKS
 
@@ -116,7 +122,7 @@ def train(
         raise DrLLMError("a training needs one supervision set, as the argument or with --supervision; name it.")
     source = supervision or supervision_option or ""
     routed = numbers(layers, "--layers", "block indices", "4,5,6")
-    check_claim(output, ADAPTER, resume=resume, unfinished=is_unfinished(output, BEGUN, "training.json"))
+    check_claim(output, ADAPTER, resume=resume, unfinished=is_unfinished(output, BEGUN, TRAINING_REPORT))
     if base is not None:
         check_model_name(base)
     read_search_info(fetch_supervision(source))
@@ -159,7 +165,7 @@ def train(
     )
     if result is None:  # the main process speaks
         return
-    learnt = (adapter.training or {})["supervision"]
+    learnt = load_training_record(output)["supervision"]
     # Names that rows of the task jsonl give themselves are no tasks of a command.
     task = learnt["tasks"][0] if learnt["tasks"] in [[name] for name in TASKS] else "jsonl"
     data = "--seed ANOTHER_SEED" if task == "khop" else "--data QUESTIONS"

@@ -24,7 +24,6 @@ from ..models.hub_errors import explained
 from ..search.runner import SUMMARY
 from ..supervision.rows import DATA, INFO, read_rows
 from ..supervision.rows import KIND as SUPERVISION
-from ..training.report import TRAINING_REPORT
 from .cards import write_card
 from .shared_base import check_base, share_base
 
@@ -32,7 +31,6 @@ from .shared_base import check_base, share_base
 _FILES = {
     ADAPTER: (
         *ADAPTER_FILES,
-        TRAINING_REPORT,
         MARKER,
         "*.png",
         f"*/{REPORT}",

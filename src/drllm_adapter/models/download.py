@@ -1,23 +1,26 @@
 """Adapters and supervision sets by name: a folder here, or a repository on the Hub."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..demo import BASE as DEMO_BASE
 from ..demo import is_demo
-from ..errors import DrLLMError
+from ..errors import DrLLMError, first_sentence
 from ..files import MARKER
 from ..supervision.rows import INFO
 from .hub_errors import explained
 
 ADAPTER = "adapter"
 """The kind of an adapter's folder, in its marker."""
+TRAINING_REPORT = "training.json"
 # PEFT's names, without loading PEFT: a wrong name is refused at once.
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors")
+ADAPTER_FILES = (ADAPTER_CONFIG, TRAINING_REPORT, "adapter_model.safetensors")
 SUPERVISION_FILES = ("*.parquet", MARKER, INFO)
 
 _MODEL_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -147,10 +150,36 @@ def fetch(
 def fetch_adapter(
     name: str | os.PathLike[str], *, weights: bool = True, cache_dir: str | os.PathLike[str] | None = None
 ) -> Path:
-    """The folder of an adapter; see `fetch`. Without `weights` only its configuration is downloaded."""
-    return fetch(name, "model", ADAPTER_FILES if weights else ADAPTER_FILES[:1], cache_dir=cache_dir)
+    """The folder of an adapter; see `fetch`. Without `weights` they are not downloaded."""
+    return fetch(name, "model", ADAPTER_FILES if weights else ADAPTER_FILES[:-1], cache_dir=cache_dir)
 
 
 def fetch_supervision(name: str | os.PathLike[str]) -> Path:
     """The folder or Parquet file of a supervision set; see `fetch`."""
     return fetch(name, "dataset", SUPERVISION_FILES)
+
+
+def load_training_record(adapter: str | os.PathLike[str]) -> dict[str, Any]:
+    """How the adapter in a folder or on the Hub was trained, as `drllm train` wrote it down; {} where it did not.
+
+    Raises:
+        DrLLMError: there is no adapter, or the record is damaged.
+    """
+    folder = fetch_adapter(adapter, weights=False)
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        # Where older adapters have it.
+        record = config.get("training") or {}
+        if (folder / TRAINING_REPORT).is_file():
+            found = json.loads((folder / TRAINING_REPORT).read_text(encoding="utf-8"))
+            # Whoever trains the routers further by other means leaves the record of older weights behind.
+            if found.get("adapter_checksum") in (None, config.get("checksum")):
+                record = found
+        if not isinstance(record, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DrLLMError(
+            f"{folder / TRAINING_REPORT} must be the record of a training, but reading it failed "
+            f"({first_sentence(error)}); train the adapter again, or remove the file."
+        ) from error
+    return record
