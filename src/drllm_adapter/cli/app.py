@@ -77,7 +77,7 @@ def main() -> None:
         os.environ[_DEBUG] = "1"
         arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        sys.exit(app(arguments, standalone_mode=False))
+        sys.exit(app(arguments, standalone_mode=False) or 0)
     except OtherProcessError:
         sys.exit(2)
     except DrLLMError as error:
