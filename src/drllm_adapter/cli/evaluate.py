@@ -9,6 +9,7 @@ from ..errors import DrLLMError
 from .config import Config
 from .options import (
     Base,
+    ChatTemplate,
     Data,
     Device,
     Dtype,
@@ -36,7 +37,7 @@ def evaluate(
         typer.Option(help="Folder for report.json and layers.png; inside the adapter's folder they go on its card."),
     ] = None,
     base: Base = None,
-    task: Task = "arc",
+    task: Task = None,
     data: Data = None,
     mode: Mode = "letter",
     split: Split = None,
@@ -58,6 +59,7 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 16,
     max_new_tokens: MaxNewTokens = None,
+    chat_template: ChatTemplate = True,
     lm_eval: Annotated[
         str | None,
         typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, with commas, instead of --task and --data."),
@@ -119,7 +121,7 @@ def evaluate(
 
     report = evaluate_adapter(
         adapter,
-        questions(task, data, split, limit, skip, seed),
+        questions(task, data, split, limit, skip, seed, mode),
         output,
         mode=mode,
         base=base,
@@ -129,6 +131,7 @@ def evaluate(
         supervision=supervision,
         sweep=sweep,
         max_new_tokens=max_new_tokens,
+        chat_template=chat_template,
         dtype=dtype,
         device=device,
         resume=resume,

@@ -32,12 +32,18 @@ def writable(path: Path | None) -> Path | None:
     return path
 
 
-Task = Annotated[str, typer.Option(help="arc (multiple choice), dart (free maths), jsonl (either), khop (made here).")]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="arc (multiple choice), dart (free maths), jsonl (either, and prompts without answers) or khop (made "
+        "here); jsonl with --mode self, else arc, by default."
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(
-        help="JSON-lines or Parquet file or dataset on the Hub (name or name:config), several with commas; the task's "
-        "own dataset by default."
+        help="JSON-lines or Parquet file, text file with a prompt a line, or dataset on the Hub (name or name:config), "
+        "several with commas; the task's own dataset by default."
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="Split of a dataset on the Hub; train by default.")]
@@ -47,10 +53,19 @@ Mode = Annotated[
     str,
     typer.Option(
         help="What an answer is: letter, cloze (likelihood of each choice's text), contrast (the same, with answers of "
-        "other questions as the choices of a free one) or free (generated)."
+        "other questions as the choices of a free one) or free (generated); or self: none is needed, paths are "
+        "compared with the base model's own greedy continuation."
     ),
 ]
-MaxNewTokens = Annotated[int | None, typer.Option(help="Length of a generated answer; the paper's by default.")]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Length of a generated answer, the paper's by default; with --mode self of a continuation, 24."
+    ),
+]
+ChatTemplate = Annotated[
+    bool, typer.Option("--chat-template/--no-chat-template", help="Word prompts by the tokenizer's, if it has one.")
+]
 Dtype = Annotated[str, typer.Option(help="auto (the faster one on a CPU), float32, bfloat16 or float16.")]
 Device = Annotated[
     str | None,
@@ -93,12 +108,20 @@ def say(text: str) -> None:
 
 
 def questions(
-    task: str, data: str | None, split: str | None, limit: int | None, skip: int, seed: int
+    task: str | None,
+    data: str | None,
+    split: str | None,
+    limit: int | None,
+    skip: int,
+    seed: int,
+    mode: str | None = None,
 ) -> "list[Question]":
-    """The questions that the options of a command name."""
+    """The questions that the options of a command name; with the mode "self" prompts, which need no answers."""
     from ..tasks import load_questions
 
-    return load_questions(task, data, split=split, limit=limit, skip=skip, seed=seed)
+    answers = mode != "self"
+    task = task or ("arc" if answers else "jsonl")
+    return load_questions(task, data, split=split, limit=limit, skip=skip, seed=seed, answers=answers)
 
 
 def numbers(text: str | None, option: str, what: str, example: str) -> list[int] | None:

@@ -38,7 +38,7 @@ def probe(
 
     # The limit is for each source: what tasks have in common cannot be seen from the first one alone.
     names = [None] if data is None else [data] if Path(data).exists() else data.split(",")
-    asked = [question for name in names for question in questions(task, name, split, limit, 0, seed)]
+    asked = [question for name in names for question in questions(task, name, split, limit, 0, seed, mode)]
     report = probe_model(
         model,
         asked,

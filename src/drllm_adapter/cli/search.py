@@ -9,6 +9,7 @@ import typer
 from ..errors import DrLLMError
 from .config import Config
 from .options import (
+    ChatTemplate,
     Data,
     Device,
     Dtype,
@@ -34,7 +35,7 @@ from .options import (
 def search(
     base: Annotated[str, typer.Argument(help="The frozen model: a folder or a name on the Hub (owner/name@revision).")],
     output: Annotated[Path | None, typer.Option(help="Folder for the supervision set.")] = None,
-    task: Task = "arc",
+    task: Task = None,
     data: Data = None,
     mode: Mode = "letter",
     split: Split = None,
@@ -76,6 +77,7 @@ def search(
     ] = False,
     json: Json = None,
     max_new_tokens: MaxNewTokens = None,
+    chat_template: ChatTemplate = True,
     seed: Seed = 0,
     resume: Resume = False,
     log: Log = LogFormat.bar,
@@ -110,12 +112,13 @@ def search(
 
         expected = estimate_paths(
             base,
-            questions(task, data, split, limit, skip, seed),
+            questions(task, data, split, limit, skip, seed, mode),
             mode=mode,
             config=config,
             bundle=bundle,
             memory=memory,
             max_new_tokens=max_new_tokens,
+            chat_template=chat_template,
             dtype=dtype,
             device=device,
             console=console,
@@ -127,7 +130,7 @@ def search(
         raise DrLLMError("a search needs a folder for what it finds, but none was given; name it with --output.")
     summary = search_paths(
         base,
-        questions(task, data, split, limit, skip, seed),
+        questions(task, data, split, limit, skip, seed, mode),
         output,
         mode=mode,
         config=config,
@@ -136,6 +139,7 @@ def search(
         bundle=bundle,
         memory=memory,
         max_new_tokens=max_new_tokens,
+        chat_template=chat_template,
         dtype=dtype,
         device=device,
         console=console,

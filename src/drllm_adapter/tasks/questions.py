@@ -1,4 +1,4 @@
-"""Reading questions from JSON lines, Parquet or the Hub, and refusing what cannot be asked, by file and line."""
+"""Reading questions and prompts from files or the Hub, and refusing what cannot be asked, by file and line."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,17 +33,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Question:
-    """One question.
+    """One question, or a prompt without an answer.
 
     Attributes:
         id: unique in its file.
         task: "arc", "dart", "jsonl" or "khop", which decides the wording of the prompt, or the name that a row of
-            "jsonl" gives itself in the field `task`.
-        question: its text.
+            "jsonl" gives itself in the field `task` or `kind`.
+        question: its text; of a conversation what the user said last.
         choices: 2 to 26 texts; None for a free answer.
-        answer: index of the right choice, or the reference answer.
+        answer: index of the right choice, or the reference answer; None for a prompt without one.
         level: difficulty where the task has one.
         prompt: ready-made text that replaces the task's wording.
+        messages: a conversation up to the user's last turn, (role, text) each, in place of a text.
         source: where it was read; says nothing about what is asked, so questions are compared without it.
     """
 
@@ -51,9 +52,10 @@ class Question:
     task: str
     question: str
     choices: tuple[str, ...] | None
-    answer: int | str
+    answer: int | str | None
     level: int | None = None
     prompt: str | None = None
+    messages: tuple[tuple[str, str], ...] | None = None
     source: Source | None = field(default=None, compare=False)
 
 
@@ -65,19 +67,22 @@ def load_questions(
     limit: int | None = None,
     skip: int = 0,
     seed: int = 0,
+    answers: bool = True,
 ) -> list[Question]:
     """The questions of a task, in the order of the data.
 
     Args:
         task: "arc" (multiple choice), "dart" (free mathematical answers), "jsonl" (either) or "khop" (made here).
-        data: a `.jsonl`, `.json` or `.parquet` file or the name of a dataset on the Hub, `name:config` where it has
-            several, or some of these with commas between them; None is the task's own dataset. A row has `question`
-            (or `prompt`, or `query`), `answer` (or `answerKey`, or `gt_ans`), and optionally `choices`, `id`, `level`
-            and `task`.
+        data: a `.jsonl`, `.json` or `.parquet` file, a `.txt` file with a prompt a line, or the name of a dataset on
+            the Hub, `name:config` where it has several, or some of these with commas between them; None is the task's
+            own dataset. A row has `question` (or `prompt`, or `query`, or `messages`: a conversation, of which what
+            follows the user's last turn is left out), `answer` (or `answerKey`, or `gt_ans`), and optionally
+            `choices`, `id`, `level` and `task` (or `kind`).
         split: of a dataset on the Hub; None is "train".
         limit: most questions to give; None is all.
         skip: questions to leave out at the beginning.
         seed: for made questions.
+        answers: whether they are read, and every row must have one.
 
     Raises:
         DrLLMError: nothing is there, or a line is not a question that can be asked; names file and line.
@@ -96,7 +101,7 @@ def load_questions(
             continue
         if end is not None and place >= end:
             break
-        question = _question(task, fields, where, f"{Path(source.name).stem}-{place}", source)
+        question = _question(task, fields, where, f"{Path(source.name).stem}-{place}", source, answers)
         if question.id in seen:
             raise DrLLMError(
                 f"question ids must be unique, but {question.id!r} is in {seen[question.id]} and in {where}; "
@@ -134,7 +139,7 @@ def _rows(
         raise DrLLMError("the task jsonl needs a file, but none was given; name it with --data.")
     named = _HUB_DEFAULTS[task] if data is None else data
     for name in [named] if Path(named).exists() else named.split(","):
-        if Path(name).suffix in (".jsonl", ".json", ".parquet") or Path(name).exists():
+        if Path(name).suffix in (".jsonl", ".json", ".parquet", ".txt") or Path(name).exists():
             source, rows = Source(Path(name).name), _file_rows(Path(name))
         else:
             dataset, _, config = name.partition(":")
@@ -168,6 +173,9 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
+            if path.suffix == ".txt":
+                yield where, {"prompt": line.strip()}
+                continue
             try:
                 fields = json.loads(line)
             except ValueError as error:
@@ -203,20 +211,25 @@ def _without_repeats(rows: Iterator[tuple[str, Mapping[str, Any]]]) -> Iterator[
             yield where, fields
 
 
-def _question(task: str, fields: Mapping[str, Any], where: str, default_id: str, source: Source) -> Question:
+def _question(
+    task: str, fields: Mapping[str, Any], where: str, default_id: str, source: Source, answers: bool
+) -> Question:
     prompt = fields.get("prompt")
-    text = next((fields[name] for name in ("question", "query", "prompt") if fields.get(name)), None)
+    # A conversation may be in `prompt` as well: datasets for preference training have it there.
+    messages = _messages(prompt if isinstance(prompt, list) else fields.get("messages"), where)
+    text: Any = next((fields[name] for name in ("question", "query", "prompt") if fields.get(name)), None)
+    if messages is not None:
+        text = messages[-1][1]
     if not isinstance(text, str) or not text.strip():
-        raise DrLLMError(f"{where} must have the text of a question, but it has none; add the field `question`.")
+        wanted = "`question`" if answers else "`prompt` or `messages`"
+        raise DrLLMError(f"{where} must have the text of a question, but it has none; add the field {wanted}.")
     choices, labels = _choices(fields, where)
     if task == "arc" and choices is None:
         raise DrLLMError(
             f"{where} must have choices, as every arc question does, but it has none; add `choices`, or read questions "
             f"without choices with --task jsonl --mode free."
         )
-    answer = next((fields[name] for name in ("answer", "answerKey", "gt_ans") if fields.get(name) is not None), None)
-    if answer is None or answer == "":
-        raise DrLLMError(f"{where} must have an answer, but it has none; add the field `answer`.")
+    answer = _answer(fields, choices, labels, where) if answers else None
     level = fields.get("level", (fields.get("query_metadata") or {}).get("level"))
     if isinstance(level, str):  # "Level 3"
         level = next((int(word) for word in level.split() if word.isdigit()), None)
@@ -225,14 +238,35 @@ def _question(task: str, fields: Mapping[str, Any], where: str, default_id: str,
     return Question(
         id=str(fields["id"]) if fields.get("id") is not None else default_id,
         # A mixture of tasks names each row's own.
-        task=str(fields["task"]) if task == "jsonl" and fields.get("task") else task,
+        task=str(fields.get("task") or fields.get("kind") or task) if task == "jsonl" else task,
         question=text,
         choices=choices,
-        answer=_free_answer(answer, where) if choices is None else _choice_index(answer, choices, labels, where),
+        answer=answer,
         level=level,
+        messages=messages,
         prompt=prompt if isinstance(prompt, str) and prompt.strip() else None,
         source=source,
     )
+
+
+def _messages(found: Any, where: str) -> tuple[tuple[str, str], ...] | None:
+    """A conversation up to the user's last turn; None where there is none."""
+    if not found:
+        return None
+    if not isinstance(found, (list, tuple)) or not all(
+        isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in found
+    ):
+        raise DrLLMError(
+            f"{where} must have a list of messages with a `role` and a text as `content` each, but it has not; correct "
+            f"`messages`."
+        )
+    last = max((place for place, turn in enumerate(found) if turn["role"] == "user"), default=-1)
+    if last < 0:
+        raise DrLLMError(
+            f"{where} must have a message of the user to be answered, but it has none; correct `messages`."
+        )
+    return tuple((turn["role"], turn["content"]) for turn in found[: last + 1])
 
 
 def _choices(fields: Mapping[str, Any], where: str) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
@@ -249,6 +283,18 @@ def _choices(fields: Mapping[str, Any], where: str) -> tuple[tuple[str, ...] | N
     if not 2 <= len(found) <= len(LETTERS):
         raise DrLLMError(f"{where} must have 2 to {len(LETTERS)} choices, but it has {len(found)}; correct `choices`.")
     return tuple(found), labels if len(labels) == len(found) else tuple(LETTERS[: len(found)])
+
+
+def _answer(
+    fields: Mapping[str, Any], choices: tuple[str, ...] | None, labels: tuple[str, ...], where: str
+) -> int | str:
+    answer = next((fields[name] for name in ("answer", "answerKey", "gt_ans") if fields.get(name) is not None), None)
+    if answer is None or answer == "":
+        raise DrLLMError(
+            f"{where} must have an answer, but it has none; add the field `answer`, or learn from the model's own "
+            f"continuation with --mode self."
+        )
+    return _free_answer(answer, where) if choices is None else _choice_index(answer, choices, labels, where)
 
 
 def _choice_index(answer: Any, choices: tuple[str, ...], labels: tuple[str, ...], where: str) -> int:
