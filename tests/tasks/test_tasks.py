@@ -38,7 +38,7 @@ def write(path: Path, *lines: Any) -> str:
         ({"question": "q", "choices": ["x"] * 27, "answer": 0}, "has 27"),
         ({"question": "q", "choices": ["x"], "answer": 0}, "has 1"),
         ({"question": "q", "choices": "ab", "answer": 0}, "list of texts"),
-        ({"question": "q", "choices": ["a", 2], "answer": 0}, "list of texts"),
+        ({"question": "q", "choices": ["a", None], "answer": 0}, "list of texts"),
         ({"question": "q", "answer": ["a"]}, "text or a number"),
         ({"question": "q", "answer": "a", "level": 1.5}, "level"),
         ({**GOOD, "id": "same"}, "'same'"),
@@ -260,7 +260,7 @@ def test_prompts_need_no_answers(tmp_path: Path) -> None:
         {"question": "What melts?", "choices": ["ice", "fire"]},
     )
     (tmp_path / "lines.txt").write_text("First.\n\n  {Second}\n")
-    read = load_questions("jsonl", f"{path},{tmp_path / 'lines.txt'}", answers=False)
+    read = load_questions("jsonl", f"{path},{tmp_path / 'lines.txt'}", with_answers=False)
     assert [question.task for question in read] == ["saying", "chatting", "jsonl", "jsonl", "jsonl", "jsonl"]
     assert [question.answer for question in read] == [None] * 6
     assert [question.id for question in read] == [
@@ -268,6 +268,8 @@ def test_prompts_need_no_answers(tmp_path: Path) -> None:
     ]  # fmt: skip
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     tokenizer.chat_template = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}"
+    alone = write(tmp_path / "one.json", {"messages": turns})  # a document of one conversation, not rows of messages
+    assert [question.question for question in load_questions("jsonl", alone, with_answers=False)] == ["Why?"]
     chat = build_prompts(read, "self", tokenizer)
     assert [prompt.text for prompt in chat] == [
         "<user>Say ice.",
@@ -300,4 +302,4 @@ def test_prompts_need_no_answers(tmp_path: Path) -> None:
 def test_a_bad_prompt_is_named(line: Any, said: str, tmp_path: Path) -> None:
     path = write(tmp_path / "bad.jsonl", {"prompt": "Say ice."}, line)
     with pytest.raises(DrLLMError, match=rf"bad\.jsonl, line 2.*{said}"):
-        load_questions("jsonl", path, answers=False)
+        load_questions("jsonl", path, with_answers=False)
