@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import DrLLMError
+from ..supervision.labels import LABEL_RULES
 from .config import Config
 from .options import (
     Data,
@@ -41,14 +42,7 @@ def search(
     limit: Limit = None,
     skip: SkipFirst = 0,
     simulations: Annotated[int, typer.Option(help="Simulations a question.")] = 50,
-    labels: Annotated[
-        str,
-        typer.Option(
-            help="What is to be learnt: weighted (the best paths by p(right answer) against passes), effects (a "
-            "regression over all of them), price (the best one) or shortest (the published rule: the shortest right "
-            "one)."
-        ),
-    ] = "weighted",
+    labels: Annotated[str, typer.Option(help=f"What is to be learnt: {LABEL_RULES.help()}.")] = "weighted",
     price: Annotated[float, typer.Option(help="Price of L block passes, in probability of the right answer.")] = 0.4,
     exploration: Annotated[float, typer.Option(help="c of the UCB.")] = 1.8,
     length_penalty: Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import DrLLMError
+from ..supervision.labels import LABEL_RULES
 from .config import Config
 from .options import Base, Device, Dtype, Log, LogFormat, Resume, Seed, console, log_stream, numbers, say
 
@@ -25,11 +26,7 @@ def train(
     base: Base = None,
     labels: Annotated[
         str | None,
-        typer.Option(
-            help="What is learnt of the paths tried: weighted (the best ones, by what they are worth), effects (a "
-            "regression over all of them), price (the best one) or shortest (the paper's: the shortest right one); "
-            "that of the search by default.",
-        ),
+        typer.Option(help=f"What is learnt of the paths tried: {LABEL_RULES.help()}; that of the search by default."),
     ] = None,
     price: Annotated[float | None, typer.Option(help="Price of L block passes; that of the search by default.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the questions, at most.")] = 25,
