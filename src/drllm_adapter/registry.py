@@ -83,7 +83,7 @@ class Registry(Generic[T]):
     def help(self) -> str:
         """All names with what they are, for `--help`; what other packages offer is named without loading it."""
         summaries = {name: getattr(cls, "summary", "") for name, cls in self._classes.items()}
-        return ", ".join(f"{name} ({summaries[name]})" if summaries.get(name) else name for name in self)
+        return "; ".join(f"{name}: {summaries[name]}" if summaries.get(name) else name for name in self)
 
     def _offered(self) -> dict[str, EntryPoint]:
         if self._installed is None:

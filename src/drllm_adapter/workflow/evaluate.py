@@ -30,12 +30,12 @@ from ..evaluation import (
     sweep_controls,
 )
 from ..evaluation.lm_eval import HarnessReport, evaluate_with_harness
-from ..files import check_claim, claim_folder, write_json_atomic
+from ..files import EVALUATION, REPORT, check_claim, claim_folder, write_json_atomic
 from ..hub import write_card
-from ..hub.reports import EVALUATION, FIGURE, REPORT
+from ..hub.reports import FIGURE
 from ..jobs import BEGUN, Processes, is_unfinished, job_progress, open_folder
-from ..models.download import fetch_supervision
-from ..models.loading import load_routed, load_training_record
+from ..models.download import fetch_supervision, load_training_record
+from ..models.loading import load_routed
 from ..scoring.plain import Score, Scorer
 from ..scoring.shared_prefix import SharingScorer, score_paths
 from ..supervision import Row, read_rows

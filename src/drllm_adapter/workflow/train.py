@@ -24,8 +24,8 @@ from ..errors import DrLLMError
 from ..files import check_claim, write_json_atomic
 from ..hub import write_card
 from ..jobs import BEGUN, Processes, is_unfinished, open_folder
-from ..models.download import ADAPTER, TRAINING_REPORT, fetch_supervision, split_revision
-from ..models.loading import find_base, load_base
+from ..models.download import ADAPTER, TRAINING_REPORT, fetch_supervision, find_base, split_revision
+from ..models.loading import load_base
 from ..supervision import LABEL_RULES, Labels, Row, choose_labels, read_rows, read_search_info
 from ..supervision.effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
 from ..training import (
