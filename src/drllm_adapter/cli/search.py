@@ -50,11 +50,7 @@ def search(
     simulations: Annotated[int, typer.Option(min=1, help="Paths tried for each question.")] = 50,
     labels: Annotated[
         str,
-        one_of(
-            LABEL_RULES,
-            "What routers are to learn of the paths. weighted: the best ones, by p(right answer) against passes. "
-            "effects: a regression over all. price: the best one. shortest: the paper's, the shortest right one.",
-        ),
+        one_of(LABEL_RULES, f"What routers are to learn of the paths. {LABEL_RULES.help()}."),
     ] = "weighted",
     price: Annotated[
         float, typer.Option(min=0, help="Price of L block passes, in probability of the right answer.")

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..decisions import EXECUTE, REPEAT, Decisions, ScoredPath, execute_all, passes, to_path
 from ..errors import DrLLMError
+from ..supervision.labels import LABEL_RULES
 
 REWARDS = ("probability", "correct")
 METHODS = ("tree", "random")
@@ -74,11 +75,8 @@ class SearchConfig:
 
     @classmethod
     def for_rule(cls, rule: str, **changes: Any) -> "SearchConfig":
-        """The constants that go with a label rule: the paper's search for "shortest", the probability's for "price"."""
-        config = cls()
-        if rule == "shortest":
-            config = cls(length_penalty=3.0, reward="correct", early_stop=True)
-        return replace(config, **changes)
+        """The constants that go with a label rule: the paper's search for "shortest", the defaults for most others."""
+        return replace(cls(), **{**LABEL_RULES[rule].search, **changes})
 
 
 @dataclass
