@@ -27,6 +27,8 @@ from drllm_adapter.tasks import Prompt, Question
 class ToyScore:
     probability: float
     correct: bool
+    agreement: float | None = None
+    kl: float | None = None
 
 
 class ToyScorer:
@@ -152,7 +154,7 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path, bundle: int)
     assert data(tmp_path / "cut") == data(whole)
 
 
-@pytest.mark.parametrize("damage", [lambda line: line[:-9], lambda line: line.replace(b"1]", b"0]")])
+@pytest.mark.parametrize("damage", [lambda line: line[:-9], lambda line: line.replace(b"true", b"false", 1)])
 def test_a_damaged_journal_counts_up_to_the_damage(tmp_path: Path, damage: Any) -> None:
     whole, cut = ToyScorer(), tmp_path / "cut"
     search(tmp_path / "whole", whole, bundle=100)

@@ -20,6 +20,10 @@ class ScoreOfPath(Protocol):
     def probability(self) -> float: ...
     @property
     def correct(self) -> bool: ...
+    @property
+    def agreement(self) -> float | None: ...
+    @property
+    def kl(self) -> float | None: ...
 
 
 class Prompted(Protocol):
@@ -106,9 +110,9 @@ def search_bundle(
         told = next(kept, None)
         if told is None:
             scores = prompted.score([place for place, _ in proposals], [path for _, path in proposals])
-            told = [Told(score.probability, score.correct) for score in scores]
+            told = [Told(score.probability, score.correct, score.agreement, score.kl) for score in scores]
             if journal is not None:
                 journal.write(told)
         for (place, _), item in zip(proposals, told, strict=True):
-            searches[place].report(item.probability, item.correct)
+            searches[place].report(item.probability, item.correct, item.agreement, item.kl)
         show(len(searches) * max(search.simulations for search in searches) / max(1, config.simulations))

@@ -7,7 +7,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from ..files import writing
@@ -15,10 +15,12 @@ from ..files import writing
 
 @dataclass(frozen=True)
 class Told:
-    """What a search was told of a path."""
+    """What a search was told of a path, see `ScoreOfPath`."""
 
     probability: float
     correct: bool
+    agreement: float | None = None
+    kl: float | None = None
 
 
 class Journal:
@@ -42,7 +44,7 @@ class Journal:
                     if checksum != _checksum(content) or not line.endswith(b"\n"):
                         break
                     whole += len(line)
-                    told = [Told(probability, bool(correct)) for probability, correct in json.loads(content)]
+                    told = [Told(*fields) for fields in json.loads(content)]
                     self.replayed += len(told)
                     yield told
             with writing(self.path):
@@ -54,7 +56,7 @@ class Journal:
         Raises:
             DrLLMError: the disk is full or the folder cannot be written.
         """
-        content = json.dumps([[item.probability, int(item.correct)] for item in told]).encode() + b"\n"
+        content = json.dumps([astuple(item) for item in told]).encode() + b"\n"
         with writing(self.path):
             self.path.parent.mkdir(exist_ok=True)
             with open(self.path, "ab") as file:
