@@ -25,18 +25,28 @@ class Outcome(Protocol):
     def probability(self) -> float: ...
     @property
     def correct(self) -> bool: ...
+    @property
+    def agreement(self) -> float | None: ...
+
+
+def metric(outcome: Outcome) -> float:
+    """What an outcome counts, from 0 to 1: agreement with the base where that is measured, else 1 for right."""
+    return float(outcome.correct) if outcome.agreement is None else outcome.agreement
 
 
 @dataclass(frozen=True)
 class ScoredPath:
     """What came of one path: the probability of the right answer, and whether the model's answer was right.
 
-    The probability is NaN, and the answer wrong, where the model gave numbers that are not finite.
+    The probability is NaN, and the answer wrong, where the model gave numbers that are not finite. `agreement` and `kl`
+    are those of `scoring.plain.Score`: how close the path is to the base model, where that is what is measured.
     """
 
     decisions: Decisions
     probability: float
     correct: bool
+    agreement: float | None = None
+    kl: float | None = None
 
 
 def check(decisions: Sequence[int], num_blocks: int) -> Decisions:

@@ -27,6 +27,8 @@ from drllm_adapter.tasks import Prompt, Question
 class ToyScore:
     probability: float
     correct: bool
+    agreement: float | None = None
+    kl: float | None = None
 
 
 class ToyScorer:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import DrLLMError
-from .options import Base, Device, Json, console, say, write_json
+from .options import Base, Device, Json, Threads, console, say, write_json
 
 
 def export(
@@ -35,6 +35,7 @@ def export(
     ] = None,
     json_file: Json = None,
     device: Device = None,
+    threads: Threads = None,
 ) -> None:
     """Write one path for all prompts as an ordinary checkpoint, which loads everywhere without this package.
 
@@ -43,6 +44,12 @@ def export(
 
     Example: drllm export HuggingFaceTB/SmolLM2-135M-Instruct --skip 10 --skip 11 --repeat 12 --output smaller
     """
+    from ..files import check_claim
+    from ..models.download import ADAPTER_CONFIG, CHECKPOINT, check_model_name
+
+    check_claim(output, CHECKPOINT)
+    if base is not None or not (Path(source) / ADAPTER_CONFIG).is_file():
+        check_model_name(base or source)
     from ..decisions import draw
     from ..hub.push import prepare_push
     from ..hub.push import push as upload

@@ -29,8 +29,6 @@ from ..files import replacing, write_json_atomic, writing
 from .download import split_revision
 from .hub_errors import without_tokens
 
-CHECKPOINT = "checkpoint"
-"""The kind of the folder, in its marker."""
 UNROLLED = "unrolled.json"
 """What the folder's checkpoint is: base, decisions, how they were chosen, what was measured."""
 MAX_SHARD = "5GB"

@@ -19,6 +19,10 @@ class ScoreOfPath(Protocol):
     def probability(self) -> float: ...
     @property
     def correct(self) -> bool: ...
+    @property
+    def agreement(self) -> float | None: ...
+    @property
+    def kl(self) -> float | None: ...
 
 
 class Prompted(Protocol):
@@ -101,5 +105,5 @@ def search_bundle(
             return searches
         scores = prompted.score([place for place, _ in proposals], [path for _, path in proposals])
         for (place, _), score in zip(proposals, scores, strict=True):
-            searches[place].report(score.probability, score.correct)
+            searches[place].report(score.probability, score.correct, score.agreement, score.kl)
         show(len(searches) * max(search.simulations for search in searches) / max(1, config.simulations))

@@ -67,6 +67,7 @@ def run_search(
     base_revision: str | None = None,
     base_fingerprint: str = "",
     dtype: str = "",
+    complete: Callable[[Sequence[Prompt], Path, Locks], Sequence[Prompt]] | None = None,
     processes: Processes = ALONE,
     console: Console | None = None,
     log: TextIO | None = None,
@@ -83,6 +84,8 @@ def run_search(
         resume: go on with an interrupted search of the same questions and constants.
         bundle: questions that are searched side by side.
         base_model, base_revision, base_fingerprint, dtype: of the model behind the scorer; kept in the set.
+        complete: given the prompts, the folder and its locks before the first bundle: the prompts with what only the
+            model knows, the references of the mode "self".
         processes: this one among those that share the work.
         console: for the progress bar; None shows nothing.
         log: progress goes here as JSON lines instead.
@@ -124,7 +127,8 @@ def run_search(
         refusals=refusals,
     ) as locks:
         if not (folder / DATA).exists() or (_saved_summary(folder) is None and (folder / SHARDS).exists()):
-            run = _Run(questions, prompts, scorer, config, info, folder)
+            completed = prompts if complete is None else complete(prompts, folder, locks)
+            run = _Run(questions, completed, scorer, config, info, folder)
             run.search(locks, processes, console if processes.is_main else None, log if processes.is_main else None)
         elif processes.is_main and _saved_summary(folder) is None:
             tally = Tally.of(iterate_file(folder / DATA))
@@ -303,10 +307,11 @@ def _row(question: Question, prompt: Prompt, search: AnySearch, info: dict[str, 
         prompt=prompt.text,
         templated=prompt.templated,
         continuations=prompt.continuations,
+        reference=prompt.reference or None,
         answer_index=prompt.answer if isinstance(prompt.answer, int) else None,
         answer=answer,
         level=question.level,
-        score="reference" if prompt.mode == "free" else "choices",
+        score="reference" if prompt.mode in ("free", "self") else "choices",
         base_correct=paths[0].correct,
         decisions=choose_label(paths, info["rule"], info["price"]),
         paths=paths,

@@ -19,12 +19,11 @@ from ..decisions import Decisions, check, execute_all, from_edits, from_path, pa
 from ..errors import DrLLMError
 from ..evaluation.probe.report import BASE as PROBED_BASE
 from ..evaluation.probe.report import STATIC
-from ..files import MARKER, check_claim, write_json_atomic, writing
+from ..files import MARKER, REPORT, check_claim, write_json_atomic, writing
 from ..hub import write_card
-from ..hub.reports import REPORT
-from ..models.download import split_revision
-from ..models.loading import find_base, load_adapter_config, load_routed
-from ..models.unroll import CHECKPOINT, MAX_SHARD, UNROLLED, Base, look_at_base, write_unrolled
+from ..models.download import ADAPTER_CONFIG, CHECKPOINT, find_base, split_revision
+from ..models.loading import load_adapter_config, load_routed
+from ..models.unroll import MAX_SHARD, UNROLLED, Base, look_at_base, write_unrolled
 from .begin import full_name
 from .generate import prompt_inputs
 
@@ -135,7 +134,7 @@ def _write(base: Base, chosen: Chosen, output: Path, max_shard: int | str) -> No
 
 def _is_adapter(name: str) -> bool:
     if Path(name).is_dir():
-        return (Path(name) / "adapter_config.json").is_file()
+        return (Path(name) / ADAPTER_CONFIG).is_file()
     where, revision = split_revision(name)
     try:
         return find_adapter_config_file(where, revision=revision) is not None
