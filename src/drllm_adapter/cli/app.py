@@ -15,6 +15,7 @@ from .bench import bench
 from .card import card
 from .demo import demo
 from .evaluate import evaluate
+from .export import export
 from .generate import generate
 from .info import info
 from .lm_eval import lm_eval
@@ -40,6 +41,7 @@ app.command()(search)
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(generate)
+app.command()(export)
 app.command()(info)
 app.command()(push)
 app.command()(card)
