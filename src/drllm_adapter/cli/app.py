@@ -23,6 +23,7 @@ from .options import is_main_process
 from .probe import probe
 from .push import push
 from .search import search
+from .serve import serve
 from .train import train
 
 _DEBUG = "DRLLM_DEBUG"
@@ -42,6 +43,7 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(export)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(info)
 app.command()(push)
 app.command()(card)
