@@ -8,12 +8,14 @@ from typing import Any
 
 from ..errors import DrLLMError
 from .contrast import as_choices
+from .grading import grader_for, grader_of
 from .questions import LETTERS, Question
+from .task import task_of
 
 MODES = ("letter", "cloze", "contrast", "free")
 
-# Generation lengths of the paper: ARC with and without a chat template, DART.
-_TOKENS_INSTRUCT, _TOKENS_BASE, _TOKENS_MATH = 10, 2, 15
+# Generation lengths of the paper for letters, with and without a chat template.
+_TOKENS_INSTRUCT, _TOKENS_BASE = 10, 2
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Prompt:
         answer: index of the right continuation; the reference answer in the mode "free".
         mode: "letter", "cloze" or "free".
         max_new_tokens: how many tokens a generated answer may have.
-        grader: how a generated answer is judged, see `grading`.
+        grader: how a generated answer is judged, see `grading.grader_of`.
+        stop: what ends a generated answer; a base model goes on with the next question.
     """
 
     text: str
@@ -38,27 +41,37 @@ class Prompt:
     mode: str
     max_new_tokens: int
     grader: str = "exact"
+    stop: str | None = None
+
+    def answer_in(self, generated: str) -> str:
+        """What of a generated text is the answer."""
+        return generated if self.stop is None else generated.partition(self.stop)[0]
 
 
-def build_prompts(questions: Sequence[Question], mode: str, tokenizer: Any = None) -> list[Prompt]:
+def build_prompts(
+    questions: Sequence[Question], mode: str, tokenizer: Any = None, *, grader: str | None = None
+) -> list[Prompt]:
     """Word all questions of a set; the mode "contrast" first turns free ones into choices, see `as_choices`.
+
+    Args:
+        grader: of generated answers; None goes by the task and the reference, see `grading.grader_for`.
 
     Raises:
         DrLLMError: see `build_prompt`.
     """
     if mode == "contrast":
         return [build_prompt(question, "cloze", tokenizer) for question in as_choices(questions)]
-    return [build_prompt(question, mode, tokenizer) for question in questions]
+    return [build_prompt(question, mode, tokenizer, grader=grader) for question in questions]
 
 
-def build_prompt(question: Question, mode: str, tokenizer: Any = None) -> Prompt:
+def build_prompt(question: Question, mode: str, tokenizer: Any = None, *, grader: str | None = None) -> Prompt:
     """Word the question.
 
     Letters and free answers go through the tokenizer's chat template when there is one. A cloze prompt is plain text
     with and without: it is continued by each choice's text, which no chat turn consists of.
 
     Raises:
-        DrLLMError: the mode does not exist or does not go with the question.
+        DrLLMError: the mode or the grader does not exist or does not go with the question.
     """
     if mode not in MODES:
         raise DrLLMError(f"mode must be one of {', '.join(MODES)}, but {mode!r} was given; choose one of them.")
@@ -69,14 +82,14 @@ def build_prompt(question: Question, mode: str, tokenizer: Any = None) -> Prompt
         )
     if mode != "free" and question.choices is None:
         raise DrLLMError(
-            f"the mode {mode} needs questions with choices, but question {question.id!r} has none; use --mode free "
+            f"the mode {mode} needs questions with choices, but {question.name} has none; use --mode free "
             f"or, to compare with other questions' answers, --mode contrast."
         )
     if mode == "letter":
         return _letter(question, tokenizer)
     if mode == "cloze":
         return _cloze(question)
-    return _free(question, tokenizer)
+    return _free(question, tokenizer, grader)
 
 
 def _letter(question: Question, tokenizer: Any) -> Prompt:
@@ -97,9 +110,8 @@ def _letter(question: Question, tokenizer: Any) -> Prompt:
 
 def _cloze(question: Question) -> Prompt:
     assert question.choices is not None
-    made = question.question if question.task == "khop" else f"Question: {question.question}\nAnswer:"
     return Prompt(
-        text=question.prompt or made,
+        text=question.prompt or task_of(question).cloze(question),
         templated=False,
         continuations=tuple(f" {choice}" for choice in question.choices),
         answer=question.answer,
@@ -108,20 +120,27 @@ def _cloze(question: Question) -> Prompt:
     )
 
 
-def _free(question: Question, tokenizer: Any) -> Prompt:
+def _free(question: Question, tokenizer: Any, grader: str | None) -> Prompt:
     reference = question.answer if isinstance(question.answer, str) else (question.choices or ())[question.answer]
-    boxed = question.task == "dart"
-    instruction = "Answer with the final result in \\boxed{}." if boxed else "Answer with the final result only."
-    chat = chat_text(question.prompt or f"{question.question}\n{instruction}", tokenizer)
-    answer = f"\\boxed{{{reference}}}" if boxed else reference
+    task = task_of(question)
+    name = grader or task.grader or grader_for(reference)
+    judge = grader_of(name)
+    if not judge.can_match(reference):
+        raise DrLLMError(
+            f"the reference answer of {question.name} must be one that the grader {name} can find right, but "
+            f"{reference[:60]!r} is none; correct it, leave it out or choose another --grader."
+        )
+    chat = chat_text(question.prompt or f"{question.question}\n{task.instruction}", tokenizer)
+    answer = task.written(reference)
     return Prompt(
-        text=chat or question.prompt or f"Question: {question.question}\n{instruction}\nAnswer:",
+        text=chat or question.prompt or f"Question: {question.question}\n{task.instruction}\nAnswer:",
         templated=chat is not None,
         continuations=(answer if chat else f" {answer}",),
         answer=reference,
         mode="free",
-        max_new_tokens=_TOKENS_MATH,
-        grader="math" if boxed else "exact",
+        max_new_tokens=max(judge.tokens, len(answer)),  # room for the reference: a token has a character at least
+        grader=name,
+        stop=None if chat else "\nQuestion:",
     )
 
 
