@@ -131,10 +131,12 @@ class PathSearch:
             self._back_up(trail, known)
         return None
 
-    def report(self, probability: float, correct: bool) -> None:
+    def report(
+        self, probability: float, correct: bool, agreement: float | None = None, kl: float | None = None
+    ) -> None:
         """What came of the path that was proposed last; a probability of NaN is worth nothing."""
         assert self._trail, "nothing was proposed"
-        score = ScoredPath(self._trail[-1].decisions, probability, correct)
+        score = ScoredPath(self._trail[-1].decisions, probability, correct, agreement, kl)
         self._scores[score.decisions] = score
         self._back_up(self._trail, score)
         self._trail = []

@@ -91,7 +91,7 @@ class Dart(Task):
 class Own(Task):
     """Any questions, with choices or without; a row may name the task or the set that it is of."""
 
-    summary = "your own questions"
+    summary = "your own questions or prompts"
     names_rows = True
 
 
