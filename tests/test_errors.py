@@ -60,6 +60,7 @@ def test_an_error_without_a_message_is_named(
 ) -> None:
     (tmp_path / "train.parquet").touch()
     monkeypatch.setattr(pq, "read_table", fail)
+    monkeypatch.setattr(pq, "ParquetFile", fail)
     with pytest.raises(DrLLMError, match=r"failed \(ArrowException\)"):
         read(tmp_path)
 

@@ -30,7 +30,7 @@ from drllm_adapter import DrLLMError
 from drllm_adapter.adapter.card_on_push import CardOnPush
 from drllm_adapter.demo import BASE
 from drllm_adapter.hub import TAGS, add_evaluation, write_card
-from drllm_adapter.models.loading import load_training_record
+from drllm_adapter.models.download import load_training_record
 from drllm_adapter.search import SearchConfig
 from drllm_adapter.supervision import read_rows
 from drllm_adapter.supervision.rows import SCHEMA

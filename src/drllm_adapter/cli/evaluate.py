@@ -9,6 +9,7 @@ from ..errors import DrLLMError
 from .config import Config
 from .options import (
     Base,
+    ChatTemplate,
     Data,
     Device,
     Dtype,
@@ -22,8 +23,11 @@ from .options import (
     SkipFirst,
     Split,
     Task,
+    Threads,
+    check_adapter,
     console,
     log_stream,
+    need_extra,
     questions,
     say,
 )
@@ -36,7 +40,7 @@ def evaluate(
         typer.Option(help="Folder for report.json and layers.png; inside the adapter's folder they go on its card."),
     ] = None,
     base: Base = None,
-    task: Task = "arc",
+    task: Task = None,
     data: Data = None,
     mode: Mode = "letter",
     split: Split = None,
@@ -58,16 +62,20 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 16,
     max_new_tokens: MaxNewTokens = None,
+    chat_template: ChatTemplate = True,
     lm_eval: Annotated[
         str | None,
         typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, with commas, instead of --task and --data."),
     ] = None,
-    include_path: Annotated[Path | None, typer.Option(help="With --lm-eval: folder of further task files.")] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(exists=True, help="With --lm-eval: folder of further task files.")
+    ] = None,
     seed: Seed = 0,
     resume: Resume = False,
     log: Log = LogFormat.bar,
     dtype: Dtype = "auto",
     device: Device = None,
+    threads: Threads = None,
     config_file: Config = None,
 ) -> None:
     """Compare the base with the routed model on the same questions: accuracy, passes, decisions by block.
@@ -77,6 +85,9 @@ def evaluate(
 
     Example: drllm eval adapter --task arc --data test.jsonl --output adapter/evaluation
     """
+    from ..files import EVALUATION, REPORT, check_claim
+    from ..jobs import BEGUN, is_unfinished
+
     if lm_eval is not None:
         if data is not None:
             raise DrLLMError("questions come from --data or from --lm-eval, but both were given; drop one of them.")
@@ -87,6 +98,18 @@ def evaluate(
                     f"the harness measures base and routers alone, but {option} was given beside --lm-eval; leave it "
                     f"out, or evaluate --data."
                 )
+        need_extra("lm_eval", "lm-eval", "an evaluation with lm-evaluation-harness")
+    elif include_path is not None:
+        raise DrLLMError("--include-path goes with --lm-eval, but that was not given; name the tasks with --lm-eval.")
+    if baselines != (supervision is not None):
+        raise DrLLMError(
+            "baselines are chosen on the questions of a supervision set, so --baselines and --supervision go together, "
+            "but only one was given; give both or none."
+        )
+    if output is not None:
+        check_claim(output, EVALUATION, resume=resume, unfinished=is_unfinished(output, BEGUN, REPORT))
+    check_adapter(adapter, base)
+    if lm_eval is not None:
         from ..workflow import evaluate_with_lm_eval
 
         harness = evaluate_with_lm_eval(
@@ -107,19 +130,13 @@ def evaluate(
         if output is not None:
             say(f"Saved in {output}: report.json.")
         return
-    if include_path is not None:
-        raise DrLLMError("--include-path goes with --lm-eval, but that was not given; name the tasks with --lm-eval.")
-    if baselines != (supervision is not None):
-        raise DrLLMError(
-            "baselines are chosen on the questions of a supervision set, so --baselines and --supervision go together, "
-            "but only one was given; give both or none."
-        )
+    asked = questions(task, data, split, limit, skip, seed, mode=mode)
     from ..evaluation import sweep_table
     from ..workflow import evaluate_adapter
 
     report = evaluate_adapter(
         adapter,
-        questions(task, data, split, limit, skip, seed),
+        asked,
         output,
         mode=mode,
         base=base,
@@ -129,6 +146,7 @@ def evaluate(
         supervision=supervision,
         sweep=sweep,
         max_new_tokens=max_new_tokens,
+        chat_template=chat_template,
         dtype=dtype,
         device=device,
         resume=resume,

@@ -13,7 +13,8 @@ def info(
     json_file: Json = None,
 ) -> None:
     """Say what an adapter fits, how large it is, its constants, and how it was trained."""
-    from ..models.loading import load_adapter_config, load_training_record
+    from ..models.download import load_training_record
+    from ..models.loading import load_adapter_config
 
     config, training = load_adapter_config(adapter), load_training_record(adapter)
     num_blocks, shapes = config.num_blocks, config.weight_shapes()

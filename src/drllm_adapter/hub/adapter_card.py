@@ -9,8 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard
 
 from ..adapter.config import DrLLMConfig
 from ..demo import is_demo
-from ..models.download import is_hub_name, split_revision
-from ..models.loading import load_training_record
+from ..models.download import is_hub_name, load_training_record, split_revision
 from .reports import FIGURE, Evaluation, Interval
 from .wording import (
     ADAPTER_TEMPLATE,

@@ -12,19 +12,23 @@ from peft.utils import CONFIG_NAME
 
 from ..adapter.config import CARD
 from ..errors import DrLLMError, first_sentence
-from ..files import MARKER, write_text_atomic
+from ..files import MARKER, REPORT, write_text_atomic
 from ..models.download import is_hub_name
 from ..models.loading import load_adapter_config
+from ..models.unroll import UNROLLED
 from ..supervision.rows import INFO
 from .adapter_card import adapter_card
+from .checkpoint_card import checkpoint_card
 from .eval_results import write_eval_results
-from .reports import FIGURE, REPORT, evaluations, read_evaluation
+from .reports import FIGURE, evaluations, read_evaluation
 from .supervision_card import supervision_card
 from .wording import MEASURED_BY
 
 # What is rewritten of a card; the rest belongs to whoever edits it. Older cards carry digests in their markers.
 _SECTION = re.compile(r"<!-- drllm:(?P<name>[a-z]+)[^>]* -->\n(?P<content>.*?)<!-- /drllm:(?P=name) -->", re.S)
-_NOTE = re.compile(r"^(?:<!-- drllm (?:rewrites|written) [^>]*-->|# Layer (?:routers for|paths of) .*)$", re.M)
+_NOTE = re.compile(
+    r"^(?:<!-- drllm (?:rewrites|written) [^>]*-->|# (?:Layer (?:routers for|paths of) .*|.* along one path))$", re.M
+)
 _MEASURED = ("model-index", "dataset_info")
 _TEMPLATE = "# Model Card for Model ID"
 # Lines that PEFT and transformers add to the template of their cards.
@@ -75,10 +79,15 @@ def write_card(
         write_eval_results(folder, measured)
     elif (folder / INFO).is_file():
         new, kind = supervision_card(folder, name), DatasetCard
+    elif (folder / UNROLLED).is_file():
+        new, kind = checkpoint_card(folder, name), ModelCard
     else:
-        found = f"has neither {CONFIG_NAME} nor {INFO}" if folder.is_dir() else "is no folder that exists"
+        found = (
+            f"has neither {CONFIG_NAME} nor {INFO} nor {UNROLLED}" if folder.is_dir() else "is no folder that exists"
+        )
         raise DrLLMError(
-            f"{folder} must hold an adapter or a supervision set to have a card, but it {found}; correct the name."
+            f"{folder} must hold an adapter, a supervision set or a checkpoint of drllm export to have a card, "
+            f"but it {found}; correct the name."
         )
     here = path.read_text(encoding="utf-8") if path.is_file() else None
     older = [_parsed(kind, text, path) for text in (here, on_hub) if text is not None]

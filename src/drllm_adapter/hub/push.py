@@ -23,20 +23,20 @@ from ..adapter.config import CARD
 from ..adapter.integrity import check_adapter_folder
 from ..demo import is_demo
 from ..errors import DrLLMError
-from ..files import MARKER, folder_kind, writing
-from ..models.download import ADAPTER, ADAPTER_FILES, HubName, is_hub_name, split_revision
+from ..files import MARKER, REPORT, folder_kind, writing
+from ..models.download import ADAPTER, ADAPTER_FILES, CHECKPOINT, HubName, is_hub_name, split_revision
 from ..models.hub_errors import explained
 from ..search.runner import SUMMARY
 from ..supervision.rows import DATA, INFO, read_rows
 from ..supervision.rows import KIND as SUPERVISION
 from .cards import write_card
 from .eval_results import FOLDER as EVAL_RESULTS
-from .reports import REPORT
 from .shared_base import check_base, share_base
 
 # Nothing else is uploaded, whatever else lies in the folder.
 _FILES = {
     ADAPTER: (CARD, *ADAPTER_FILES, MARKER, "*.png", f"*/{REPORT}", f"*/{MARKER}", "*/*.png", f"{EVAL_RESULTS}/*.yaml"),
+    CHECKPOINT: (CARD, "*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"),
     SUPERVISION: (CARD, f"{DATA.parent}/*.parquet", INFO, SUMMARY, MARKER, "*.png"),
 }
 _LARGE = (".safetensors", ".parquet")
@@ -47,6 +47,7 @@ class Push:
     """What a push uploads, and where to.
 
     Attributes:
+        contents: "adapter", "checkpoint" or "supervision set".
         kind: "model" or "dataset".
         repo: `owner/name`.
         revision: branch; None is the main one.
@@ -56,6 +57,7 @@ class Push:
         new: "repository" or "branch" where there is none of that name yet; None also where the Hub was not asked.
     """
 
+    contents: str
     kind: str
     repo: str
     revision: str | None
@@ -138,7 +140,7 @@ def prepare_push(
         raise DrLLMError(f"a push goes to one branch, but {place.revision!r} and {revision!r} were given; drop one.")
     revision = place.revision or revision
     contents = _contents(folder)
-    kind = "model" if contents == ADAPTER else "dataset"
+    kind = "dataset" if contents == SUPERVISION else "model"
     head, new, on_hub = _on_hub(place.repo, kind, revision, repo) if ask_hub else (None, None, None)
     if base is not None and ask_hub:
         check_base(base, folder)
@@ -154,7 +156,7 @@ def prepare_push(
                     shutil.copyfile(path, target)
             named = share_base(copy, base)
             write_card(copy, repo_id=place.repo, base=base and split_revision(base)[0], on_hub=on_hub)
-        yield Push(kind, place.repo, revision, copy, named, head, new)
+        yield Push(contents, kind, place.repo, revision, copy, named, head, new)
 
 
 def push(
@@ -178,7 +180,7 @@ def push(
         raise DrLLMError(
             f"a pull request goes to the main branch, but the branch {plan.revision!r} was given; drop one of them."
         )
-    what = "Routers" if plan.kind == "model" else "Supervision set"
+    what = {ADAPTER: "Routers", CHECKPOINT: "A static path", SUPERVISION: "Supervision set"}[plan.contents]
     files = [CommitOperationAdd(name, plan.folder / name) for name in plan.sizes]
     api, head, made = HfApi(), plan.head, None
     try:
@@ -217,10 +219,12 @@ def _contents(folder: Path) -> str:
     if marked == SUPERVISION:
         read_rows(folder)
         return SUPERVISION
+    if marked == CHECKPOINT:
+        return CHECKPOINT
     found = f"holds: {marked}" if marked else ("holds neither" if folder.is_dir() else "does not exist")
     raise DrLLMError(
-        f"{folder} must be an adapter or a supervision set to be pushed, but it {found}; name a folder that drllm "
-        f"train, drllm search or save_pretrained wrote."
+        f"{folder} must be an adapter, a supervision set or an exported checkpoint to be pushed, but it {found}; "
+        f"name a folder that drllm train, drllm search, drllm export or save_pretrained wrote."
     )
 
 

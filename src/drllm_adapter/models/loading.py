@@ -1,29 +1,22 @@
 """Loading a base model or an adapter by name for the commands: refusals in one sentence, and the choice of a dtype."""
 
-import json
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from peft.utils import CONFIG_NAME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from ..adapter.calling import last_position
 from ..adapter.config import DrLLMConfig
 from ..adapter.integrity import check_adapter_folder, read_adapter_config
 from ..adapter.stack import find_stack
-from ..demo import BASE as DEMO_BASE
-from ..demo import is_demo
 from ..errors import DrLLMError, first_sentence
-from .download import TRAINING_REPORT, fetch_adapter, split_revision
+from .download import check_model_name, fetch_adapter, find_base, split_revision
 from .hub_errors import without_tokens
+from .speed import use_the_faster
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -44,6 +37,7 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
     """
     if dtype not in DTYPES:
         raise DrLLMError(f"dtype must be one of {', '.join(DTYPES)}, but {dtype!r} was given; choose one of them.")
+    check_model_name(name)
     place = None if device == "auto" else _device(device)
     spread: dict[str, Any] = {} if place else {"device_map": "auto"}
     where, revision = split_revision(name)
@@ -76,8 +70,8 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
     if place is None:
         return model, tokenizer
     model = model.to(place)
-    if dtype == "auto" and place.type == "cpu" and model.dtype != torch.float32:
-        _choose_faster_dtype(model)
+    if place.type == "cpu":
+        use_the_faster(model, any_dtype=dtype == "auto" and model.dtype != torch.float32)
     return model, tokenizer
 
 
@@ -93,32 +87,6 @@ def load_adapter_config(adapter: str) -> DrLLMConfig:
         DrLLMError: there is none, or it is of another PEFT method.
     """
     return read_adapter_config(fetch_adapter(adapter, weights=False), adapter)
-
-
-def load_training_record(adapter: str | os.PathLike[str]) -> dict[str, Any]:
-    """How the adapter in a folder or on the Hub was trained, as `drllm train` wrote it down; {} where it did not.
-
-    Raises:
-        DrLLMError: there is no adapter, or the record is damaged.
-    """
-    folder = fetch_adapter(adapter, weights=False)
-    try:
-        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        # Where older adapters have it.
-        record = config.get("training") or {}
-        if (folder / TRAINING_REPORT).is_file():
-            found = json.loads((folder / TRAINING_REPORT).read_text(encoding="utf-8"))
-            # Whoever trains the routers further by other means leaves the record of older weights behind.
-            if found.get("adapter_checksum") in (None, config.get("checksum")):
-                record = found
-        if not isinstance(record, dict):
-            raise ValueError("it is no object")
-    except (OSError, ValueError, AttributeError) as error:
-        raise DrLLMError(
-            f"{folder / TRAINING_REPORT} must be the record of a training, but reading it failed "
-            f"({first_sentence(error)}); train the adapter again, or remove the file."
-        ) from error
-    return record
 
 
 def load_routed(
@@ -156,34 +124,6 @@ def load_routed(
     return routed.eval(), tokenizer
 
 
-def find_base(source: str | os.PathLike[str], base: str) -> str:
-    """The base that an adapter or a supervision set names, where it can be loaded from here.
-
-    What came from the Hub may name a base on the Hub, but no folder here: that is not for its author to choose.
-
-    Args:
-        source: folder, file or Hub name of what names it.
-
-    Raises:
-        DrLLMError: `base` is a folder that is not here, or that `source`, on the Hub, may not choose.
-    """
-    if is_demo(base):
-        return str(DEMO_BASE)
-    place = Path(base).expanduser()
-    is_path = base.startswith(".") or place.is_absolute() or ".." in place.parts
-    if not Path(source).exists() and (is_path or place.exists()):
-        raise DrLLMError(
-            f"{os.fspath(source)!r} from the Hub must name a base model on the Hub, but it names the folder {base!r} "
-            f"of the machine it was made on; say with --base where your copy of that model is."
-        )
-    if is_path and not place.is_dir():
-        raise DrLLMError(
-            f"{os.fspath(source)!r} names the folder {base!r} as its base model, but there is no such folder here; say "
-            f"with --base where your copy of that model is."
-        )
-    return base
-
-
 def _device(name: str | None) -> torch.device:
     """The device of that name, tried out before a model is loaded for it."""
     place = "cuda" if torch.cuda.is_available() else "cpu"
@@ -196,33 +136,6 @@ def _device(name: str | None) -> torch.device:
             f"({first_sentence(error)}); correct --device."
         ) from error
     return device
-
-
-@torch.no_grad()
-def _choose_faster_dtype(model: Any) -> None:
-    """Leave the weights in their own dtype or make them float32, whichever takes less time for a short batch here."""
-    own = model.dtype
-    ids = torch.ones(8, 64, dtype=torch.long)
-
-    def seconds() -> float:
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            model(ids, use_cache=False, logits_to_keep=last_position())
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    # Weights alone: what a model keeps in float32, such as the frequencies of its rotary embedding, stays so.
-    weights = [weight for weight in model.parameters() if weight.dtype == own]
-
-    def cast(dtype: torch.dtype) -> None:
-        for weight in weights:
-            weight.data = weight.data.to(dtype)
-
-    in_own = seconds()
-    cast(torch.float32)
-    if seconds() >= in_own:
-        cast(own)
 
 
 @contextmanager
