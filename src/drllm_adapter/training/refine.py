@@ -379,10 +379,10 @@ class _Run:
 
     def _keep(self, stop: Stop) -> None:
         """Save the state when it is time to, or when the run shall stop."""
-        if self.checkpoint is not None and self.processes.is_main:
-            if stop.asked or time.monotonic() - self.saved >= self.seconds:
-                save_checkpoint(self.checkpoint, self.state, self.key)
-                self.saved = time.monotonic()
+        due = self.checkpoint is not None and (stop.asked or time.monotonic() - self.saved >= self.seconds)
+        if self.checkpoint is not None and due and self.processes.is_main:
+            save_checkpoint(self.checkpoint, self.state, self.key)
+            self.saved = time.monotonic()
         if self._sum([float(stop.asked)]) != [0.0]:
             kept = "." if self.checkpoint is None else "; go on with the same command and --resume."
             raise Interrupted(f"stopped after step {self.state.step} of {self.config.max_steps}{kept}")

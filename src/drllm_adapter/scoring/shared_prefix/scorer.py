@@ -246,8 +246,8 @@ class SharingSession:
     def _texts(self, begun: dict[Pair, list[int]]) -> dict[Pair, str]:
         """Greedy answers to free questions, of which the first tokens are known; no longer than the verdict needs.
 
-        Rows of a batch are equally long, and never fewer than a few: as in `run_pass`, so that what is generated does not
-        depend on the neighbours.
+        Rows of a batch are equally long, and never fewer than a few: as in `run_pass`, so that what is generated does
+        not depend on the neighbours.
         """
         plain = self.scorer.plain
         texts: dict[Pair, str] = {}

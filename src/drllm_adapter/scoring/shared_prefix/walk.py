@@ -50,7 +50,8 @@ def _walk(session: SharingSession, places: Sequence[int], decide: Decide) -> lis
     ran: list[int] = []
     for block in range(session.scorer.num_blocks):
         prompts = [hidden[: session.rows[place].prompt_length] for place, _, hidden in groups]
-        chosen = decide(block, [place for place, *_ in groups], prompts, [walkers for _, walkers, _ in groups])
+        there = [place for place, *_ in groups]
+        chosen = decide(block, there, prompts, [walkers for _, walkers, _ in groups])
         split: list[dict[int, list[int]]] = []
         for (_, walkers, _), decisions in zip(groups, chosen, strict=True):
             parts: defaultdict[int, list[int]] = defaultdict(list)
@@ -63,17 +64,17 @@ def _walk(session: SharingSession, places: Sequence[int], decide: Decide) -> lis
         for times in range(1, REPEAT + 1):
             run = [index for index, parts in enumerate(split) if any(decision >= times for decision in parts)]
             entering = [passed[index][times - 1] for index in run]
-            there = [groups[index][0] for index in run]
-            for index, hidden in zip(run, session.run_pass(block, there, entering), strict=True):
+            asked = [there[index] for index in run]
+            for index, hidden in zip(run, session.run_pass(block, asked, entering), strict=True):
                 passed[index][times] = hidden
-            ran += there
+            ran += asked
         groups = [
             (place, walkers, passed[index][decision])
-            for index, (place, *_) in enumerate(groups)
+            for index, place in enumerate(there)
             for decision, walkers in split[index].items()
         ]
-    decisions = [tuple(row) for row in taken]
+    paths = [tuple(row) for row in taken]
     for place, walkers, hidden in groups:
-        session.keep(place, decisions[walkers[0]], hidden)
+        session.keep(place, paths[walkers[0]], hidden)
     session.count_passes([], ran)
-    return decisions
+    return paths
