@@ -24,6 +24,7 @@ class Outcome:
     correct: bool
     probability: float
     decisions: tuple[int, ...]
+    agreement: float | None = None
 
 
 outcomes = st.builds(Outcome, st.booleans(), st.floats(0, 1, width=16), st.tuples(*[st.integers(0, 2)] * BLOCKS))

@@ -19,6 +19,7 @@ class Path:
     decisions: tuple[int, ...]
     probability: float
     correct: bool = False
+    agreement: float | None = None
 
 
 def probability(margin: float) -> float:

@@ -9,6 +9,7 @@ from ..errors import DrLLMError
 from .config import Config
 from .options import (
     Base,
+    ChatTemplate,
     Data,
     Device,
     Dtype,
@@ -39,7 +40,7 @@ def evaluate(
         typer.Option(help="Folder for report.json and layers.png; inside the adapter's folder they go on its card."),
     ] = None,
     base: Base = None,
-    task: Task = "arc",
+    task: Task = None,
     data: Data = None,
     mode: Mode = "letter",
     split: Split = None,
@@ -61,6 +62,7 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 16,
     max_new_tokens: MaxNewTokens = None,
+    chat_template: ChatTemplate = True,
     lm_eval: Annotated[
         str | None,
         typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, with commas, instead of --task and --data."),
@@ -86,9 +88,6 @@ def evaluate(
     from ..files import EVALUATION, REPORT, check_claim
     from ..jobs import BEGUN, is_unfinished
 
-    if output is not None:
-        check_claim(output, EVALUATION, resume=resume, unfinished=is_unfinished(output, BEGUN, REPORT))
-    check_adapter(adapter, base)
     if lm_eval is not None:
         if data is not None:
             raise DrLLMError("questions come from --data or from --lm-eval, but both were given; drop one of them.")
@@ -100,6 +99,17 @@ def evaluate(
                     f"out, or evaluate --data."
                 )
         need_extra("lm_eval", "lm-eval", "an evaluation with lm-evaluation-harness")
+    elif include_path is not None:
+        raise DrLLMError("--include-path goes with --lm-eval, but that was not given; name the tasks with --lm-eval.")
+    if baselines != (supervision is not None):
+        raise DrLLMError(
+            "baselines are chosen on the questions of a supervision set, so --baselines and --supervision go together, "
+            "but only one was given; give both or none."
+        )
+    if output is not None:
+        check_claim(output, EVALUATION, resume=resume, unfinished=is_unfinished(output, BEGUN, REPORT))
+    check_adapter(adapter, base)
+    if lm_eval is not None:
         from ..workflow import evaluate_with_lm_eval
 
         harness = evaluate_with_lm_eval(
@@ -120,13 +130,6 @@ def evaluate(
         if output is not None:
             say(f"Saved in {output}: report.json.")
         return
-    if include_path is not None:
-        raise DrLLMError("--include-path goes with --lm-eval, but that was not given; name the tasks with --lm-eval.")
-    if baselines != (supervision is not None):
-        raise DrLLMError(
-            "baselines are chosen on the questions of a supervision set, so --baselines and --supervision go together, "
-            "but only one was given; give both or none."
-        )
     asked = questions(task, data, split, limit, skip, seed, mode=mode)
     from ..evaluation import sweep_table
     from ..workflow import evaluate_adapter
@@ -143,6 +146,7 @@ def evaluate(
         supervision=supervision,
         sweep=sweep,
         max_new_tokens=max_new_tokens,
+        chat_template=chat_template,
         dtype=dtype,
         device=device,
         resume=resume,

@@ -68,13 +68,18 @@ def _use_threads(threads: int | None) -> int | None:
 
 
 Task = Annotated[
-    str, one_of(TASKS, "arc: multiple choice, dart: mathematics, jsonl: your own questions, khop: made here.")
+    str | None,
+    one_of(
+        TASKS,
+        "arc: multiple choice, dart: mathematics, jsonl: your own questions or prompts, khop: made here. jsonl with "
+        "--mode self, else arc, by default.",
+    ),
 ]
 Data = Annotated[
     str | None,
     typer.Option(
-        help="File of questions (JSON lines, Parquet) or dataset on the Hub (name or name:config), several with "
-        "commas; the task's own dataset by default."
+        help="File of questions (JSON lines, CSV, Parquet), of prompts (a line each in a .txt) or dataset on the Hub "
+        "(name or name:config), several with commas; the task's own dataset by default."
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="Split of a dataset on the Hub; train by default.")]
@@ -85,10 +90,16 @@ Mode = Annotated[
     one_of(
         MODES,
         "What an answer is. letter: of the right choice. cloze: likelihood of each choice's text. contrast: the same, "
-        "with answers of other questions as choices. free: generated.",
+        "with answers of other questions as choices. free: generated. self: none is needed, paths are compared with "
+        "the base model's own continuation of a prompt.",
     ),
 ]
-MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Length of a generated answer.")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help="Length of a generated answer, or of the continuation of --mode self: 24.")
+]
+ChatTemplate = Annotated[
+    bool, typer.Option("--chat-template/--no-chat-template", help="Word prompts by the tokenizer's, if it has one.")
+]
 Dtype = Annotated[
     str, one_of(DTYPES, "auto: the faster one on a CPU, the model's own on a GPU.", rich_help_panel=RUNNING)
 ]
@@ -148,12 +159,14 @@ def say(text: str) -> None:
 
 
 def questions(
-    task: str, data: str | None, split: str | None, limit: int | None, skip: int, seed: int, *, mode: str
+    task: str | None, data: str | None, split: str | None, limit: int | None, skip: int, seed: int, *, mode: str
 ) -> "list[Question]":
     """The questions that the options of a command name, which must go with the mode."""
     from ..tasks import build_prompts, grade, load_questions
 
-    found = load_questions(task, data, split=split, limit=limit, skip=skip, seed=seed)
+    if mode == "self":
+        return load_questions(task or "jsonl", data, split=split, limit=limit, skip=skip, seed=seed, with_answers=False)
+    found = load_questions(task or "arc", data, split=split, limit=limit, skip=skip, seed=seed)
     # What does not go together, and a grader that is not installed, are refused before a model is loaded.
     free = {prompt.grader: prompt for prompt in build_prompts(found, mode) if prompt.mode == "free"}
     for grader, prompt in free.items():

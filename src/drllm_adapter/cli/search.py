@@ -13,6 +13,7 @@ from .config import Config
 from .options import (
     PAPER,
     RUNNING,
+    ChatTemplate,
     Data,
     Device,
     Dtype,
@@ -40,7 +41,7 @@ from .options import (
 def search(
     base: Annotated[str, typer.Argument(help="The frozen model: a folder or a name on the Hub (owner/name@revision).")],
     output: Annotated[Path | None, typer.Option(help="Folder for the supervision set.")] = None,
-    task: Task = "arc",
+    task: Task = None,
     data: Data = None,
     mode: Mode = "letter",
     split: Split = None,
@@ -49,11 +50,7 @@ def search(
     simulations: Annotated[int, typer.Option(min=1, help="Paths tried for each question.")] = 50,
     labels: Annotated[
         str,
-        one_of(
-            LABEL_RULES,
-            "What routers are to learn of the paths. weighted: the best ones, by p(right answer) against passes. "
-            "effects: a regression over all. price: the best one. shortest: the paper's, the shortest right one.",
-        ),
+        one_of(LABEL_RULES, f"What routers are to learn of the paths. {LABEL_RULES.help()}."),
     ] = "weighted",
     price: Annotated[
         float, typer.Option(min=0, help="Price of L block passes, in probability of the right answer.")
@@ -103,6 +100,7 @@ def search(
     ] = False,
     json: Json = None,
     max_new_tokens: MaxNewTokens = None,
+    chat_template: ChatTemplate = True,
     seed: Seed = 0,
     resume: Resume = False,
     log: Log = LogFormat.bar,
@@ -155,6 +153,7 @@ def search(
             bundle=bundle,
             memory=memory,
             max_new_tokens=max_new_tokens,
+            chat_template=chat_template,
             dtype=dtype,
             device=device,
             console=console,
@@ -176,6 +175,7 @@ def search(
         bundle=bundle,
         memory=memory,
         max_new_tokens=max_new_tokens,
+        chat_template=chat_template,
         dtype=dtype,
         device=device,
         console=console,

@@ -43,10 +43,7 @@ def train(
     labels: Annotated[
         str | None,
         one_of(
-            LABEL_RULES,
-            "What is learnt of the paths tried; the rule of the search by default. weighted: the best ones, by what "
-            "they are worth. effects: a regression over all. price: the best one. shortest: the paper's, the shortest "
-            "right one.",
+            LABEL_RULES, f"What is learnt of the paths tried; the rule of the search by default. {LABEL_RULES.help()}."
         ),
     ] = None,
     price: Annotated[

@@ -69,17 +69,25 @@ class BaselineTable:
     Attributes:
         routed: the router.
         rows: one `contenders.comparison` a baseline.
+        static: each path that is the same for all questions, on its own: name, decisions, accuracy with its interval.
         oracles: the oracle of the search and that of chance, on training questions; see `oracles`.
     """
 
     routed: Contender
     rows: list[dict[str, Any]]
+    static: list[dict[str, Any]]
     oracles: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         routed = comparison(self.routed, self.routed)
         own = {name: routed[name] for name in ("accuracy", "interval", "passes")}
-        return {"questions": len(self.routed.right), "routed": own, "baselines": self.rows, "oracles": self.oracles}
+        return {
+            "questions": len(self.routed.right),
+            "routed": own,
+            "baselines": self.rows,
+            "static": self.static,
+            "oracles": self.oracles,
+        }
 
     def table(self) -> Table:
         """The table for people."""
@@ -183,6 +191,10 @@ def compare_with_baselines(
     }
     tested.prepare([execute_all(blocks), *(path_of(number) for _, path_of in static.values() for number in numbers)])
     base = tested.contender("base", execute_all(blocks), "every block once")
+    listed = {"base": execute_all(blocks)} | {
+        f"{name}, {number} passes": path_of(number) for name, (_, path_of) in static.items() for number in numbers
+    }
+    alone = [_static(tested.contender(name, path), path) for name, path in listed.items()]
     table = [base, _random(tested, numbers, base, own.passes, effort.seed)]
     for name, (what, path_of) in static.items():
         points = [base, *(tested.contender(name, path_of(number), what) for number in numbers)]
@@ -199,7 +211,12 @@ def compare_with_baselines(
     for name, what, train_groups, test_groups in (by_task, by_length):
         groups = (train_groups, test_groups)
         table.append(_grouped(name, what, groups, supervision, effects, tested, ungrouped, own.passes))
-    return BaselineTable(own, [comparison(own, item) for item in table], oracles(supervision, score, effort))
+    return BaselineTable(own, [comparison(own, item) for item in table], alone, oracles(supervision, score, effort))
+
+
+def _static(contender: Contender, path: Decisions) -> dict[str, Any]:
+    row = comparison(contender, contender)
+    return {"decisions": list(path), **{name: row[name] for name in ("name", "accuracy", "interval", "passes")}}
 
 
 # Paths that leave out blocks

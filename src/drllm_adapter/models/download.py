@@ -17,6 +17,8 @@ from .hub_errors import explained
 
 ADAPTER = "adapter"
 """The kind of an adapter's folder, in its marker."""
+CHECKPOINT = "checkpoint"
+"""The kind of the folder of an unrolled base."""
 TRAINING_REPORT = "training.json"
 # PEFT's names, without loading PEFT: a wrong name is refused at once.
 ADAPTER_CONFIG = "adapter_config.json"

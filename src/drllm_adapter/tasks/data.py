@@ -1,8 +1,8 @@
 """The rows of files, folders, data sets in memory and on the Hub, each with where it stands.
 
 The format is read from the content: JSON lines, a JSON array or document (pretty-printed or as pandas writes it), CSV,
-TSV, Parquet, Arrow; plain or compressed by gzip, bzip2 or xz; text in UTF-8, UTF-16 or UTF-32. Bytes that are none of
-these are refused with file and line, never replaced.
+TSV, Parquet, Arrow, or, in a `.txt` of nothing else, a prompt a line; plain or compressed by gzip, bzip2 or xz; text in
+UTF-8, UTF-16 or UTF-32. Bytes that are none of these are refused with file and line, never replaced.
 """
 
 import bz2
@@ -30,7 +30,7 @@ _REFUSED = {
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it, or compress it by gzip"),
     b"\xd0\xcf\x11\xe0": ("an old Excel file", "save the sheet as CSV"),
 }
-QUESTION_FIELDS = ("question", "query", "problem", "question_stem", "prompt")
+QUESTION_FIELDS = ("question", "query", "problem", "question_stem", "prompt", "messages")
 """Names of the field that a row must have; the first that is there counts."""
 
 Row = tuple[str, Mapping[str, Any] | DrLLMError]
@@ -215,6 +215,8 @@ def _text_rows(file: Any, head: bytes, path: Path) -> Iterator[Row]:
         yield from _table_rows(lines, "\t" if ".tsv" in suffixes else _delimiter(first[1]) or ",", path)
     elif _is_json(first[1], suffixes):
         yield from _json_rows(lines, path)
+    elif suffixes[-1:] == [".txt"]:
+        yield from ((f"{path}, line {number}", {"prompt": line.strip()}) for number, line in lines if line.strip())
     else:
         raise DrLLMError(
             f"the data file {path} must be JSON lines, JSON, CSV, TSV, Parquet or Arrow, but line {first[0]} begins "
@@ -362,7 +364,7 @@ def _rows_of_document(value: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]
     rows: list[Any] = []
     if asked and isinstance(asked[0], dict) and "stem" not in asked[0]:  # columns of rows by index
         rows = [{name: column.get(key) for name, column in value.items()} for key in asked[0]]
-    elif asked and isinstance(asked[0], list):  # columns
+    elif asked and isinstance(asked[0], list) and not is_conversation(asked[0]):  # columns
         rows = [dict(zip(value, cells, strict=False)) for cells in zip(*items, strict=False)]
     elif asked:
         return None
@@ -376,6 +378,11 @@ def _rows_of_document(value: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]
             return None
         rows = [item.get("row", item) for item in lists[0] if isinstance(item, dict)]
     return list(enumerate(rows, 1))
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether it is a list of messages, which have a role each."""
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and "role" in turn for turn in value)
 
 
 def parsed(value: Any) -> Any:

@@ -10,7 +10,10 @@ from ..errors import DrLLMError
 from .contrast import as_choices
 from .questions import LETTERS, Question
 
-MODES = ("letter", "cloze", "contrast", "free")
+MODES = ("letter", "cloze", "contrast", "free", "self")
+
+SELF_TOKENS = 24
+"""Length of a reference, the model's own continuation of a prompt."""
 
 # Generation lengths of the paper: ARC with and without a chat template, DART.
 _TOKENS_INSTRUCT, _TOKENS_BASE, _TOKENS_MATH = 10, 2, 15
@@ -25,10 +28,12 @@ class Prompt:
         templated: a chat template made the text, special tokens included, so the tokenizer must not add more.
         continuations: texts whose likelihood after the prompt is scored: the letters, the choices' texts, or the one
             reference answer. A blank that belongs between prompt and answer is theirs.
-        answer: index of the right continuation; the reference answer in the mode "free".
-        mode: "letter", "cloze" or "free".
+        answer: index of the right continuation; the reference answer in the modes "free" and "self".
+        mode: "letter", "cloze", "free" or "self".
         max_new_tokens: how many tokens a generated answer may have.
         grader: how a generated answer is judged, see `grading`.
+        reference: in the mode "self" the token ids with which the base model itself goes on, its end token included;
+            empty until it has done so, see `scoring.references`.
     """
 
     text: str
@@ -38,6 +43,7 @@ class Prompt:
     mode: str
     max_new_tokens: int
     grader: str = "exact"
+    reference: tuple[int, ...] = ()
 
 
 def build_prompts(questions: Sequence[Question], mode: str, tokenizer: Any = None) -> list[Prompt]:
@@ -54,8 +60,8 @@ def build_prompts(questions: Sequence[Question], mode: str, tokenizer: Any = Non
 def build_prompt(question: Question, mode: str, tokenizer: Any = None) -> Prompt:
     """Word the question.
 
-    Letters and free answers go through the tokenizer's chat template when there is one. A cloze prompt is plain text
-    with and without: it is continued by each choice's text, which no chat turn consists of.
+    Letters, free answers and prompts without answers go through the tokenizer's chat template when there is one. A
+    cloze prompt is plain text with and without: it is continued by each choice's text, which no chat turn consists of.
 
     Raises:
         DrLLMError: the mode does not exist or does not go with the question.
@@ -66,6 +72,13 @@ def build_prompt(question: Question, mode: str, tokenizer: Any = None) -> Prompt
         raise DrLLMError(
             "the mode contrast takes wrong answers from the other questions of a set, but one question alone was "
             "given; use build_prompts."
+        )
+    if mode == "self":
+        return _self(question, tokenizer)
+    if question.answer is None:
+        raise DrLLMError(
+            f"the mode {mode} needs questions with answers, but {question.id!r} has none; use --mode self, which "
+            f"compares with the model's own continuation."
         )
     if mode != "free" and question.choices is None:
         raise DrLLMError(
@@ -81,9 +94,9 @@ def build_prompt(question: Question, mode: str, tokenizer: Any = None) -> Prompt
 
 def _letter(question: Question, tokenizer: Any) -> Prompt:
     assert question.choices is not None
+    assert question.answer is not None
     letters = LETTERS[: len(question.choices)]
-    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, question.choices, strict=True))
-    asked = question.prompt or f"Question: {question.question}\n{listed}"
+    asked = question.prompt or f"Question: {_with_choices(question)}"
     chat = chat_text(f"{asked}\nAnswer with a single letter.", tokenizer)
     return Prompt(
         text=chat or (question.prompt or f"{asked}\nAnswer: The correct answer is"),
@@ -97,6 +110,7 @@ def _letter(question: Question, tokenizer: Any) -> Prompt:
 
 def _cloze(question: Question) -> Prompt:
     assert question.choices is not None
+    assert question.answer is not None
     made = question.question if question.task == "khop" else f"Question: {question.question}\nAnswer:"
     return Prompt(
         text=question.prompt or made,
@@ -109,6 +123,7 @@ def _cloze(question: Question) -> Prompt:
 
 
 def _free(question: Question, tokenizer: Any) -> Prompt:
+    assert question.answer is not None
     reference = question.answer if isinstance(question.answer, str) else (question.choices or ())[question.answer]
     boxed = question.task == "dart"
     instruction = "Answer with the final result in \\boxed{}." if boxed else "Answer with the final result only."
@@ -125,15 +140,39 @@ def _free(question: Question, tokenizer: Any) -> Prompt:
     )
 
 
-def chat_text(message: str, tokenizer: Any) -> str | None:
+def _self(question: Question, tokenizer: Any) -> Prompt:
+    asked = question.messages or question.prompt or _with_choices(question)
+    chat = chat_text(asked, tokenizer)
+    if chat is None and not isinstance(asked, str):
+        raise DrLLMError(
+            f"a conversation is worded by the tokenizer's chat template, but there is none for {question.id!r}; give "
+            f"its text as `prompt`."
+        )
+    text = chat if chat is not None else str(asked)
+    return Prompt(text, chat is not None, (), "", "self", SELF_TOKENS)
+
+
+def _with_choices(question: Question) -> str:
+    """The question, and its choices with their letters where it has some."""
+    choices = question.choices or ()
+    return "\n".join(
+        [question.question, *(f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False))]
+    )
+
+
+def chat_text(message: str | Sequence[tuple[str, str]], tokenizer: Any) -> str | None:
     """The message in the tokenizer's chat template, up to where the answer begins; None without a template.
 
     Whatever puts a chat before routers takes it from here: they decide well on prompts worded as those they learnt on.
+
+    Args:
+        message: the user's, or a conversation as (role, text) pairs.
     """
     if tokenizer is None or getattr(tokenizer, "chat_template", None) is None:
         return None
+    turns = [("user", message)] if isinstance(message, str) else message
     text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": message}],
+        [{"role": role, "content": text} for role, text in turns],
         tokenize=False,
         add_generation_prompt=True,
         enable_thinking=False,  # read by templates of reasoning models, ignored by others

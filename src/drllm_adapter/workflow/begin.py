@@ -54,9 +54,15 @@ def begun_dtype(output: str | os.PathLike[str], name: str) -> str:
         return "auto"
 
 
-def prompts_of(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_tokens: int | None) -> list[Prompt]:
-    """The questions as they are put to the model, with another length of generated answers if one is given."""
-    prompts = build_prompts(questions, mode, tokenizer)
+def prompts_of(
+    questions: Sequence[Question], mode: str, tokenizer: Any, max_new_tokens: int | None, chat_template: bool = True
+) -> list[Prompt]:
+    """The questions as they are put to the model, with another length of generated answers if one is given.
+
+    Args:
+        chat_template: whether the tokenizer's is used, where it has one.
+    """
+    prompts = build_prompts(questions, mode, tokenizer if chat_template else None)
     if max_new_tokens is None:
         return prompts
     return [replace(prompt, max_new_tokens=max_new_tokens) for prompt in prompts]

@@ -37,6 +37,7 @@ from ..jobs import BEGUN, Processes, is_unfinished, job_progress, open_folder
 from ..models.download import fetch_supervision, load_training_record
 from ..models.loading import load_routed
 from ..scoring.plain import Score, Scorer
+from ..scoring.references import REFERENCES, add_references
 from ..scoring.shared_prefix import SharingScorer, score_paths
 from ..supervision import Row, read_rows
 from ..tasks import QUESTIONS_CHANGED, Prompt, Question, digest_of, sources_of
@@ -60,6 +61,7 @@ def evaluate_adapter(
     dtype: str = "auto",
     device: str | None = None,
     max_new_tokens: int | None = None,
+    chat_template: bool = True,
     resume: bool = False,
     console: Console | None = None,
     log: TextIO | None = None,
@@ -77,6 +79,7 @@ def evaluate_adapter(
         supervision: a supervision set of the same base, on whose questions baselines are chosen; None compares with
             none.
         effort: how much is spent on choosing them.
+        max_new_tokens, chat_template: see `search_paths`.
         sweep: also run every control over its range; with this or baselines, `output` gets `tradeoff.png` as well.
         resume: go on with what an interrupted evaluation left in `output`.
         log: progress goes here as JSON lines, in place of a bar.
@@ -107,7 +110,7 @@ def evaluate_adapter(
         set_layer_budget(model, layer_budget)
     config: Any = model.peft_config["default"]
     budget = config.layer_budget
-    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens)
+    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens, chat_template)
     settings = {
         **_settings(adapter, base, model),
         "tasks": sorted({question.task for question in questions}),
@@ -134,6 +137,9 @@ def evaluate_adapter(
             finished_as=REPORT,
             refusals={"questions_digest": QUESTIONS_CHANGED},
         ) as locks:
+            prompts = add_references(
+                scorer, prompts, folder=folder, locks=locks, processes=processes, console=console, log=log
+            )
             in_base, routed = score_both(
                 scorer, prompts, folder, locks, processes, layer_budget=budget, console=console, log=log
             )
@@ -166,6 +172,7 @@ def evaluate_adapter(
                     write_json_atomic(folder / REPORT, {**settings, "trained_on": warning, **report.to_json()})
                 (folder / BEGUN).unlink()
                 shutil.rmtree(folder / SCORES)
+                shutil.rmtree(folder / REFERENCES, ignore_errors=True)
     if output is not None and processes.is_main:
         _show_on_card(adapter, folder)
     return report

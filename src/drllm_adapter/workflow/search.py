@@ -1,7 +1,9 @@
 """Questions and a base in, a supervision set out."""
 
 import os
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -11,6 +13,7 @@ from ..adapter.base_identity import fingerprint, revision
 from ..hub import write_card
 from ..jobs import Processes
 from ..models.loading import load_base, route_base
+from ..scoring.references import REFERENCES, add_references
 from ..scoring.shared_prefix import GIGABYTE, SharingScorer
 from ..search import SearchConfig, SearchEstimate, SearchSummary, estimate_search, run_search
 from ..supervision import Labels
@@ -33,6 +36,7 @@ def search_paths(
     dtype: str = "auto",
     device: str | None = None,
     max_new_tokens: int | None = None,
+    chat_template: bool = True,
     console: Console | None = None,
     log: TextIO | None = None,
 ) -> SearchSummary:
@@ -42,9 +46,12 @@ def search_paths(
 
     Args:
         base: folder or Hub name of the frozen model.
-        mode: "letter", "cloze", "contrast" or "free", what counts as an answer.
+        mode: "letter", "cloze", "contrast" or "free", what counts as an answer; or "self", the base model's own
+            continuation is what paths are compared with.
         bundle: questions searched side by side.
         memory: gigabytes of hidden states that are kept for the next paths of a bundle.
+        max_new_tokens: of generated answers and continuations; None is the mode's own length.
+        chat_template: whether the tokenizer's words the prompts, where it has one.
         resume: go on with what an interrupted run left in `output`.
         log: progress goes here as JSON lines, in place of a bar.
 
@@ -58,7 +65,7 @@ def search_paths(
     model, tokenizer = load_once(
         lambda dtype: load_base(base, dtype=dtype, device=device or processes.device), dtype, device, processes
     )
-    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens)
+    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens, chat_template)
     scorer = _scorer(model, tokenizer, memory, bundle, console)
     for prompt in prompts:
         scorer.plain.encode(prompt)  # what does not fit the model is refused before anything is written
@@ -75,11 +82,15 @@ def search_paths(
         base_revision=revision(model),
         base_fingerprint=fingerprint(model),
         dtype=dtype_name(model),
+        complete=lambda prompts, folder, locks: add_references(
+            scorer.plain, prompts, folder=folder, locks=locks, processes=processes, console=console, log=log
+        ),
         processes=processes,
         console=console,
         log=log,
     )
     if processes.is_main:
+        shutil.rmtree(Path(output) / REFERENCES, ignore_errors=True)
         write_card(output)
     return summary
 
@@ -95,12 +106,14 @@ def estimate_paths(
     dtype: str = "auto",
     device: str | None = None,
     max_new_tokens: int | None = None,
+    chat_template: bool = True,
     console: Console | None = None,
 ) -> SearchEstimate:
     """What `search_paths` with the same arguments will cost on this device; a few questions are searched for it."""
     model, tokenizer = load_base(base, dtype=dtype, device=device)
-    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens)
     scorer = _scorer(model, tokenizer, memory, bundle, console)
+    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens, chat_template)
+    prompts = add_references(scorer.plain, prompts, console=console)
     hidden = console is None or not console.is_terminal
     with Progress(console=console, transient=True, disable=hidden) as progress:
         bar = progress.add_task("trying", total=1.0)

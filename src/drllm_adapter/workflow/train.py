@@ -26,7 +26,7 @@ from ..hub import write_card
 from ..jobs import BEGUN, Processes, is_unfinished, open_folder
 from ..models.download import ADAPTER, TRAINING_REPORT, fetch_supervision, find_base, split_revision
 from ..models.loading import load_base
-from ..supervision import Labels, Row, choose_labels, read_rows, read_search_info
+from ..supervision import LABEL_RULES, Labels, Row, choose_labels, read_rows, read_search_info
 from ..supervision.effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
 from ..training import (
     EffectRegression,
@@ -110,7 +110,7 @@ def train_adapter(
     # What routers read along: the paths to imitate, or for effects the best static path at this price.
     paths = np.array(decisions, dtype=np.int8)
     forced, average = paths.copy(), None
-    if labels is not None and labels.rule == "effects":
+    if labels is not None and LABEL_RULES[labels.rule].regresses:
         average = regress_effects(row.paths for row in rows)
         forced[:] = static_at(average, MARGIN_OF_PROBABILITY * labels.price)
     ids = question_names(rows)

@@ -21,7 +21,8 @@ from ...decisions import Decisions, execute_all, passes, to_path
 from ...errors import DrLLMError
 from ...search.bundle import Work
 from ...tasks import Prompt
-from ..plain import PlainSession, Score, Scorer
+from ..fidelity import Fidelity, fidelity
+from ..plain import PlainSession, Score, Scorer, check_references
 from .blocks import Blocks, Prepared
 from .packing import PackedRow, pack
 from .states import Node, States
@@ -121,6 +122,7 @@ class SharingScorer:
         Raises:
             DrLLMError: a prompt with its answer is longer than the model's positions.
         """
+        check_references(prompts)
         rows = []
         for prompt in prompts:
             encoded = self.plain.encode(prompt)
@@ -194,10 +196,16 @@ class SharingScorer:
 
 @dataclass
 class _Predicted:
-    """Log-likelihoods of a prompt's continuations along a path; of a free answer also its first greedy tokens."""
+    """Log-likelihoods of a prompt's continuations along a path.
+
+    Attributes:
+        greedy: the first greedy tokens of a free answer.
+        fidelity: the path against the base, over a reference.
+    """
 
     likelihoods: list[float]
     greedy: list[int] | None = None
+    fidelity: Fidelity | None = None
 
 
 class SharingSession:
@@ -208,6 +216,8 @@ class SharingSession:
         self._states = States(scorer.memory)
         self._scores: dict[Pair, Score] = {}
         self._batch_of: dict[int, tuple[Prepared, int]] = {}
+        # What the base predicts along a reference, `[tokens, vocabulary]`, for what other paths are compared with.
+        self._bases: dict[int, Tensor] = {}
         by_length = defaultdict(list)
         for place, row in enumerate(rows):
             by_length[-len(row.tokens) // _LENGTH_STEP * -_LENGTH_STEP, row.is_chain].append(place)
@@ -225,7 +235,9 @@ class SharingSession:
         )
         for pair, item in zip(new, predicted, strict=True):
             prompt = self.prompts[pair[0]]
-            self._scores[pair] = self.scorer.plain.judge(prompt, item.likelihoods, pair[1], texts.get(pair, ""))
+            self._scores[pair] = self.scorer.plain.judge(
+                prompt, item.likelihoods, pair[1], texts.get(pair, ""), item.fidelity
+            )
         return [self._scores[pair] for pair in pairs]
 
     def log_likelihoods(self, pairs: Sequence[Pair]) -> list[list[float]]:
@@ -234,6 +246,11 @@ class SharingSession:
 
     @torch.inference_mode()
     def _predict(self, pairs: Sequence[Pair]) -> list["_Predicted"]:
+        base = execute_all(self.scorer.num_blocks)
+        compared = {place for place, _ in pairs if self.prompts[place].mode == "self"} - self._bases.keys()
+        new = [(place, base) for place in sorted(compared)]
+        if new and new != list(pairs):
+            self._predict(new)
         model = self._blocks.model
         training = model.training
         model.eval()
@@ -375,9 +392,12 @@ class SharingSession:
             _Predicted([math.fsum(next(values) for _ in continuation) for continuation in row.targets]) for row in rows
         ]
         for place, start, item in zip(places, starts, found, strict=False):
+            along = predicted[start : start + len(self.rows[place].reads)]
             if self.prompts[place].mode == "free":
-                best = predicted[start : start + len(self.rows[place].reads)].argmax(dim=-1).tolist()
-                item.greedy = self._greedy(place, best)
+                item.greedy = self._greedy(place, along.argmax(dim=-1).tolist())
+            elif self.prompts[place].mode == "self":
+                # The base's own path is the first to be read, see `_predict`.
+                item.fidelity = fidelity(self._bases.setdefault(place, along.clone()), along)
         return found
 
     def _greedy(self, place: int, best: Sequence[int]) -> list[int]:
