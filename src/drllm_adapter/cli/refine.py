@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from ..supervision.rewards import REWARDS
 from .config import Config
 from .options import (
     PAPER,
     RUNNING,
     Base,
+    ChatTemplate,
     Data,
     Device,
     Dtype,
@@ -37,7 +39,7 @@ def refine(
         str, typer.Argument(help="Adapter to refine, or a base model to begin with; a folder or a name on the Hub.")
     ],
     output: Annotated[Path, typer.Option(help="Folder for the adapter, its report and its curves.")],
-    task: Task = "arc",
+    task: Task = None,
     data: Data = None,
     split: Split = None,
     mode: Mode = "letter",
@@ -45,12 +47,12 @@ def refine(
     skip: SkipFirst = 0,
     base: Base = None,
     reward: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="What a path is worth: probability (of the right answer), correct, or file.py:function of your own, "
-            "which is given the prompt and the generated text and returns a number."
+            help=f"What a path is worth. {REWARDS.help()}; or file.py:function of your own, which is given prompt and "
+            f"generated text (mode free). By default agreement in the mode self, else probability.",
         ),
-    ] = "probability",
+    ] = None,
     price: Annotated[float, typer.Option(min=0, help="Price of L block passes, in reward.")] = 0.4,
     max_steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 60,
     num_generations: Annotated[int, typer.Option(min=2, help="Paths sampled for each prompt of a step.")] = 8,
@@ -72,6 +74,7 @@ def refine(
         typer.Option(help="Blocks that get a router, such as 4,5,6 (base model).", rich_help_panel=PAPER),
     ] = None,
     max_new_tokens: MaxNewTokens = None,
+    chat_template: ChatTemplate = True,
     rows: Annotated[int, typer.Option(min=1, help="Most rows a block runs at once.", rich_help_panel=RUNNING)] = 64,
     seed: Seed = 0,
     resume: Resume = False,
@@ -115,6 +118,7 @@ def refine(
         adapter=DrLLMConfig(num_windows=num_windows, router_width=router_width, layers_to_transform=routed),
         base=base,
         max_new_tokens=max_new_tokens,
+        chat_template=chat_template,
         batch_size=rows,
         resume=resume,
         dtype=dtype,
@@ -123,4 +127,6 @@ def refine(
         log=log_stream(log),
     )
     if result is not None:
-        say(f"Saved in {output}. Next: drllm eval {output} --task {task} --mode {mode} --data QUESTIONS")
+        named = "" if task is None else f" --task {task}"
+        fresh = "--seed ANOTHER_SEED" if task == "khop" else "--data OTHERS"
+        say(f"Saved in {output}. Next: drllm eval {output}{named} --mode {mode} {fresh} --output {output}/evaluation")

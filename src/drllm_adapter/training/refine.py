@@ -25,10 +25,10 @@ from ..jobs import ALONE, JobProgress, Processes, Stop, job_progress, stop_on_si
 from ..scoring.shared_prefix import SharingScorer, SharingSession
 from ..scoring.shared_prefix.walk import walk
 from ..search.bundle import Work
+from ..supervision.rewards import Reward
 from ..tasks import Prompt
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from .policy import RouterPolicy, Visit, router_logits
-from .rewards import Reward
 from .routers import Weights
 from .trainer import CHECKPOINT_SECONDS, split_questions
 
@@ -151,7 +151,7 @@ def refine_routers(
         layers: the block of each router, ascending.
         scorer: of the frozen base model.
         ids: of the prompts, for the split and the lots.
-        reward: of a path, before its passes are paid for, see `rewards`.
+        reward: of a path, before its passes are paid for, see `supervision.rewards`.
         checkpoint: file that keeps an unfinished run; what it holds is gone on with. It is the caller's to remove.
 
     Raises:
@@ -217,7 +217,7 @@ class _Run:
         warmup = round(config.warmup_ratio * config.max_steps)
         schedule = get_cosine_schedule_with_warmup(optimizer, warmup, config.max_steps)
         self.state = TrainingState(self.weights, optimizer, schedule, torch.Generator().manual_seed(config.seed))
-        self.state.best_loss = math.inf
+        self.state.order = self.state.generator.get_state()
         self.checkpoint: str | os.PathLike[str] | None = None
 
     def keep_in(self, checkpoint: str | os.PathLike[str], seconds: float) -> None:

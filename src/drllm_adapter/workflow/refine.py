@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -20,10 +21,11 @@ from ..hub import write_card
 from ..jobs import BEGUN, Processes, is_unfinished, open_folder
 from ..models.download import ADAPTER, TRAINING_REPORT, is_adapter, load_training_record, split_revision
 from ..models.loading import load_base, load_routed
+from ..scoring.references import REFERENCES, add_references
 from ..scoring.shared_prefix import SharingScorer
+from ..supervision.rewards import find_reward
 from ..tasks import Question, sources_of
 from ..training import RefineConfig, Refined, load_weights_into, plot_refinement, read_weights, refine_routers
-from ..training.rewards import find_reward
 from ..training.trained_on import marks_of
 from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
 
@@ -34,11 +36,12 @@ def refine_adapter(
     output: str | os.PathLike[str],
     *,
     mode: str,
-    reward: str = "probability",
+    reward: str | None = None,
     config: RefineConfig | None = None,
     adapter: DrLLMConfig | None = None,
     base: str | None = None,
     max_new_tokens: int | None = None,
+    chat_template: bool = True,
     batch_size: int = 64,
     resume: bool = False,
     dtype: str = "auto",
@@ -53,9 +56,10 @@ def refine_adapter(
     Args:
         start: an adapter, whose routers are refined, or a base model, whose blocks all execute at first.
         mode: what counts as an answer, see `tasks.MODES`.
-        reward: see `training.rewards.find_reward`.
+        reward: see `supervision.rewards.find_reward`; None is agreement in the mode "self" and probability in others.
         adapter: windows, router width and routed blocks where `start` is a base model.
         base: of the adapter; None is the one that it names.
+        chat_template: whether the tokenizer's words the prompts, where it has one.
         batch_size: most rows that a block runs at once.
         resume: go on with what an interrupted run left in `output`.
         log: progress goes here as JSON lines, in place of a bar.
@@ -69,6 +73,7 @@ def refine_adapter(
     """
     check_claim(output, ADAPTER, resume=resume, unfinished=is_unfinished(output, BEGUN, TRAINING_REPORT))
     config = config or RefineConfig()
+    reward = reward or ("agreement" if mode == "self" else "probability")
     value = find_reward(reward)
     processes = Processes.current()
     folder = Path(output)
@@ -88,7 +93,7 @@ def refine_adapter(
     model, tokenizer = load_once(load, dtype, device, processes)
     settings: DrLLMConfig = model.peft_config["default"]
     weights, layers = read_weights(model)
-    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens)
+    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens, chat_template)
     scorer = SharingScorer(model, tokenizer, batch_size=batch_size, notice=teller(console))
     for prompt in prompts:
         scorer.plain.encode(prompt)  # what does not fit the model is refused before anything is written
@@ -100,8 +105,13 @@ def refine_adapter(
         "refinement": asdict(config),
         "dtype": dtype_name(model),
     }
-    with open_folder(folder, ADAPTER, BEGUN, begun, resume=resume, processes=processes, finished_as=TRAINING_REPORT):
+    with open_folder(
+        folder, ADAPTER, BEGUN, begun, resume=resume, processes=processes, finished_as=TRAINING_REPORT
+    ) as locks:
         checkpoint = folder / "checkpoint.safetensors"
+        prompts = add_references(
+            scorer.plain, prompts, folder=folder, locks=locks, processes=processes, console=console, log=log
+        )
         result = refine_routers(
             weights,
             layers,
@@ -149,4 +159,5 @@ def refine_adapter(
         # The report was written last: from here on the refinement is finished.
         for unfinished in (folder / BEGUN, checkpoint):
             unfinished.unlink(missing_ok=True)
+        shutil.rmtree(folder / REFERENCES, ignore_errors=True)
     return result
