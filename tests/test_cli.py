@@ -31,6 +31,7 @@ Run = Callable[..., str]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command and give what it printed."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which --threads changes
 
     def call(*arguments: Any) -> str:
         monkeypatch.setattr(sys, "argv", ["drllm", *map(str, arguments)])
@@ -108,6 +109,16 @@ def test_the_same_seed_gives_the_same_rows_and_weights(made: Path, tmp_path: Pat
     first, second = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (made, tmp_path))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_number_of_threads_does_not_change_the_rows(tmp_path: Path, run: Run) -> None:
+    found = []
+    for threads in (1, 3):
+        run("search", BASE, "--task", "khop", "--mode", "cloze", "--limit", 12, "--simulations", 10, "--output",
+            tmp_path / str(threads), "--threads", threads)  # fmt: skip
+        assert torch.get_num_threads() == threads
+        found.append((tmp_path / str(threads) / "data" / "train-00000-of-00001.parquet").read_bytes())
+    assert found[0] == found[1]
 
 
 def test_eval_agrees_with_a_plain_count(made: Path, tmp_path: Path, run: Run) -> None:

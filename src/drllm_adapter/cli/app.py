@@ -15,12 +15,14 @@ from .bench import bench
 from .card import card
 from .demo import demo
 from .evaluate import evaluate
+from .export import export
 from .generate import generate
 from .info import info
 from .lm_eval import lm_eval
 from .options import is_main_process
 from .probe import probe
 from .push import push
+from .refine import refine
 from .search import search
 from .train import train
 
@@ -38,8 +40,10 @@ app = typer.Typer(
 app.command()(probe)
 app.command()(search)
 app.command()(train)
+app.command()(refine)
 app.command("eval")(evaluate)
 app.command()(generate)
+app.command()(export)
 app.command()(info)
 app.command()(push)
 app.command()(card)
@@ -77,7 +81,7 @@ def main() -> None:
         os.environ[_DEBUG] = "1"
         arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        sys.exit(app(arguments, standalone_mode=False))
+        sys.exit(app(arguments, standalone_mode=False) or 0)
     except OtherProcessError:
         sys.exit(2)
     except DrLLMError as error:

@@ -88,9 +88,6 @@ def evaluate(
     from ..files import EVALUATION, REPORT, check_claim
     from ..jobs import BEGUN, is_unfinished
 
-    if output is not None:
-        check_claim(output, EVALUATION, resume=resume, unfinished=is_unfinished(output, BEGUN, REPORT))
-    check_adapter(adapter, base)
     if lm_eval is not None:
         if data is not None:
             raise DrLLMError("questions come from --data or from --lm-eval, but both were given; drop one of them.")
@@ -102,6 +99,17 @@ def evaluate(
                     f"out, or evaluate --data."
                 )
         need_extra("lm_eval", "lm-eval", "an evaluation with lm-evaluation-harness")
+    elif include_path is not None:
+        raise DrLLMError("--include-path goes with --lm-eval, but that was not given; name the tasks with --lm-eval.")
+    if baselines != (supervision is not None):
+        raise DrLLMError(
+            "baselines are chosen on the questions of a supervision set, so --baselines and --supervision go together, "
+            "but only one was given; give both or none."
+        )
+    if output is not None:
+        check_claim(output, EVALUATION, resume=resume, unfinished=is_unfinished(output, BEGUN, REPORT))
+    check_adapter(adapter, base)
+    if lm_eval is not None:
         from ..workflow import evaluate_with_lm_eval
 
         harness = evaluate_with_lm_eval(
@@ -122,13 +130,6 @@ def evaluate(
         if output is not None:
             say(f"Saved in {output}: report.json.")
         return
-    if include_path is not None:
-        raise DrLLMError("--include-path goes with --lm-eval, but that was not given; name the tasks with --lm-eval.")
-    if baselines != (supervision is not None):
-        raise DrLLMError(
-            "baselines are chosen on the questions of a supervision set, so --baselines and --supervision go together, "
-            "but only one was given; give both or none."
-        )
     asked = questions(task, data, split, limit, skip, seed, mode=mode)
     from ..evaluation import sweep_table
     from ..workflow import evaluate_adapter

@@ -69,6 +69,7 @@ class BaselineTable:
     Attributes:
         routed: the router.
         rows: one `contenders.comparison` a baseline.
+        static: each path that is the same for all questions, on its own: name, decisions, metric with its interval.
         oracles: the oracle of the search and that of chance, on training questions, see `oracles`; empty where
             agreement with the base is measured, which the base's own path has in full.
         metric: what it is called, "accuracy" or "agreement".
@@ -76,6 +77,7 @@ class BaselineTable:
 
     routed: Contender
     rows: list[dict[str, Any]]
+    static: list[dict[str, Any]]
     oracles: dict[str, Any]
     metric: str = "accuracy"
 
@@ -87,6 +89,7 @@ class BaselineTable:
             "questions": len(self.routed.each),
             "routed": own,
             "baselines": self.rows,
+            "static": self.static,
             "oracles": self.oracles,
         }
 
@@ -196,6 +199,10 @@ def compare_with_baselines(
     }
     tested.prepare([execute_all(blocks), *(path_of(number) for _, path_of in static.values() for number in numbers)])
     base = tested.contender("base", execute_all(blocks), "every block once")
+    listed = {"base": execute_all(blocks)} | {
+        f"{name}, {number} passes": path_of(number) for name, (_, path_of) in static.items() for number in numbers
+    }
+    alone = [_static(tested.contender(name, path), path) for name, path in listed.items()]
     table = [base, _random(tested, numbers, base, own.passes, effort.seed)]
     for name, (what, path_of) in static.items():
         points = [base, *(tested.contender(name, path_of(number), what) for number in numbers)]
@@ -214,7 +221,12 @@ def compare_with_baselines(
         along = None if measured == "accuracy" else (training, train_groups[: len(judged)], tuple(greedy.values()))
         table.append(_grouped(name, what, groups, supervision, effects, along, tested, ungrouped, own.passes))
     luck = oracles(supervision, score, effort) if measured == "accuracy" else {}
-    return BaselineTable(own, [comparison(own, item) for item in table], luck, measured)
+    return BaselineTable(own, [comparison(own, item) for item in table], alone, luck, measured)
+
+
+def _static(contender: Contender, path: Decisions) -> dict[str, Any]:
+    row = comparison(contender, contender)
+    return {"decisions": list(path), **{name: row[name] for name in ("name", "value", "interval", "passes")}}
 
 
 # Paths that leave out blocks

@@ -14,9 +14,11 @@ from ..errors import DrLLMError, first_sentence
 from ..files import MARKER, REPORT, write_text_atomic
 from ..models.download import is_hub_name
 from ..models.loading import load_adapter_config
+from ..models.unroll import UNROLLED
 from ..supervision.rows import INFO
 from . import sections
 from .adapter_card import MEASURED_BY, adapter_card
+from .checkpoint_card import checkpoint_card
 from .reports import FIGURE, read_evaluation
 from .supervision_card import supervision_card
 from .wording import TAGS
@@ -70,10 +72,15 @@ def write_card(
         new, kind = adapter_card(folder, load_adapter_config(str(folder)), name), ModelCard
     elif (folder / INFO).is_file():
         new, kind = supervision_card(folder, name), DatasetCard
+    elif (folder / UNROLLED).is_file():
+        new, kind = checkpoint_card(folder, name), ModelCard
     else:
-        found = f"has neither {CONFIG_NAME} nor {INFO}" if folder.is_dir() else "is no folder that exists"
+        found = (
+            f"has neither {CONFIG_NAME} nor {INFO} nor {UNROLLED}" if folder.is_dir() else "is no folder that exists"
+        )
         raise DrLLMError(
-            f"{folder} must hold an adapter or a supervision set to have a card, but it {found}; correct the name."
+            f"{folder} must hold an adapter, a supervision set or a checkpoint of drllm export to have a card, "
+            f"but it {found}; correct the name."
         )
     renewed = _renewed(kind, old, new, path)
     if old is None and path.is_file():

@@ -19,7 +19,7 @@ from ..adapter.integrity import check_adapter_folder
 from ..demo import is_demo
 from ..errors import DrLLMError
 from ..files import MARKER, REPORT, folder_kind, writing
-from ..models.download import ADAPTER, ADAPTER_FILES, HubName, is_hub_name, split_revision
+from ..models.download import ADAPTER, ADAPTER_FILES, CHECKPOINT, HubName, is_hub_name, split_revision
 from ..models.hub_errors import explained
 from ..search.runner import SUMMARY
 from ..supervision.rows import DATA, INFO, read_rows
@@ -37,6 +37,7 @@ _FILES = {
         f"*/{MARKER}",
         "*/*.png",
     ),
+    CHECKPOINT: ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"),
     SUPERVISION: (f"{DATA.parent}/*.parquet", INFO, SUMMARY, MARKER, "*.png"),
 }
 _LARGE = (".safetensors", ".parquet")
@@ -47,6 +48,7 @@ class Push:
     """What a push uploads, and where to.
 
     Attributes:
+        contents: "adapter", "checkpoint" or "supervision set".
         kind: "model" or "dataset".
         repo: `owner/name`.
         revision: branch; None is the main one.
@@ -56,6 +58,7 @@ class Push:
         new: "repository" or "branch" where there is none of that name yet.
     """
 
+    contents: str
     kind: str
     repo: str
     revision: str | None
@@ -138,7 +141,7 @@ def prepare_push(
         raise DrLLMError(f"a push goes to one branch, but {place.revision!r} and {revision!r} were given; drop one.")
     revision = place.revision or revision
     contents = _contents(folder)
-    kind = "model" if contents == ADAPTER else "dataset"
+    kind = "dataset" if contents == SUPERVISION else "model"
     with explained(repo, "looked at"):
         head, new, card = _on_hub(place.repo, kind, revision)
     try:
@@ -160,7 +163,7 @@ def prepare_push(
                         shutil.copyfile(path, target)
             named = share_base(copy, base)
             write_card(copy, repo_id=place.repo, base=base and split_revision(base)[0], on_hub=on_hub)
-        yield Push(kind, place.repo, revision, copy, named, head, new)
+        yield Push(contents, kind, place.repo, revision, copy, named, head, new)
 
 
 def push(
@@ -184,7 +187,7 @@ def push(
         raise DrLLMError(
             f"a pull request goes to the main branch, but the branch {plan.revision!r} was given; drop one of them."
         )
-    what = "Routers" if plan.kind == "model" else "Supervision set"
+    what = {ADAPTER: "Routers", CHECKPOINT: "A static path", SUPERVISION: "Supervision set"}[plan.contents]
     made = None
     files = [CommitOperationAdd(name, plan.folder / name) for name in plan.sizes]
     try:
@@ -224,10 +227,12 @@ def _contents(folder: Path) -> str:
     if marked == SUPERVISION:
         read_rows(folder)
         return SUPERVISION
+    if marked == CHECKPOINT:
+        return CHECKPOINT
     found = f"holds: {marked}" if marked else ("holds neither" if folder.is_dir() else "does not exist")
     raise DrLLMError(
-        f"{folder} must be an adapter or a supervision set to be pushed, but it {found}; name a folder that drllm "
-        f"train, drllm search or save_pretrained wrote."
+        f"{folder} must be an adapter, a supervision set or an exported checkpoint to be pushed, but it {found}; "
+        f"name a folder that drllm train, drllm search, drllm export or save_pretrained wrote."
     )
 
 

@@ -70,3 +70,4 @@ def _template(name: str) -> str:
 # Read when this module is loaded: where they are missing, no long work begins that would end in a card.
 ADAPTER_TEMPLATE = _template("adapter.md")
 SUPERVISION_TEMPLATE = _template("supervision.md")
+CHECKPOINT_TEMPLATE = _template("checkpoint.md")

@@ -54,6 +54,36 @@ def generate_text(
     Raises:
         DrLLMError: a chat template is asked for and there is none; the prompt leaves no room in the model's positions.
     """
+    inputs = prompt_inputs(model, tokenizer, prompt, chat=chat, max_new_tokens=max_new_tokens)
+    length = inputs["input_ids"].shape[1]
+    if depth_control is not None:
+        set_depth_control(model, depth_control)
+    if layer_budget is not None:
+        set_layer_budget(model, layer_budget)
+    sampling: dict[str, Any] = {"do_sample": temperature > 0}
+    if temperature > 0:
+        sampling["temperature"] = temperature
+        torch.manual_seed(seed)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    output = model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=padding,
+        **sampling,
+    )
+    answer = output[0, length:]
+    return Generated(
+        prompt=prompt,
+        text=tokenizer.decode(answer, skip_special_tokens=True),
+        decisions=tuple(last_decisions(model)[0].tolist()),
+        tokens=len(answer),
+    )
+
+
+def prompt_inputs(
+    model: Any, tokenizer: Any, prompt: str, *, chat: bool | None = None, max_new_tokens: int = 0
+) -> dict[str, torch.Tensor]:
+    """A prompt as the model takes it, `[1, tokens]`; see `generate_text`."""
     templated = None if chat is False else chat_text(prompt, tokenizer)
     if chat and templated is None:
         raise DrLLMError("a chat needs a tokenizer with a chat template, but this one has none; leave out --chat.")
@@ -68,26 +98,4 @@ def generate_text(
             f"the prompt must have at least one token and, with {max_new_tokens} tokens to generate, fit the model's "
             f"{limit} positions, but it has {length}; shorten it or lower --max-new-tokens."
         )
-    if depth_control is not None:
-        set_depth_control(model, depth_control)
-    if layer_budget is not None:
-        set_layer_budget(model, layer_budget)
-    sampling: dict[str, Any] = {"do_sample": temperature > 0}
-    if temperature > 0:
-        sampling["temperature"] = temperature
-        torch.manual_seed(seed)
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    output = model.generate(
-        input_ids=inputs["input_ids"].to(model.device),
-        attention_mask=inputs["attention_mask"].to(model.device),
-        max_new_tokens=max_new_tokens,
-        pad_token_id=padding,
-        **sampling,
-    )
-    answer = output[0, length:]
-    return Generated(
-        prompt=prompt,
-        text=tokenizer.decode(answer, skip_special_tokens=True),
-        decisions=tuple(last_decisions(model)[0].tolist()),
-        tokens=len(answer),
-    )
+    return {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
