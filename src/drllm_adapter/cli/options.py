@@ -129,6 +129,20 @@ Base = Annotated[
 ]
 
 
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=100,
+        help="Most that the routers may lose against the base on questions held out, in points of the metric (upper "
+        "end of the 95 % interval); where no setting but the base itself keeps it, every block executes.",
+    ),
+]
+MeanPasses = Annotated[
+    float | None, typer.Option(min=0, help="Most mean block passes on the questions held out; --max-loss goes first.")
+]
+
+
 class LogFormat(str, Enum):
     """How progress is told."""
 

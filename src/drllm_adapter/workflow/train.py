@@ -21,6 +21,7 @@ from ..adapter.base_identity import fingerprint
 from ..adapter.config import DrLLMConfig
 from ..decisions import Decisions
 from ..errors import DrLLMError
+from ..evaluation import HeldOut, check_limits
 from ..files import check_claim, write_json_atomic
 from ..hub import write_card
 from ..jobs import BEGUN, Processes, is_unfinished, open_folder
@@ -36,10 +37,12 @@ from ..training import (
     collect_features,
     load_weights_into,
     plot_curves,
+    split_questions,
     train_routers,
 )
 from ..training.trained_on import marks_of
 from .begin import begun_dtype, dtype_name, full_name, load_once
+from .held_out import check_held_out
 
 
 def train_adapter(
@@ -52,6 +55,8 @@ def train_adapter(
     config: TrainingConfig | None = None,
     adapter: DrLLMConfig | None = None,
     features: str | os.PathLike[str] | None = None,
+    max_loss: float | None = None,
+    mean_passes: float | None = None,
     resume: bool = False,
     dtype: str = "auto",
     device: str | None = None,
@@ -71,6 +76,8 @@ def train_adapter(
         adapter: windows, router width and routed blocks; None is the paper's.
         features: folder that keeps what the routers read for the next training on the same labels; None keeps it in
             `output` until the training is finished.
+        max_loss, mean_passes: limits that the depth control is set by on the questions held out, see
+            `evaluation.hold_to_limits`; what is lost there is measured in any case, but for free answers.
         resume: go on with what an interrupted training left in `output`.
         log: progress goes here as JSON lines, in place of a bar.
 
@@ -80,6 +87,7 @@ def train_adapter(
         Interrupted: on SIGINT or SIGTERM, with everything saved.
     """
     check_claim(output, ADAPTER, resume=resume, unfinished=is_unfinished(output, BEGUN, TRAINING_REPORT))
+    check_limits(max_loss, mean_passes)
     config = config or TrainingConfig()
     adapter = adapter or DrLLMConfig()
     source = fetch_supervision(supervision)
@@ -90,6 +98,11 @@ def train_adapter(
         found_price = Labels().price if info["price"] is None else info["price"]
         labels = Labels(rule or info["rule"] or Labels().rule, found_price if price is None else price)
     rows, decisions, weights = _examples(read_rows(source), labels, supervision)
+    if (max_loss, mean_passes) != (None, None) and any(row.mode == "free" for row in rows):
+        raise DrLLMError(
+            f"limits are kept on held-out questions whose answers need no generating, but {supervision} has free "
+            f"answers; search with --mode contrast or --mode self, or leave --max-loss and --mean-passes out."
+        )
     name = base or find_base(supervision, info["base_model"])
     processes = Processes.current()
     folder = Path(output)
@@ -168,7 +181,16 @@ def train_adapter(
             console=console,
             log=log,
         )
-        _write_adapter(folder, routed, adapter, config, rows, info, labels, result)
+        load_weights_into(routed, result.weights, result.layers)
+        _, validation = split_questions(ids, config.validation_share, config.seed)
+        held_rows = {ids[place]: rows[place] for place in validation}.values()
+        held = None
+        if all(row.mode != "free" for row in held_rows):
+            prompts = [row.to_prompt() for row in held_rows]
+            held = check_held_out(
+                routed, tokenizer, prompts, max_loss=max_loss, mean_passes=mean_passes, console=console, log=log
+            )
+        _write_adapter(folder, routed, adapter, config, rows, info, labels, result, held)
         # The report was written last: from here on the training is finished.
         for unfinished in (folder / BEGUN, checkpoint):
             unfinished.unlink(missing_ok=True)
@@ -187,6 +209,7 @@ def _write_adapter(
     info: dict[str, Any],
     labels: Labels | None,
     result: TrainingResult,
+    held: HeldOut | None,
 ) -> None:
     """The trained adapter, its card, curves and report."""
     facts = {
@@ -207,8 +230,8 @@ def _write_adapter(
         "training": asdict(config),
         "metrics": result.metrics,
         "best_epoch": result.best_epoch,
+        "held_out": None if held is None else held.to_json(),
     }
-    load_weights_into(routed, result.weights, result.layers)
     routed.save_pretrained(str(folder))
     plot_curves(result, folder / "curves.png")
     facts["adapter_checksum"] = adapter.checksum
