@@ -117,9 +117,7 @@ def evaluate_adapter(
         "sources": sources_of(questions),
         "mode": mode,
     }
-    warning = trained_on(
-        load_training_record(adapter), [prompt.text for prompt in prompts], prompts[0].mode, settings["sources"]
-    )
+    warning = trained_on(load_training_record(adapter), [prompt.text for prompt in prompts], mode, settings["sources"])
     if warning is not None and processes.is_main:
         teller(console)(f"Warning: {warning}")
     begun = {**settings, "questions_digest": digest_of(questions, prompts), "batch_size": batch_size}

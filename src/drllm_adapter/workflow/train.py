@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -195,7 +195,8 @@ def _write_adapter(
         "supervision": {
             "questions": len(set(question_names(rows))),
             "tasks": sorted({row.task for row in rows}),
-            "mode": rows[0].mode,
+            "mode": info.get("mode") or rows[0].mode,
+            "wording": _wording(row.prompt if not row.templated else None for row in rows),
             "sources": info.get("sources", []),
             "marks": marks_of(row.prompt for row in rows),
             "labels": {"rule": info["rule"], "price": info["price"]} if labels is None else asdict(labels),
@@ -214,6 +215,14 @@ def _write_adapter(
     facts["adapter_checksum"] = adapter.checksum
     write_json_atomic(folder / TRAINING_REPORT, {**facts, "history": result.history, "lines": result.lines})
     write_card(folder)
+
+
+def _wording(prompts: Iterable[str | None]) -> str:
+    """How what the routers read was worded, for commands that word other prompts: None is by a chat template."""
+    kinds = {
+        "chat" if prompt is None else "question" if prompt.startswith("Question: ") else "plain" for prompt in prompts
+    }
+    return kinds.pop() if len(kinds) == 1 else "plain"
 
 
 def question_names(rows: Sequence[Row]) -> list[str]:
