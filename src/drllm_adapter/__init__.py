@@ -11,6 +11,7 @@ import wrapt
 if TYPE_CHECKING:
     from .adapter.config import DrLLMConfig
     from .adapter.model import DrLLMModel
+    from .adapter.speculation import Speculation, last_speculation, speculate
     from .adapter.steering import force_decisions, last_decisions, set_depth_control, set_layer_budget
     from .errors import DrLLMError
 
@@ -20,20 +21,26 @@ __all__ = [
     "DrLLMConfig",
     "DrLLMError",
     "DrLLMModel",
+    "Speculation",
     "force_decisions",
     "last_decisions",
+    "last_speculation",
     "set_depth_control",
     "set_layer_budget",
+    "speculate",
 ]
 
 _HOMES = {
     "DrLLMConfig": "adapter.config",
     "DrLLMError": "errors",
     "DrLLMModel": "adapter.model",
+    "Speculation": "adapter.speculation",
     "force_decisions": "adapter.steering",
     "last_decisions": "adapter.steering",
+    "last_speculation": "adapter.speculation",
     "set_depth_control": "adapter.steering",
     "set_layer_budget": "adapter.steering",
+    "speculate": "adapter.speculation",
 }
 
 

@@ -19,6 +19,7 @@ from .rows import RowDecisions
 
 if TYPE_CHECKING:
     from .layer import RoutedLayer
+    from .speculation import Speculation
 
 MIXED = "these rows take different paths; run them one at a time or force one path"
 
@@ -61,6 +62,9 @@ class Route:
         # Those for all rows, or a list of those of each row; no tensor, so that they can be compiled in.
         self.forced: tuple[int, ...] | list[list[int]] | None = None
         self.observer: RouterInputs | None = None
+        # False while decisions are taken for drafting and every block executes; and what came of that.
+        self.acts = True
+        self.speculation: Speculation | None = None
         self.at_prompt = False
         # The router adapter in charge of the current forward call; None runs the base model.
         self.active_adapter: str | None = None
@@ -209,7 +213,7 @@ class Route:
         for row, times in enumerate(decisions):
             self._passes[row] += times
         self._decisions[layer.index] = RowDecisions(decisions)
-        return self.decided(layer.index)
+        return self.decided(layer.index) if self.acts else RowDecisions((EXECUTE,) * len(decisions))
 
     def decided(self, block: int) -> RowDecisions:
         """The decisions taken for `block` when its prompt was processed."""
