@@ -137,7 +137,7 @@ def evaluate(
         return
     task, mode = as_trained(adapter, task, mode)
     asked = questions(task, data, split or "test", limit, skip, seed, mode=mode)
-    from ..evaluation import sweep_table
+    from ..evaluation import sweep_table, verdict
     from ..workflow import evaluate_adapter
 
     report = evaluate_adapter(
@@ -164,6 +164,7 @@ def evaluate(
         console.print(report.baselines.table())
     if report.sweep is not None:
         console.print(sweep_table(report.sweep))
+    say(f"Verdict: {verdict(report)}")
     if output is not None:
         figures = "layers.png, tradeoff.png" if baselines or sweep else "layers.png"
         say(f"Saved in {output}: report.json, {figures}.")

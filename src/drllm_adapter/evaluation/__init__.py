@@ -6,6 +6,7 @@ from .contenders import Contender, paired_bootstrap
 from .figures import plot_layers, plot_tradeoff
 from .scores import SCORES, batches_of, score_both
 from .sweep import SweepPoint, sweep_controls, sweep_table
+from .verdict import verdict
 
 __all__ = [
     "SCORES",
@@ -26,4 +27,5 @@ __all__ = [
     "score_both",
     "sweep_controls",
     "sweep_table",
+    "verdict",
 ]

@@ -28,6 +28,7 @@ from ..evaluation import (
     plot_tradeoff,
     score_both,
     sweep_controls,
+    verdict,
 )
 from ..evaluation.lm_eval import HarnessReport, evaluate_with_harness
 from ..files import EVALUATION, REPORT, check_claim, claim_folder, write_json_atomic
@@ -167,7 +168,10 @@ def evaluate_adapter(
                     plot_layers(report, folder / FIGURE)
                     if report.baselines is not None or report.sweep is not None:
                         plot_tradeoff(report, folder / "tradeoff.png")
-                    write_json_atomic(folder / REPORT, {**settings, "trained_on": warning, **report.to_json()})
+                    write_json_atomic(
+                        folder / REPORT,
+                        {**settings, "trained_on": warning, "verdict": verdict(report), **report.to_json()},
+                    )
                 (folder / BEGUN).unlink()
                 shutil.rmtree(folder / SCORES)
                 shutil.rmtree(folder / REFERENCES, ignore_errors=True)
