@@ -584,8 +584,8 @@ def test_baselines_and_sweep_in_one_command(made: Path, tmp_path: Path, run: Run
     rows = {row["name"]: row for row in report["baselines"]["baselines"]}
     assert {"base", "random", "static, greedy", "early exit", "task router", "length router"} <= set(rows)
     assert all(name in out for name in rows)
-    assert report["baselines"]["routed"]["accuracy"] == report["routed"]["value"]
-    assert rows["base"]["accuracy"] == report["base"]["value"]
+    assert report["baselines"]["routed"]["value"] == report["routed"]["value"]
+    assert rows["base"]["value"] == report["base"]["value"]
     controls = {point["control"] for point in report["sweep"]}
     assert controls == {"as trained", "depth control", "layer budget", "price"}
     assert (tmp_path / "ev" / "tradeoff.png").stat().st_size > 10_000
@@ -624,7 +624,7 @@ def test_a_budget_is_the_routers_and_not_the_baselines(made: Path, tmp_path: Pat
     assert max(map(int, report["passes"])) == 5
     rows = {row["name"]: row for row in report["baselines"]["baselines"]}
     assert rows["base"]["passes"] == 8
-    assert rows["base"]["accuracy"] == report["base"]["value"]
+    assert rows["base"]["value"] == report["base"]["value"]
     assert report["baselines"]["routed"]["passes"] == pytest.approx(report["mean_passes"])
 
 

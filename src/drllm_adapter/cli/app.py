@@ -23,6 +23,7 @@ from .lm_eval import lm_eval
 from .options import is_main_process
 from .probe import probe
 from .push import push
+from .refine import refine
 from .search import search
 from .train import train
 
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command()(probe)
 app.command()(search)
 app.command()(train)
+app.command()(refine)
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(export)

@@ -108,6 +108,36 @@ def search(
 
 
 @bench.command()
+def refine(
+    base: Model = None,
+    shape: Shape = None,
+    output: Output = Path("bench_refine.json"),
+    task: Task = "khop",
+    data: Data = None,
+    mode: Mode = "cloze",
+    limit: Annotated[int, typer.Option(min=1, help="Prompts of the step.")] = 32,
+    num_generations: Annotated[int, typer.Option(min=2, help="Paths sampled for each.")] = 8,
+    repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 5,
+    threads: Threads = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """A step of refinement - sampling paths and scoring them - against each path through the model's own forward.
+
+    Example: drllm bench refine HuggingFaceTB/SmolLM2-135M-Instruct --task jsonl --mode self --data prompts.jsonl
+    """
+    asked = questions(task, data, None, limit, 0, 0, mode=mode)
+    from ..bench.models import model_to_measure
+    from ..bench.refine import bench_refine
+    from ..tasks import build_prompts
+
+    model, tokenizer = model_to_measure(base, shape, dtype=dtype, device=device)
+    prompts = build_prompts(asked, mode, tokenizer)
+    result = bench_refine(model, tokenizer, prompts, generations=num_generations, repetitions=repetitions)
+    _finish([result], output, model, shape or base or "demo", repetitions=repetitions)
+
+
+@bench.command()
 def train(
     base: Model = None,
     shape: Shape = None,

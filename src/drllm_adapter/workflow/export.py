@@ -216,12 +216,15 @@ def _of_evaluation(report: dict[str, Any]) -> Chosen:
     others = [row for row in static if row["decisions"] != base["decisions"]]
     if not others:
         return Chosen(tuple(base["decisions"]), "")
-    best = max(others, key=lambda row: (row["accuracy"], -row["passes"]))
+    best = max(others, key=lambda row: (row["value"], -row["passes"]))
     measured = {
         "questions": report["baselines"]["questions"],
         "sources": report["sources"],
         "settings": f"{report['mode']}, {report['dtype']}",
         "how": f"The path is the most accurate of {len(others)} on these questions, which flatters it a little.",
-        "rows": [{name: row[name] for name in ("name", "accuracy", "interval", "passes")} for row in (base, best)],
+        "rows": [
+            {"name": row["name"], "accuracy": row["value"], "interval": row["interval"], "passes": row["passes"]}
+            for row in (base, best)
+        ],
     }
     return Chosen(tuple(best["decisions"]), f"as the best static path of an evaluation ({best['name']})", measured)

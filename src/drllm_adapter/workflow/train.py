@@ -168,7 +168,7 @@ def train_adapter(
             console=console,
             log=log,
         )
-        _write_adapter(folder, routed, adapter, config, rows, info, labels, result)
+        _write_adapter(folder, routed, adapter, config, supervision, rows, info, labels, result)
         # The report was written last: from here on the training is finished.
         for unfinished in (folder / BEGUN, checkpoint):
             unfinished.unlink(missing_ok=True)
@@ -183,6 +183,7 @@ def _write_adapter(
     routed: Any,
     adapter: DrLLMConfig,
     config: TrainingConfig,
+    supervision: str | os.PathLike[str],
     rows: Sequence[Row],
     info: dict[str, Any],
     labels: Labels | None,
@@ -198,6 +199,8 @@ def _write_adapter(
             "mode": info.get("mode") or rows[0].mode,
             "wording": _wording(row.prompt if not row.templated else None for row in rows),
             "sources": info.get("sources", []),
+            # Where others find it; a folder of this disk is nobody else's.
+            "set": None if Path(supervision).exists() else os.fspath(supervision),
             "marks": marks_of(row.prompt for row in rows),
             "labels": {"rule": info["rule"], "price": info["price"]} if labels is None else asdict(labels),
             "search": info["search"],
