@@ -7,6 +7,7 @@ from .contenders import Contender, paired_bootstrap
 from .figures import plot_layers, plot_tradeoff
 from .scores import SCORES, batches_of, score_both, scoring_all
 from .sweep import SweepPoint, sweep_controls, sweep_table
+from .verdict import verdict
 
 __all__ = [
     "SCORES",
@@ -31,4 +32,5 @@ __all__ = [
     "scoring_all",
     "sweep_controls",
     "sweep_table",
+    "verdict",
 ]

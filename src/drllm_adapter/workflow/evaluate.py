@@ -28,6 +28,7 @@ from ..evaluation import (
     score_both,
     scoring_all,
     sweep_controls,
+    verdict,
 )
 from ..evaluation.lm_eval import HarnessReport, evaluate_with_harness
 from ..files import EVALUATION, REPORT, check_claim, claim_folder, write_json_atomic
@@ -117,9 +118,7 @@ def evaluate_adapter(
         "sources": sources_of(questions),
         "mode": mode,
     }
-    warning = trained_on(
-        load_training_record(adapter), [prompt.text for prompt in prompts], prompts[0].mode, settings["sources"]
-    )
+    warning = trained_on(load_training_record(adapter), [prompt.text for prompt in prompts], mode, settings["sources"])
     if warning is not None and processes.is_main:
         teller(console)(f"Warning: {warning}")
     begun = {**settings, "questions_digest": digest_of(questions, prompts), "batch_size": batch_size}
@@ -169,7 +168,10 @@ def evaluate_adapter(
                     plot_layers(report, folder / FIGURE)
                     if report.baselines is not None or report.sweep is not None:
                         plot_tradeoff(report, folder / "tradeoff.png")
-                    write_json_atomic(folder / REPORT, {**settings, "trained_on": warning, **report.to_json()})
+                    write_json_atomic(
+                        folder / REPORT,
+                        {**settings, "trained_on": warning, "verdict": verdict(report), **report.to_json()},
+                    )
                 (folder / BEGUN).unlink()
                 shutil.rmtree(folder / SCORES)
                 shutil.rmtree(folder / REFERENCES, ignore_errors=True)

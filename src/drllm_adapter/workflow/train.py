@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -190,7 +190,7 @@ def train_adapter(
             held = check_held_out(
                 routed, tokenizer, prompts, max_loss=max_loss, mean_passes=mean_passes, console=console, log=log
             )
-        _write_adapter(folder, routed, adapter, config, rows, info, labels, result, held)
+        _write_adapter(folder, routed, adapter, config, supervision, rows, info, labels, result, held)
         # The report was written last: from here on the training is finished.
         for unfinished in (folder / BEGUN, checkpoint):
             unfinished.unlink(missing_ok=True)
@@ -205,6 +205,7 @@ def _write_adapter(
     routed: Any,
     adapter: DrLLMConfig,
     config: TrainingConfig,
+    supervision: str | os.PathLike[str],
     rows: Sequence[Row],
     info: dict[str, Any],
     labels: Labels | None,
@@ -218,8 +219,11 @@ def _write_adapter(
         "supervision": {
             "questions": len(set(question_names(rows))),
             "tasks": sorted({row.task for row in rows}),
-            "mode": rows[0].mode,
+            "mode": info.get("mode") or rows[0].mode,
+            "wording": _wording(row.prompt if not row.templated else None for row in rows),
             "sources": info.get("sources", []),
+            # Where others find it; a folder of this disk is nobody else's.
+            "set": None if Path(supervision).exists() else os.fspath(supervision),
             "marks": marks_of(row.prompt for row in rows),
             "labels": {"rule": info["rule"], "price": info["price"]} if labels is None else asdict(labels),
             "search": info["search"],
@@ -237,6 +241,14 @@ def _write_adapter(
     facts["adapter_checksum"] = adapter.checksum
     write_json_atomic(folder / TRAINING_REPORT, {**facts, "history": result.history, "lines": result.lines})
     write_card(folder)
+
+
+def _wording(prompts: Iterable[str | None]) -> str:
+    """How what the routers read was worded, for commands that word other prompts: None is by a chat template."""
+    kinds = {
+        "chat" if prompt is None else "question" if prompt.startswith("Question: ") else "plain" for prompt in prompts
+    }
+    return kinds.pop() if len(kinds) == 1 else "plain"
 
 
 def question_names(rows: Sequence[Row]) -> list[str]:
