@@ -196,5 +196,6 @@ def search(
     if bad is not None:
         bad.say()
     console.print(summary.table())
+    say(f"Verdict: {summary.verdict}")
     write_json(json, asdict(summary))
     say(f"Saved in {output}. Next: drllm train {output} --output adapter")
