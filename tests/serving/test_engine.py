@@ -3,21 +3,19 @@
 The oracle is an unrolled checkpoint: in the same engine for a few paths, in transformers for many.
 """
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from asked import NEW, Tokens, expected, prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from unrolled import tiny_model
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
-from drllm_adapter import DrLLMConfig, DrLLMError, force_decisions, last_decisions, set_depth_control, set_layer_budget
-from drllm_adapter.demo import BASE
+from drllm_adapter import DrLLMError, last_decisions, set_depth_control, set_layer_budget
 from drllm_adapter.models.unroll import look_at_base, write_unrolled
 from drllm_adapter.serving import engine_arguments, paths_of
 
@@ -25,14 +23,6 @@ pytestmark = pytest.mark.vllm
 pytest.importorskip("vllm")
 
 SMALL: dict[str, Any] = {"dtype": "float32", "max_model_len": 96, "max_num_seqs": 16, "seed": 0}
-NEW = 12
-
-Tokens = list[int]
-
-
-def prompts(count: int, seed: int = 0) -> list[Tokens]:
-    draw = random.Random(seed)
-    return [[draw.randrange(3, 70) for _ in range(draw.randrange(3, 30))] for _ in range(count)]
 
 
 def answers(llm: Any, asked: list[Tokens], extra: list[dict[str, Any]] | None = None, **params: Any) -> list[Any]:
@@ -50,35 +40,6 @@ def tokens(outputs: list[Any]) -> list[Tokens]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small Llama with heads that vLLM's attention on CPUs has kernels for."""
-    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 80}
-    folder = tmp_path_factory.mktemp("base") / "tiny"
-    tiny_model("llama", 8, max_position_embeddings=128, **sizes).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(BASE).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def adapter(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Routers that decide differently for different prompts; two blocks have none."""
-    config = DrLLMConfig(layers_to_transform=[0, 1, 2, 4, 5, 7])
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    torch.manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if "drllm_router" in name:
-            torch.nn.init.normal_(parameter, std=3.0 if "up" in name else 0.3)
-    folder = tmp_path_factory.mktemp("made") / "routers"
-    model.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def library(base: str, adapter: str) -> PeftModel:
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
-
-
-@pytest.fixture(scope="module")
 def forced(base: str) -> Any:
     from vllm import LLM
 
@@ -90,17 +51,6 @@ def routed(adapter: str) -> Any:
     from vllm import LLM
 
     return LLM(**engine_arguments(adapter, **SMALL))
-
-
-@torch.no_grad()
-def expected(model: Any, asked: Tokens, decisions: Any = None) -> Tokens:
-    """What the library itself answers."""
-    ids = torch.tensor([asked])
-    options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
-    if decisions is None:
-        return list(model.generate(ids, **options)[0, len(asked) :].tolist())
-    with force_decisions(model, decisions):
-        return list(model.generate(ids, **options)[0, len(asked) :].tolist())
 
 
 PATHS = st.lists(st.lists(st.integers(0, 2), min_size=8, max_size=8), min_size=1, max_size=20)

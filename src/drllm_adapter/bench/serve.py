@@ -40,7 +40,11 @@ def bench_serve(
     require_vllm()
     import vllm
 
-    sizes: dict[str, Any] = {"max_model_len": prompt_tokens + decode_tokens + 1, "max_num_seqs": requests, "dtype": dtype}
+    sizes: dict[str, Any] = {
+        "max_model_len": prompt_tokens + decode_tokens + 1,
+        "max_num_seqs": requests,
+        "dtype": dtype,
+    }
     arguments = engine_arguments(adapter, base=base, repeat_blocks=None, **sizes)
     plain = vllm.LLM(arguments["model"], enforce_eager=True, enable_prefix_caching=False, **sizes)
     routed = vllm.LLM(**arguments)

