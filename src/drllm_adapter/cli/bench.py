@@ -7,7 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DrLLMError
-from .options import Base, Data, Device, Dtype, Mode, Task, Threads, console, numbers, questions, say, writable
+from .options import (
+    AsTrained,
+    Base,
+    Data,
+    Device,
+    Dtype,
+    Mode,
+    Task,
+    Threads,
+    as_trained,
+    console,
+    numbers,
+    questions,
+    say,
+    writable,
+)
 
 if TYPE_CHECKING:
     from ..bench.timing import Comparison
@@ -203,9 +218,9 @@ def adapter(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
     output: Output = Path("bench_adapter.json"),
     base: Base = None,
-    task: Task = "arc",
+    task: Task = None,
     data: Data = None,
-    mode: Mode = "cloze",
+    mode: AsTrained = None,
     limit: Annotated[int, typer.Option(min=1, help="Prompts, the first of the questions.")] = 16,
     batch_sizes: Annotated[str, typer.Option(help="Prompts side by side, several with commas.")] = "1,16",
     repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 5,
@@ -221,7 +236,8 @@ def adapter(
     sizes = numbers(batch_sizes, "--batch-sizes", "whole numbers", "1,16") or []
     if min(sizes) < 1:
         raise DrLLMError(f"--batch-sizes must be numbers from 1, but {batch_sizes!r} was given; correct it.")
-    asked = questions(task, data, None, limit, 0, 0, mode=mode)
+    task, mode = as_trained(adapter, task, mode)
+    asked = questions(task, data, "test", limit, 0, 0, mode=mode)
     from ..bench.adapter import bench_adapter, table
     from ..bench.timing import environment
     from ..files import write_json_atomic

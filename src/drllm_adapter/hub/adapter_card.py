@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard
 from ..adapter.config import DrLLMConfig
 from ..demo import is_demo
 from ..models.download import is_hub_name, load_training_record, split_revision
+from ..reporting.percentages import with_interval
 from .reports import FIGURE, Evaluation, Interval
 from .wording import (
     ADAPTER_TEMPLATE,
@@ -162,6 +163,23 @@ def _shown(interval: Interval | None, sign: str = "") -> str:
     return "" if interval is None else f" [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
 
 
+def _held_out(found: Mapping[str, Any]) -> str:
+    """What the routers lose on questions that they were not trained on, and what the depth control was set by."""
+    lost = with_interval(found["loss"][0], found["loss"][1:])
+    said = (
+        f"{found['questions']}; {lost} points of {found['metric']} lost at {found['mean_passes']:.2f} of "
+        f"{found['num_blocks']} passes"
+    )
+    limits = []
+    if found["max_loss"] is not None:
+        limits.append(f"at most {100 * found['max_loss']:g} points lost")
+    if found["mean_passes_allowed"] is not None:
+        limits.append(f"at most {found['mean_passes_allowed']:g} mean passes")
+    if not limits:
+        return said
+    return f"{said}; the depth control {found['depth_control']:.4g} was set there for {' and '.join(limits)}"
+
+
 def _training(training: Mapping[str, Any]) -> str:
     if "supervision" not in training:
         return "Not recorded."
@@ -177,6 +195,7 @@ def _training(training: Mapping[str, Any]) -> str:
             "labels": constants(supervision["labels"]),
             "training": constants(training["training"]),
             "kept epoch": training.get("best_epoch"),
+            **({"held out": _held_out(held)} if (held := training.get("held_out")) else {}),
             "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         }
     )

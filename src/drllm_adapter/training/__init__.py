@@ -12,7 +12,7 @@ from .loss import effective_number_weights, focal_loss
 from .objectives import EffectRegression
 from .refine import RefineConfig, Refined, refine_routers
 from .routers import load_weights_into, read_weights
-from .trainer import TrainingResult, check_labels, train_routers
+from .trainer import TrainingResult, check_labels, split_questions, train_routers
 
 __all__ = [
     "EffectRegression",
@@ -30,5 +30,6 @@ __all__ = [
     "plot_refinement",
     "read_weights",
     "refine_routers",
+    "split_questions",
     "train_routers",
 ]

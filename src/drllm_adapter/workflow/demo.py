@@ -14,7 +14,7 @@ from rich.console import Console
 from ..decisions import draw
 from ..demo import BASE
 from ..errors import DrLLMError
-from ..evaluation import BaselineTable, Part, Report, plot_layers
+from ..evaluation import BaselineTable, Part, Report, plot_layers, verdict
 from ..files import claim_folder, write_json_atomic
 from ..models.loading import load_routed
 from ..search import SearchConfig
@@ -92,6 +92,7 @@ def run_demo(
     assert report.baselines is not None
     console.print(report.table())
     console.print(report.baselines.table())
+    console.print(f"Verdict: {verdict(report)}", highlight=False)
 
     console.rule("load again and generate")
     shown = _generate(folder / "adapter", to_test)

@@ -121,6 +121,7 @@ def refine_adapter(
             value,
             config,
             num_windows=settings.num_windows,
+            rms_norm=settings.rms_norm,
             processes=processes,
             checkpoint=checkpoint,
             console=console,
