@@ -23,6 +23,10 @@ def generate(
     show_path: Annotated[
         bool, typer.Option("--show-path", help="Draw the path of the prompt, block by block.")
     ] = False,
+    lossless: Annotated[
+        bool,
+        typer.Option("--lossless", help="The base model's answer: the path only drafts. Shows what was accepted."),
+    ] = False,
     depth_control: Annotated[
         float | None, typer.Option(min=-1, max=1, help="The paper's p; as saved by default.")
     ] = None,
@@ -53,9 +57,12 @@ def generate(
         temperature=temperature,
         depth_control=depth_control,
         layer_budget=layer_budget,
+        lossless=lossless,
         seed=seed,
     )
     print(generated.text)
+    if lossless:
+        console.print(f"lossless  {generated.summary()}", highlight=False, soft_wrap=True)
     if show_path:
         console.print(f"path  {draw(generated.decisions)}", highlight=False, soft_wrap=True)
     write_json(json_file, generated.to_json())
