@@ -27,6 +27,13 @@ class Outcome(Protocol):
     def correct(self) -> bool: ...
     @property
     def agreement(self) -> float | None: ...
+    @property
+    def kl(self) -> float | None: ...
+
+
+def metric_name(outcomes: Sequence[Outcome]) -> str:
+    """What the metric of these outcomes, all of one mode, is called."""
+    return "accuracy" if outcomes[0].agreement is None else "agreement"
 
 
 def metric(outcome: Outcome) -> float:

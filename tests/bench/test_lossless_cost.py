@@ -95,7 +95,7 @@ def test_the_demo_model_answers_as_without_the_adapter(
         answers.append(json.loads(made.read_text()))
     assert answers[0]["text"] == answers[1]["text"]
     assert answers[1]["speculation"]["drafted"] > 0
-    assert "drafted tokens accepted" in capsys.readouterr().out
+    assert "drafted tokens accepted" in capsys.readouterr().err
 
 
 def test_costs_of_a_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

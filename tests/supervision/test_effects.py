@@ -18,6 +18,7 @@ class Path:
     probability: float
     correct: bool = False
     agreement: float | None = None
+    kl: float | None = None
 
 
 def made(effects: np.ndarray, questions: int, *, noise: float = 0.0, seed: int = 0) -> list[list[Path]]:

@@ -20,6 +20,7 @@ class Path:
     probability: float
     correct: bool = False
     agreement: float | None = None
+    kl: float | None = None
 
 
 def probability(margin: float) -> float:

@@ -74,10 +74,10 @@ def report(**changes: Any) -> dict[str, Any]:
 
 
 STATIC = [
-    {"name": "base", "decisions": [1] * 8, "accuracy": 0.9, "interval": [0.8, 1.0], "passes": 8},
-    {"name": "ShortGPT, 6 passes", "decisions": [1, 1, 0, 0, 1, 1, 1, 1], "accuracy": 0.7, "interval": [0.6, 0.8],
+    {"name": "base", "decisions": [1] * 8, "value": 0.9, "interval": [0.8, 1.0], "passes": 8},
+    {"name": "ShortGPT, 6 passes", "decisions": [1, 1, 0, 0, 1, 1, 1, 1], "value": 0.7, "interval": [0.6, 0.8],
      "passes": 6},
-    {"name": "static, greedy, 7 passes", "decisions": [1, 1, 1, 0, 1, 1, 1, 1], "accuracy": 0.7,
+    {"name": "static, greedy, 7 passes", "decisions": [1, 1, 1, 0, 1, 1, 1, 1], "value": 0.7,
      "interval": [0.6, 0.8], "passes": 7},
 ]  # fmt: skip
 

@@ -7,7 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DrLLMError
-from .options import Base, Data, Device, Dtype, Mode, Task, Threads, console, numbers, questions, say, writable
+from .options import (
+    AsTrained,
+    Base,
+    Data,
+    Device,
+    Dtype,
+    Mode,
+    Task,
+    Threads,
+    as_trained,
+    console,
+    numbers,
+    questions,
+    say,
+    writable,
+)
 
 if TYPE_CHECKING:
     from ..bench.timing import Comparison
@@ -93,6 +108,36 @@ def search(
 
 
 @bench.command()
+def refine(
+    base: Model = None,
+    shape: Shape = None,
+    output: Output = Path("bench_refine.json"),
+    task: Task = "khop",
+    data: Data = None,
+    mode: Mode = "cloze",
+    limit: Annotated[int, typer.Option(min=1, help="Prompts of the step.")] = 32,
+    num_generations: Annotated[int, typer.Option(min=2, help="Paths sampled for each.")] = 8,
+    repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 5,
+    threads: Threads = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """A step of refinement - sampling paths and scoring them - against each path through the model's own forward.
+
+    Example: drllm bench refine HuggingFaceTB/SmolLM2-135M-Instruct --task jsonl --mode self --data prompts.jsonl
+    """
+    asked = questions(task, data, None, limit, 0, 0, mode=mode)
+    from ..bench.models import model_to_measure
+    from ..bench.refine import bench_refine
+    from ..tasks import build_prompts
+
+    model, tokenizer = model_to_measure(base, shape, dtype=dtype, device=device)
+    prompts = build_prompts(asked, mode, tokenizer)
+    result = bench_refine(model, tokenizer, prompts, generations=num_generations, repetitions=repetitions)
+    _finish([result], output, model, shape or base or "demo", repetitions=repetitions)
+
+
+@bench.command()
 def train(
     base: Model = None,
     shape: Shape = None,
@@ -173,9 +218,9 @@ def adapter(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
     output: Output = Path("bench_adapter.json"),
     base: Base = None,
-    task: Task = "arc",
+    task: Task = None,
     data: Data = None,
-    mode: Mode = "cloze",
+    mode: AsTrained = None,
     limit: Annotated[int, typer.Option(min=1, help="Prompts, the first of the questions.")] = 16,
     batch_sizes: Annotated[str, typer.Option(help="Prompts side by side, several with commas.")] = "1,16",
     repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 5,
@@ -191,7 +236,8 @@ def adapter(
     sizes = numbers(batch_sizes, "--batch-sizes", "whole numbers", "1,16") or []
     if min(sizes) < 1:
         raise DrLLMError(f"--batch-sizes must be numbers from 1, but {batch_sizes!r} was given; correct it.")
-    asked = questions(task, data, None, limit, 0, 0, mode=mode)
+    task, mode = as_trained(adapter, task, mode)
+    asked = questions(task, data, "test", limit, 0, 0, mode=mode)
     from ..bench.adapter import bench_adapter, table
     from ..bench.timing import environment
     from ..files import write_json_atomic

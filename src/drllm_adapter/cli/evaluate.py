@@ -8,8 +8,8 @@ import typer
 from ..errors import DrLLMError
 from .config import Config
 from .options import (
+    AsTrained,
     Base,
-    ChatTemplate,
     Data,
     Device,
     Dtype,
@@ -17,19 +17,19 @@ from .options import (
     Log,
     LogFormat,
     MaxNewTokens,
-    Mode,
     Resume,
     Seed,
     SkipFirst,
-    Split,
     Task,
     Threads,
+    as_trained,
     check_adapter,
     console,
     log_stream,
     need_extra,
     questions,
     say,
+    worded_by_template,
 )
 
 
@@ -42,8 +42,8 @@ def evaluate(
     base: Base = None,
     task: Task = None,
     data: Data = None,
-    mode: Mode = "letter",
-    split: Split = None,
+    mode: AsTrained = None,
+    split: Annotated[str | None, typer.Option(help="Split of a dataset on the Hub; test by default.")] = None,
     limit: Limit = None,
     skip: SkipFirst = 0,
     depth_control: Annotated[
@@ -62,7 +62,12 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 16,
     max_new_tokens: MaxNewTokens = None,
-    chat_template: ChatTemplate = True,
+    chat_template: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat-template/--no-chat-template", help="Word prompts by the tokenizer's; as in training by default."
+        ),
+    ] = None,
     lm_eval: Annotated[
         str | None,
         typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, with commas, instead of --task and --data."),
@@ -130,8 +135,9 @@ def evaluate(
         if output is not None:
             say(f"Saved in {output}: report.json.")
         return
-    asked = questions(task, data, split, limit, skip, seed, mode=mode)
-    from ..evaluation import sweep_table
+    task, mode = as_trained(adapter, task, mode)
+    asked = questions(task, data, split or "test", limit, skip, seed, mode=mode)
+    from ..evaluation import sweep_table, verdict
     from ..workflow import evaluate_adapter
 
     report = evaluate_adapter(
@@ -146,7 +152,7 @@ def evaluate(
         supervision=supervision,
         sweep=sweep,
         max_new_tokens=max_new_tokens,
-        chat_template=chat_template,
+        chat_template=worded_by_template(adapter) if chat_template is None else chat_template,
         dtype=dtype,
         device=device,
         resume=resume,
@@ -158,6 +164,7 @@ def evaluate(
         console.print(report.baselines.table())
     if report.sweep is not None:
         console.print(sweep_table(report.sweep))
+    say(f"Verdict: {verdict(report)}")
     if output is not None:
         figures = "layers.png, tradeoff.png" if baselines or sweep else "layers.png"
         say(f"Saved in {output}: report.json, {figures}.")

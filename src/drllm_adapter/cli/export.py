@@ -26,7 +26,7 @@ def export(
     prompts: Annotated[Path | None, typer.Option(help="File with such prompts, one a line.")] = None,
     base: Base = None,
     chat: Annotated[
-        bool | None, typer.Option(help="Put prompts into the chat template; yes by default where there is one.")
+        bool | None, typer.Option(help="Put prompts into the chat template; as in training by default.")
     ] = None,
     max_shard: Annotated[str, typer.Option(help="Largest file of weights; also the memory that it takes.")] = "5GB",
     hub: Annotated[str | None, typer.Option(help="Push it to this repository: owner/name[@branch].")] = None,

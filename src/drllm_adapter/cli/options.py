@@ -94,6 +94,9 @@ Mode = Annotated[
         "the base model's own continuation of a prompt.",
     ),
 ]
+AsTrained = Annotated[
+    str | None, one_of(MODES, "What an answer is, see drllm search --help; as in training by default.")
+]
 MaxNewTokens = Annotated[
     int | None, typer.Option(min=1, help="Length of a generated answer, or of the continuation of --mode self: 24.")
 ]
@@ -126,6 +129,20 @@ Json = Annotated[
 ]
 Base = Annotated[
     str | None, typer.Option(help="Base model, when it is not where the adapter or the supervision set says.")
+]
+
+
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=100,
+        help="Most that the routers may lose against the base on questions held out, in points of the metric (upper "
+        "end of the 95 % interval); where no setting but the base itself keeps it, every block executes.",
+    ),
+]
+MeanPasses = Annotated[
+    float | None, typer.Option(min=0, help="Most mean block passes on the questions held out; --max-loss goes first.")
 ]
 
 
@@ -181,6 +198,31 @@ def check_adapter(adapter: str, base: str | None) -> Path:
     if base is not None:
         check_model_name(base)
     return fetch_adapter(adapter, weights=False)
+
+
+def as_trained(adapter: str, task: str | None, mode: str | None) -> tuple[str | None, str]:
+    """Task and mode as given, or as the adapter was trained, which is then said."""
+    from ..models.download import load_training_record
+
+    learnt = load_training_record(adapter).get("supervision", {})
+    told = []
+    if mode is None and learnt.get("mode") in MODES:
+        mode = str(learnt["mode"])
+        told.append(f"--mode {mode}")
+    if task is None and learnt.get("tasks"):
+        # Names that rows give themselves are no tasks of a command.
+        task = learnt["tasks"][0] if learnt["tasks"] in [[name] for name in TASKS] else "jsonl"
+        told.append(f"--task {task}")
+    if told:
+        say(f"As in training: {' '.join(told)}.")
+    return task, mode or "letter"
+
+
+def worded_by_template(adapter: str) -> bool:
+    """Whether the prompts of the adapter's training may have been worded by a chat template."""
+    from ..models.download import load_training_record
+
+    return load_training_record(adapter).get("supervision", {}).get("wording", "chat") == "chat"
 
 
 def need_extra(module: str, extra: str, what: str) -> None:

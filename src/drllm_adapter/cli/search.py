@@ -182,5 +182,6 @@ def search(
         log=log_stream(log),
     )
     console.print(summary.table())
+    say(f"Verdict: {summary.verdict}")
     write_json(json, asdict(summary))
     say(f"Saved in {output}. Next: drllm train {output} --output adapter")

@@ -8,6 +8,8 @@ from ..demo import is_demo
 from ..errors import DrLLMError
 from ..models.download import is_hub_name, split_revision
 
+# By this the results that were taken from reports are told from those that somebody wrote into a card.
+MEASURED_BY = "https://pypi.org/project/drllm-adapter/"
 TAGS = ["dr-llm", "layer-routing", "dynamic-depth"]
 
 
@@ -47,6 +49,11 @@ def base_link(base: str, revision: str | None) -> str:
     name, asked = split_revision(base)
     at = f" at revision `{(revision or asked or '')[:12]}`" if revision or asked else ""
     return f"[{name}](https://huggingface.co/{name}){at}"
+
+
+def dataset_link(name: str) -> str:
+    """A set of paths on the Hub, `owner/name` or `owner/name@revision`."""
+    return f"[{name}](https://huggingface.co/datasets/{split_revision(name)[0]})"
 
 
 def base_option(base: str) -> str:

@@ -156,6 +156,15 @@ def fetch_adapter(
     return fetch(name, "model", ADAPTER_FILES if weights else ADAPTER_FILES[:-1], cache_dir=cache_dir)
 
 
+def is_adapter(name: str | os.PathLike[str]) -> bool:
+    """Whether a folder or a repository on the Hub holds an adapter, and no base model.
+
+    Raises:
+        DrLLMError: there is no such folder and no such repository, or it cannot be reached.
+    """
+    return (fetch_adapter(name, weights=False) / ADAPTER_CONFIG).is_file()
+
+
 def fetch_supervision(name: str | os.PathLike[str]) -> Path:
     """The folder or Parquet file of a supervision set; see `fetch`."""
     return fetch(name, "dataset", SUPERVISION_FILES)

@@ -108,6 +108,7 @@ def run_search(
         "questions": len(questions),
         "questions_digest": digest_of(questions, prompts),
         "sources": sources_of(questions),
+        "mode": _mode_of(questions, prompts),
         "num_blocks": scorer.num_blocks,
         "base_model": base_model,
         "base_revision": base_revision,
@@ -336,6 +337,14 @@ def _row(question: Question, prompt: Prompt, search: AnySearch, info: dict[str, 
         base_revision=info["base_revision"],
         search=search_column(info),
     )
+
+
+def _mode_of(questions: Sequence[Question], prompts: Sequence[Prompt]) -> str:
+    """What an answer is, as a command names it: prompts of the mode contrast are worded as those of cloze."""
+    with_others = any(
+        question.choices is None and prompt.mode == "cloze" for question, prompt in zip(questions, prompts, strict=True)
+    )
+    return "contrast" if with_others else prompts[0].mode
 
 
 def _check_questions(questions: Sequence[Question]) -> None:

@@ -118,7 +118,7 @@ SCHEMA = pa.schema(
     ]
 )
 # The fields of `search.json` that hold for every row, and are kept with each.
-_OF_EVERY_ROW = ("search", "rule", "price", "sources", "num_blocks", "base_fingerprint", "dtype")
+_OF_EVERY_ROW = ("search", "rule", "price", "mode", "sources", "num_blocks", "base_fingerprint", "dtype")
 
 
 def search_column(info: Mapping[str, Any]) -> str:
@@ -269,7 +269,7 @@ def _info_of_rows(source: str | os.PathLike[str]) -> dict[str, Any]:
     first = infos[0]
     info: dict[str, Any] = {
         name: first.get(name) if all(other.get(name) == first.get(name) for other in infos) else None
-        for name in ("rule", "price", "num_blocks", "base_fingerprint", "base_revision", "dtype")
+        for name in ("rule", "price", "mode", "num_blocks", "base_fingerprint", "base_revision", "dtype")
     }
     searches = [other.get("search", {}) for other in infos]
     info["base_model"] = first["base_model"]

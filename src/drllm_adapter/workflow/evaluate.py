@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
@@ -21,13 +21,14 @@ from ..evaluation import (
     Effort,
     Report,
     ScorePaths,
-    batches_of,
     compare,
     compare_with_baselines,
     plot_layers,
     plot_tradeoff,
     score_both,
+    scoring_all,
     sweep_controls,
+    verdict,
 )
 from ..evaluation.lm_eval import HarnessReport, evaluate_with_harness
 from ..files import EVALUATION, REPORT, check_claim, claim_folder, write_json_atomic
@@ -117,9 +118,7 @@ def evaluate_adapter(
         "sources": sources_of(questions),
         "mode": mode,
     }
-    warning = trained_on(
-        load_training_record(adapter), [prompt.text for prompt in prompts], prompts[0].mode, settings["sources"]
-    )
+    warning = trained_on(load_training_record(adapter), [prompt.text for prompt in prompts], mode, settings["sources"])
     if warning is not None and processes.is_main:
         teller(console)(f"Warning: {warning}")
     begun = {**settings, "questions_digest": digest_of(questions, prompts), "batch_size": batch_size}
@@ -148,7 +147,7 @@ def evaluate_adapter(
             processes.meet()  # everybody has read the scores
             if processes.is_main:
                 if sweep:
-                    points = sweep_controls(model, routed, _scoring_all(scorer, prompts, console, log))
+                    points = sweep_controls(model, routed, scoring_all(scorer, prompts, "sweep", console, log))
                     report = replace(report, sweep=points)
                 if training_rows is not None:
                     set_layer_budget(model, None)
@@ -169,7 +168,10 @@ def evaluate_adapter(
                     plot_layers(report, folder / FIGURE)
                     if report.baselines is not None or report.sweep is not None:
                         plot_tradeoff(report, folder / "tradeoff.png")
-                    write_json_atomic(folder / REPORT, {**settings, "trained_on": warning, **report.to_json()})
+                    write_json_atomic(
+                        folder / REPORT,
+                        {**settings, "trained_on": warning, "verdict": verdict(report), **report.to_json()},
+                    )
                 (folder / BEGUN).unlink()
                 shutil.rmtree(folder / SCORES)
                 shutil.rmtree(folder / REFERENCES, ignore_errors=True)
@@ -242,25 +244,6 @@ def _with_bars(sharing: SharingScorer, console: Console | None, log: TextIO | No
         job = f"baselines, step {next(step)}"
         with job_progress(job, "questions", len(asked), console=console, log=log) as progress:
             return score_paths(sharing, asked, paths, show=progress.update)
-
-    return score
-
-
-def _scoring_all(
-    scorer: Scorer, prompts: Sequence[Prompt], console: Console | None, log: TextIO | None
-) -> Callable[[], list[Score]]:
-    """Scores of all prompts along the routers' paths, with a bar for each of the settings that they are swept over."""
-    batches = batches_of(prompts, scorer.batch_size)
-    step = count(1)
-
-    def score() -> list[Score]:
-        scores: dict[int, Score] = {}
-        with job_progress(f"sweep, step {next(step)}", "questions", len(prompts), console=console, log=log) as progress:
-            progress.update(0)
-            for places in batches:
-                scores.update(zip(places, scorer.score([prompts[place] for place in places]), strict=True))
-                progress.update(len(scores))
-        return [scores[place] for place in range(len(prompts))]
 
     return score
 

@@ -21,7 +21,7 @@ from ..evaluation.probe.report import BASE as PROBED_BASE
 from ..evaluation.probe.report import STATIC
 from ..files import MARKER, REPORT, check_claim, write_json_atomic, writing
 from ..hub import write_card
-from ..models.download import ADAPTER_CONFIG, CHECKPOINT, find_base, split_revision
+from ..models.download import ADAPTER_CONFIG, CHECKPOINT, find_base, load_training_record, split_revision
 from ..models.loading import load_adapter_config, load_routed
 from ..models.unroll import MAX_SHARD, UNROLLED, Base, look_at_base, write_unrolled
 from .begin import full_name
@@ -67,7 +67,7 @@ def export_path(
         report: folder of `drllm probe`, or of `drllm eval --baselines`: its best static path that is not the base's.
         prompts: the path that an adapter's routers choose for them; of several the most frequent one.
         base: the base, where the adapter does not say where it is here.
-        chat: see `workflow.generate.generate_text`.
+        chat: put prompts into the chat template; None words them as in training.
         max_shard: most bytes of a file of weights, also as "5GB".
 
     Raises:
@@ -150,9 +150,11 @@ def _of_prompts(
 ) -> Chosen:
     """The path that the routers choose, in float32: what is counted must not depend on rounding."""
     model, tokenizer = load_routed(adapter, base=base, dtype="float32", device=device)
+    learnt = load_training_record(adapter).get("supervision", {}).get("wording")
+    wording = learnt if chat is None else "chat" if chat else "plain"
     counts: Counter[Decisions] = Counter()
     for prompt in prompts:
-        inputs = prompt_inputs(model, tokenizer, prompt, chat=chat)
+        inputs = prompt_inputs(model, tokenizer, prompt, wording=wording)
         with torch.inference_mode():
             model(**inputs, use_cache=False)
         counts[tuple(last_decisions(model)[0].tolist())] += 1
@@ -214,12 +216,15 @@ def _of_evaluation(report: dict[str, Any]) -> Chosen:
     others = [row for row in static if row["decisions"] != base["decisions"]]
     if not others:
         return Chosen(tuple(base["decisions"]), "")
-    best = max(others, key=lambda row: (row["accuracy"], -row["passes"]))
+    best = max(others, key=lambda row: (row["value"], -row["passes"]))
     measured = {
         "questions": report["baselines"]["questions"],
         "sources": report["sources"],
         "settings": f"{report['mode']}, {report['dtype']}",
         "how": f"The path is the most accurate of {len(others)} on these questions, which flatters it a little.",
-        "rows": [{name: row[name] for name in ("name", "accuracy", "interval", "passes")} for row in (base, best)],
+        "rows": [
+            {"name": row["name"], "accuracy": row["value"], "interval": row["interval"], "passes": row["passes"]}
+            for row in (base, best)
+        ],
     }
     return Chosen(tuple(best["decisions"]), f"as the best static path of an evaluation ({best['name']})", measured)

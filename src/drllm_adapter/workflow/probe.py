@@ -4,13 +4,13 @@ import os
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import Progress
 
 from .. import __version__
 from ..adapter.base_identity import fingerprint
 from ..evaluation.figures import plot_probe
 from ..evaluation.probe import ProbeReport, analyse, measure
 from ..files import check_claim, claim_folder, write_json_atomic
+from ..jobs import job_progress
 from ..models.loading import load_base, route_base
 from ..scoring.shared_prefix import SharingScorer
 from ..tasks import Question, sources_of
@@ -52,12 +52,10 @@ def probe_model(
     model, tokenizer = load_base(base, dtype=dtype, device=device)
     scorer = SharingScorer(route_base(model), tokenizer, batch_size=batch_size, notice=teller(console))
     prompts = prompts_of(questions, mode, tokenizer, None)
-    hidden = console is None or not console.is_terminal
-    with Progress(console=console, transient=True, disable=hidden) as progress:
-        bar = progress.add_task("probe", total=1.0)
+    with job_progress("probe", "%", 100, console=console) as progress:
         measured = measure(
             scorer, prompts, names, paths=paths, edits=edits, single_edits=single_edits, seed=seed,
-            show=lambda done: progress.update(bar, completed=done),
+            show=lambda done: progress.update(100 * done),
         )  # fmt: skip
     report = analyse(measured, price=price, seed=seed)
     folder = claim_folder(output, PROBE)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import Progress
 
 from ..adapter.base_identity import fingerprint, revision
 from ..hub import write_card
-from ..jobs import Processes
+from ..jobs import Processes, job_progress
 from ..models.loading import load_base, route_base
 from ..scoring.references import REFERENCES, add_references
 from ..scoring.shared_prefix import GIGABYTE, SharingScorer
@@ -114,10 +113,8 @@ def estimate_paths(
     scorer = _scorer(model, tokenizer, memory, bundle, console)
     prompts = prompts_of(questions, mode, tokenizer, max_new_tokens, chat_template)
     prompts = add_references(scorer.plain, prompts, console=console)
-    hidden = console is None or not console.is_terminal
-    with Progress(console=console, transient=True, disable=hidden) as progress:
-        bar = progress.add_task("trying", total=1.0)
-        return estimate_search(prompts, scorer, config, lambda done: progress.update(bar, completed=done))
+    with job_progress("estimate", "%", 100, console=console) as progress:
+        return estimate_search(prompts, scorer, config, lambda done: progress.update(100 * done))
 
 
 def _scorer(model: Any, tokenizer: Any, memory: float, bundle: int, console: Console | None) -> SharingScorer:

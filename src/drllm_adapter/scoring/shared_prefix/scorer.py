@@ -263,8 +263,8 @@ class SharingSession:
     def _texts(self, begun: dict[Pair, list[int]]) -> dict[Pair, str]:
         """Greedy answers to free questions, of which the first tokens are known; no longer than the verdict needs.
 
-        Rows of a batch are equally long, and never fewer than a few: as in `_pass`, so that what is generated does not
-        depend on the neighbours.
+        Rows of a batch are equally long, and never fewer than a few: as in `run_pass`, so that what is generated does
+        not depend on the neighbours.
         """
         plain = self.scorer.plain
         texts: dict[Pair, str] = {}
@@ -318,7 +318,7 @@ class SharingSession:
             path = tuple(to_path(decisions))
             ends.append((place, path))
             length, hidden = self._states.longest(place, path)
-            held[place, path[:length]] = self._first(place) if hidden is None else hidden
+            held[place, path[:length]] = self.entering(place) if hidden is None else hidden
             for end in range(length + 1, len(path) + 1):
                 node = (place, path[:end])
                 level = levels[path[end - 1], path[end - 1 : end] == path[end - 2 : end - 1]]
@@ -336,17 +336,22 @@ class SharingSession:
                 children[before] -= 1
                 if not children[before]:
                     del held[before]
-            for node, hidden in zip(nodes, self._pass(block, [place for place, _ in nodes], entering), strict=True):
+            for node, hidden in zip(nodes, self.run_pass(block, [place for place, _ in nodes], entering), strict=True):
                 held[node] = hidden
                 self._states.keep(node, hidden)
-        self._count(pairs, [place for nodes in levels.values() for place, _ in nodes])
+        self.count_passes(pairs, [place for nodes in levels.values() for place, _ in nodes])
         return [held[place, path][list(self.rows[place].reads)] for place, path in ends]
 
-    def _first(self, place: int) -> Tensor:
+    def entering(self, place: int) -> Tensor:
+        """`[tokens, width]`, what enters the first block for the row of a prompt."""
         prepared, index = self._batch_of[place]
         return prepared.hidden[index]
 
-    def _pass(self, block: int, places: Sequence[int], entering: Sequence[Tensor]) -> list[Tensor]:
+    def keep(self, place: int, decisions: Decisions, hidden: Tensor) -> None:
+        """Keep the hidden states `[tokens, width]` that a prompt's row has at the end of a path."""
+        self._states.keep((place, tuple(to_path(decisions))), hidden)
+
+    def run_pass(self, block: int, places: Sequence[int], entering: Sequence[Tensor]) -> list[Tensor]:
         """One pass of a block over the hidden states of some questions, batched by the length of their rows."""
         batches: defaultdict[int, list[int]] = defaultdict(list)
         for item, place in enumerate(places):
@@ -407,13 +412,14 @@ class SharingSession:
                 break
         return tokens
 
-    def _count(self, pairs: Sequence[Pair], ran: Sequence[int]) -> None:
+    def count_passes(self, pairs: Sequence[Pair], ran: Sequence[int]) -> None:
+        """Add to the scorer's work: the paths `pairs` that were scored, and passes that `ran` for rows of prompts."""
         self.scorer.shared += Work(
             paths=len(pairs),
             passes=sum(passes(decisions) for _, decisions in pairs),
             passes_run=len(ran),
             tokens=sum(len(self.rows[place].tokens) for place in ran),
-            slots=sum(self._first(place).shape[0] for place in ran),
+            slots=sum(self.entering(place).shape[0] for place in ran),
         )
 
 
