@@ -199,7 +199,7 @@ class Route:
         logits, self.probabilities = None, None
         if self.observer is not None or (router is not None and self._forced_rows is None):
             windows = self._windows_on(hidden.device, config.num_windows)
-            means = windows.mean(hidden)
+            means = windows.mean(hidden, config.rms_norm)
             if self.observer is not None:
                 self.observer(layer.index, means, windows.used)
             if router is not None and self._forced_rows is None:
