@@ -189,6 +189,13 @@ def test_a_bad_path_ends_its_request_alone(forced: Any, library: Any) -> None:
     assert tokens(answers(forced, [asked])) == [expected(library, asked, [1] * 8)]
 
 
+def test_a_beam_search_is_refused(forced: Any) -> None:
+    from vllm.sampling_params import BeamSearchParams
+
+    with pytest.raises(ValueError, match="beam search must not be used"):
+        forced.beam_search([{"prompt_token_ids": prompts(1)[0]}], BeamSearchParams(beam_width=2, max_tokens=4))
+
+
 def test_arguments_that_leave_the_path_are_refused(adapter: str) -> None:
     for wrong in (
         {"enforce_eager": False},

@@ -12,7 +12,7 @@ from drllm_adapter import DrLLMError
 from drllm_adapter.decisions import draw
 from drllm_adapter.serving import engine_arguments
 from drllm_adapter.serving.admission import name_of, settings_of
-from drllm_adapter.serving.requests import read_request, salt_of
+from drllm_adapter.serving.requests import read_request, refuse_beams, salt_of
 from drllm_adapter.serving.routes import REMEMBERED, Routes
 from drllm_adapter.serving.settings import REFUSED, Settings, check_version, refuse
 
@@ -76,6 +76,15 @@ def test_cached_prefixes_are_shared_along_one_path_alone() -> None:
     assert salt_of(path, "a") == salt_of(path, "b") != salt_of(other, "a")
     routed = read_request({}, ROUTED)
     assert salt_of(routed, "a") != salt_of(routed, "b")
+
+
+def test_steps_of_a_beam_search_are_refused() -> None:
+    """As vLLM 0.32 makes them (entrypoints/generate/beam_search); a question for one token is none."""
+    step = {"max_tokens": 1, "logprobs": 8, "detokenize": False}
+    with pytest.raises(DrLLMError, match="beam search"):
+        refuse_beams(SimpleNamespace(**step))
+    for changed in ({"max_tokens": 2}, {"logprobs": None}, {"detokenize": True}):
+        refuse_beams(SimpleNamespace(**{**step, **changed}))
 
 
 @pytest.mark.parametrize("name", REFUSED)
