@@ -71,6 +71,7 @@ class _StackHook:
             return
         given = _by_name(self.parameters, args, kwargs)
         config = getattr(module, "config", None)
+        route.running = min(getattr(config, "num_hidden_layers", route.num_blocks), route.num_blocks)
         if _option(given, config, "output_hidden_states"):
             route.hidden_states = []
         route.output_of_each_pass = next((o for o in OUTPUTS_OF_EACH_PASS if _option(given, config, o)), None)

@@ -58,6 +58,8 @@ class Route:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        # Blocks of the current forward call: fewer where `assistant_early_exit` drafts with the first ones.
+        self.running = num_blocks
         self.layers: list[RoutedLayer] = []
         # Those for all rows, or a list of those of each row; no tensor, so that they can be compiled in.
         self.forced: tuple[int, ...] | list[list[int]] | None = None
@@ -137,7 +139,7 @@ class Route:
         if cache is None:
             return
         routes = routes_of(cache)
-        if (None in routes or len(routes) < self.num_blocks) and any(decisions is not None for decisions in routes):
+        if (None in routes or len(routes) < self.running) and any(decisions is not None for decisions in routes):
             check_kept(cache)
             raise DrLLMError(
                 f"a cache must hold a whole prompt to be continued, but {routes.count(None)} of its {len(routes)} "
@@ -154,7 +156,7 @@ class Route:
 
     def _where_all_execute(self, routes: Sequence[RowDecisions | None], batch_size: int) -> list[bool] | None:
         """The blocks that have nothing to do but to run; None when each has to look for itself."""
-        if self.hidden_states is not None or isinstance(self.forced, list) or len(routes) < self.num_blocks:
+        if self.hidden_states is not None or isinstance(self.forced, list) or len(routes) < self.running:
             return None
         all_execute = [
             decisions is not None and decisions.uniform == EXECUTE and decisions.batch_size == batch_size
@@ -197,7 +199,7 @@ class Route:
         logits, self.probabilities = None, None
         if self.observer is not None or (router is not None and self._forced_rows is None):
             windows = self._windows_on(hidden.device, config.num_windows)
-            means = windows.mean(hidden)
+            means = windows.mean(hidden, config.rms_norm)
             if self.observer is not None:
                 self.observer(layer.index, means, windows.used)
             if router is not None and self._forced_rows is None:

@@ -14,10 +14,12 @@ from .options import (
     LogFormat,
     MaxNewTokens,
     Seed,
+    SkipBad,
     Split,
     Task,
     Threads,
     console,
+    left_out,
     log_stream,
     questions,
     say,
@@ -37,6 +39,7 @@ def probe(
     max_new_tokens: MaxNewTokens = None,
     chat_template: ChatTemplate = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Most prompts a forward pass.")] = 64,
+    skip_bad: SkipBad = False,
     seed: Seed = 0,
     log: Log = LogFormat.bar,
     dtype: Dtype = "auto",
@@ -54,12 +57,18 @@ def probe(
     """
     from ..files import check_claim
     from ..models.download import check_model_name
+    from ..tasks import names_of
 
     check_claim(output, "probe")
     check_model_name(model)
     # The limit is for each source: what kinds have in common cannot be seen from the first one alone.
-    names = [None] if data is None else [data] if Path(data).exists() else data.split(",")
-    asked = [question for name in names for question in questions(task, name, split, limit, 0, seed, mode="self")]
+    names = [None] if data is None else names_of(data)
+    bad = left_out(skip_bad)
+    asked = [
+        question
+        for name in names
+        for question in questions(task, name, split, limit, 0, seed, mode="self", skip_bad=bad)
+    ]
     from ..workflow import probe_model
 
     report = probe_model(
@@ -69,6 +78,7 @@ def probe(
         most_skips=most_skips,
         max_new_tokens=max_new_tokens,
         chat_template=chat_template,
+        skip_bad=bad,
         batch_size=batch_size,
         seed=seed,
         dtype=dtype,
@@ -76,6 +86,8 @@ def probe(
         console=console,
         log=log_stream(log),
     )
+    if bad is not None:
+        bad.say()
     for table in report.tables():
         console.print(table)
     say(f"Verdict: {report.verdict}")

@@ -21,7 +21,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..decisions import Decisions, passes
 from ..errors import DrLLMError, Interrupted
-from ..jobs import ALONE, JobProgress, Processes, Stop, job_progress, stop_on_signals
+from ..jobs import ALONE, JobProgress, Processes, Stop, job_progress, stop_on_signals, track
 from ..scoring.shared_prefix import SharingScorer, SharingSession
 from ..scoring.shared_prefix.walk import walk
 from ..search.bundle import Work
@@ -134,6 +134,7 @@ def refine_routers(
     config: RefineConfig | None = None,
     *,
     num_windows: int = 8,
+    rms_norm: bool = False,
     processes: Processes = ALONE,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -161,7 +162,7 @@ def refine_routers(
     """
     config = config or RefineConfig()
     train, validation = split_questions(ids, config.validation_share, config.seed)
-    run = _Run(start, tuple(layers), scorer, prompts, ids, reward, config, num_windows, processes)
+    run = _Run(start, tuple(layers), scorer, prompts, ids, reward, config, num_windows, rms_norm, processes)
     if checkpoint is not None:
         run.keep_in(checkpoint, checkpoint_seconds)
     began, work = time.perf_counter(), scorer.work
@@ -207,10 +208,12 @@ class _Run:
         reward: Reward,
         config: RefineConfig,
         num_windows: int,
+        rms_norm: bool,
         processes: Processes,
     ) -> None:
         self.layers, self.scorer, self.prompts, self.ids = layers, scorer, prompts, ids
-        self.reward, self.config, self.num_windows, self.processes = reward, config, num_windows, processes
+        self.reward, self.config, self.processes = reward, config, processes
+        self.num_windows, self.rms_norm = num_windows, rms_norm
         device = scorer.blocks.model.device
         self.weights = {name: value.detach().clone().to(device).requires_grad_() for name, value in start.items()}
         optimizer = torch.optim.AdamW(list(self.weights.values()), lr=config.learning_rate, weight_decay=0.0)
@@ -222,7 +225,9 @@ class _Run:
 
     def keep_in(self, checkpoint: str | os.PathLike[str], seconds: float) -> None:
         """Save where the run is to this file, every `seconds`."""
-        digest = hashlib.sha256(json.dumps([asdict(self.config), self.layers, self.num_windows]).encode())
+        digest = hashlib.sha256(
+            json.dumps([asdict(self.config), self.layers, self.num_windows, self.rms_norm]).encode()
+        )
         for name, prompt in zip(self.ids, self.prompts, strict=True):
             digest.update(f"{name}\0{prompt.text}\0{prompt.answer}\0".encode())
         for weight in self.weights.values():
@@ -245,6 +250,7 @@ class _Run:
             last = state.history[-1]
             progress.update(state.step, facts={"reward": last["reward"]})
             progress.event("step", **last)
+            track({"refining": last}, step=state.step)
             self._keep(stop)
 
     def _step(self, train: Sequence[int]) -> None:
@@ -324,7 +330,7 @@ class _Run:
             lots = [self._generator(f"{self.ids[place]} {step}") for place in places]
             draws = torch.cat([torch.rand(count, self.scorer.num_blocks, generator=lot) for lot in lots])
         weights = {name: value.detach() for name, value in self.weights.items()}
-        policy = RouterPolicy(weights, self.layers, self.num_windows, draws)
+        policy = RouterPolicy(weights, self.layers, self.num_windows, self.rms_norm, draws)
         walkers = [index for index in range(len(places)) for _ in range(count)]
         paths: list[Decisions] = walk(session, walkers, policy)
         scores = session.score(walkers, paths)

@@ -1,7 +1,7 @@
 """A base and prompts in; out comes whether routers can help."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from rich.console import Console
@@ -31,6 +31,7 @@ def probe_model(
     chat_template: bool = True,
     batch_size: int = 64,
     seed: int = 0,
+    skip_bad: Callable[[str], None] | None = None,
     dtype: str = "auto",
     device: str | None = None,
     console: Console | None = None,
@@ -45,18 +46,21 @@ def probe_model(
         most_skips: see `evaluation.probe.measure`.
         max_new_tokens: of the base's continuations; None is `tasks.SELF_TOKENS`.
         chat_template: whether the tokenizer's words the prompts, where it has one.
+        skip_bad: see `search_paths`.
         log: progress goes here as JSON lines, in place of a bar.
 
     Raises:
         DrLLMError: see `load_base`, `build_prompt`, `evaluation.probe.measure`.
     """
     check_claim(output, PROBE)
+    model, tokenizer = load_base(base, dtype=dtype, device=device)
+    scorer = SharingScorer(route_base(model), tokenizer, batch_size=batch_size, notice=teller(console))
+    questions, prompts = prompts_of(
+        questions, "self", scorer.plain, max_new_tokens=max_new_tokens, chat_template=chat_template, skip_bad=skip_bad
+    )
     kinds = [question.task for question in questions]
     if len(set(kinds)) == 1:
         kinds = [question.source.name if question.source is not None else question.task for question in questions]
-    model, tokenizer = load_base(base, dtype=dtype, device=device)
-    scorer = SharingScorer(route_base(model), tokenizer, batch_size=batch_size, notice=teller(console))
-    prompts = prompts_of(questions, "self", tokenizer, max_new_tokens, chat_template)
     prompts = add_references(scorer.plain, prompts, console=console, log=log)
     with job_progress("probe", "%", 100, console=console, log=log) as progress:
         measured = measure(
