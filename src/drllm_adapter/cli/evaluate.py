@@ -13,18 +13,21 @@ from .options import (
     Data,
     Device,
     Dtype,
+    Grader,
     Limit,
     Log,
     LogFormat,
     MaxNewTokens,
     Resume,
     Seed,
+    SkipBad,
     SkipFirst,
     Task,
     Threads,
     as_trained,
     check_adapter,
     console,
+    left_out,
     log_stream,
     need_extra,
     questions,
@@ -62,6 +65,8 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 16,
     max_new_tokens: MaxNewTokens = None,
+    grader: Grader = None,
+    skip_bad: SkipBad = False,
     chat_template: Annotated[
         bool | None,
         typer.Option(
@@ -136,7 +141,8 @@ def evaluate(
             say(f"Saved in {output}: report.json.")
         return
     task, mode = as_trained(adapter, task, mode)
-    asked = questions(task, data, split or "test", limit, skip, seed, mode=mode)
+    bad = left_out(skip_bad)
+    asked = questions(task, data, split or "test", limit, skip, seed, mode=mode, grader=grader, skip_bad=bad)
     from ..evaluation import sweep_table, verdict
     from ..workflow import evaluate_adapter
 
@@ -152,6 +158,8 @@ def evaluate(
         supervision=supervision,
         sweep=sweep,
         max_new_tokens=max_new_tokens,
+        grader=grader,
+        skip_bad=bad,
         chat_template=worded_by_template(adapter) if chat_template is None else chat_template,
         dtype=dtype,
         device=device,
@@ -159,6 +167,8 @@ def evaluate(
         console=console,
         log=log_stream(log),
     )
+    if bad is not None:
+        bad.say()
     console.print(report.table())
     if report.baselines is not None:
         console.print(report.baselines.table())

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import DrLLMError
+from ..tasks import decoded, without_surrogates
 from .options import RUNNING, Base, Device, Dtype, Json, Seed, Threads, check_adapter, console, write_json
 
 if TYPE_CHECKING:
@@ -175,13 +176,16 @@ def path_in_colour(decisions: tuple[int, ...]) -> Text:
 def _prompt_text(text: str | None, file: Path | None) -> str:
     if file is not None:
         try:
-            prompt = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            prompt = decoded(file.read_bytes(), str(file))
+        except OSError as error:
             raise DrLLMError(
                 f"the prompt file {file} must be a readable text file, but reading it failed; correct the name."
             ) from error
+    elif text is None or text == "-":
+        stream = getattr(sys.stdin, "buffer", None)  # text alone where another program stands in for it
+        prompt = sys.stdin.read() if stream is None else decoded(stream.read(), "standard input")
     else:
-        prompt = sys.stdin.read() if text in (None, "-") else str(text)
+        prompt = without_surrogates(text, "the prompt")
     if prompt is not text:
         # The line end that `echo` and editors put behind a text is no part of it.
         prompt = prompt.removesuffix("\n").removesuffix("\r")

@@ -17,6 +17,7 @@ from .options import (
     Data,
     Device,
     Dtype,
+    Grader,
     Json,
     Limit,
     Log,
@@ -25,11 +26,13 @@ from .options import (
     Mode,
     Resume,
     Seed,
+    SkipBad,
     SkipFirst,
     Split,
     Task,
     Threads,
     console,
+    left_out,
     log_stream,
     one_of,
     questions,
@@ -101,6 +104,8 @@ def search(
     json: Json = None,
     max_new_tokens: MaxNewTokens = None,
     chat_template: ChatTemplate = True,
+    grader: Grader = None,
+    skip_bad: SkipBad = False,
     seed: Seed = 0,
     resume: Resume = False,
     log: Log = LogFormat.bar,
@@ -141,7 +146,8 @@ def search(
     check_model_name(base)
     if output is not None and not estimate:
         check_claim(output, KIND, resume=resume, unfinished=is_unfinished(output, INFO, SUMMARY))
-    asked = questions(task, data, split, limit, skip, seed, mode=mode)
+    bad = left_out(skip_bad)
+    asked = questions(task, data, split, limit, skip, seed, mode=mode, grader=grader, skip_bad=bad)
     if estimate:
         from ..workflow import estimate_paths
 
@@ -154,10 +160,14 @@ def search(
             memory=memory,
             max_new_tokens=max_new_tokens,
             chat_template=chat_template,
+            grader=grader,
+            skip_bad=bad,
             dtype=dtype,
             device=device,
             console=console,
         )
+        if bad is not None:
+            bad.say()
         say(str(expected))
         write_json(json, asdict(expected))
         return
@@ -176,11 +186,15 @@ def search(
         memory=memory,
         max_new_tokens=max_new_tokens,
         chat_template=chat_template,
+        grader=grader,
+        skip_bad=bad,
         dtype=dtype,
         device=device,
         console=console,
         log=log_stream(log),
     )
+    if bad is not None:
+        bad.say()
     console.print(summary.table())
     say(f"Verdict: {summary.verdict}")
     write_json(json, asdict(summary))

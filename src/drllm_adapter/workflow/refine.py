@@ -93,10 +93,11 @@ def refine_adapter(
     model, tokenizer = load_once(load, dtype, device, processes)
     settings: DrLLMConfig = model.peft_config["default"]
     weights, layers = read_weights(model)
-    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens, chat_template)
     scorer = SharingScorer(model, tokenizer, batch_size=batch_size, notice=teller(console))
-    for prompt in prompts:
-        scorer.plain.encode(prompt)  # what does not fit the model is refused before anything is written
+    # What does not fit the model is refused before anything is written.
+    questions, prompts = prompts_of(
+        questions, mode, scorer.plain, max_new_tokens=max_new_tokens, chat_template=chat_template
+    )
     ids = [question.id for question in questions]
     begun = {
         "start": full_name(start),
