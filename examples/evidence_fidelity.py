@@ -1,8 +1,8 @@
 """Evidence on SmolLM2-135M-Instruct: routers learnt from prompts alone against every static path.
 
 For each seed 13 kinds of prompts, real and made, are drawn (`fidelity_prompts.py`), 16 of each to train on and 16
-others to test, and 15 of each of four kinds that are in no training. Routers learn from the base model's own continuations
-(`drllm refine --mode self`); a depth control is chosen on held-out training prompts for each mean number of passes, and
+others to test, and 15 of each of four kinds that are in no training. Routers learn from the base model's own
+continuations (`drllm refine --mode self`); a depth control is chosen on held-out training prompts for each mean number of passes, and
 once for `--max-loss 2`. Tested: agreement with the base's own tokens, against every baseline at exactly the routers'
 mean number of passes. Writes `evidence.json`, `evidence.md` (the tables of docs/evidence.md), `agreement.png` and the
 adapters; what is there is not made again.
@@ -25,6 +25,7 @@ from evidence_tables import markdown, percent, pooled
 from fidelity_prompts import draw
 from rich.console import Console
 
+from drllm_adapter import last_decisions
 from drllm_adapter.decisions import Decisions, execute_all, passes
 from drllm_adapter.evaluation import BaselineTable, Effort, compare, compare_with_baselines
 from drllm_adapter.files import write_json_atomic, write_text_atomic
@@ -131,9 +132,7 @@ def drawn(options: argparse.Namespace, part: str, seed: int) -> list[Question]:
     return load_questions("jsonl", str(file), with_answers=False)
 
 
-def remembering(
-    sharing: SharingScorer,
-) -> Callable[[Sequence[Prompt], Sequence[Sequence[Decisions]]], list[list[Score]]]:
+def remembering(sharing: SharingScorer) -> ScorePaths:
     """Scores of prompts along paths, none of them computed twice."""
     known: dict[tuple[Prompt, Decisions], Score] = {}
 
