@@ -1,10 +1,10 @@
 """Evidence on SmolLM2-135M-Instruct: routers learnt from prompts alone against every static path.
 
-For each seed 13 kinds of prompts, real and made, are drawn (`fidelity_prompts.py`), 16 of each to train on and 16
-others to test, and 15 of each of four kinds that are in no training. Routers learn from the base model's own
-continuations (`drllm refine --mode self`); a depth control is chosen on held-out training prompts for each mean number of passes, and
-once for `--max-loss 2`. Tested: agreement with the base's own tokens, against every baseline at exactly the routers'
-mean number of passes. Writes `evidence.json`, `evidence.md` (the tables of docs/evidence.md), `agreement.png` and the
+For each seed 13 kinds of prompts, real and made, are drawn (`fidelity_prompts.py`), 30 of each to train on and 16
+others to test, and 16 of each of four kinds that are in no training. Routers learn from the base model's own
+continuations (`drllm refine --mode self`); a depth control is chosen on held-out training prompts for each mean number
+of passes, and once for `--max-loss 2`. Tested: agreement with the base's own tokens, against every baseline at exactly
+the routers' mean number of passes. Writes `evidence.json`, `evidence.md` (the tables of docs/evidence.md), `agreement.png` and the
 adapters; what is there is not made again.
 
     python examples/evidence_fidelity.py --data DATA --output evidence-fidelity
@@ -28,6 +28,7 @@ from rich.console import Console
 from drllm_adapter import last_decisions
 from drllm_adapter.decisions import Decisions, execute_all, passes
 from drllm_adapter.evaluation import BaselineTable, Effort, compare, compare_with_baselines
+from drllm_adapter.evaluation.baselines import ScorePaths
 from drllm_adapter.files import write_json_atomic, write_text_atomic
 from drllm_adapter.models.loading import load_routed
 from drllm_adapter.reporting.plotting import BLUE, GREY, ORANGE, PALE, figure
@@ -52,7 +53,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the question files")
     parser.add_argument("--output", type=Path, required=True, help="folder for everything")
     parser.add_argument("--base", default=BASE, help="the model: a folder or a name on the Hub")
-    parser.add_argument("--each", type=int, default=16, help="prompts of each kind to train on, and to test")
+    parser.add_argument("--train", type=int, default=30, help="prompts of each kind to train on")
+    parser.add_argument("--test", type=int, default=16, help="prompts of each kind to test on")
     parser.add_argument("--paths", type=int, default=6, help="random paths a prompt that baselines are chosen by")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--dtype", default="auto")
@@ -124,7 +126,7 @@ def one_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def drawn(options: argparse.Namespace, part: str, seed: int) -> list[Question]:
-    rows = draw(options.data, part, options.each if part != "unseen" else 15, seed)
+    rows = draw(options.data, part, options.train if part == "train" else options.test, seed)
     folder = options.output / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{part}.jsonl"

@@ -44,6 +44,7 @@ _SHARPNESS = 4.0
 """Logits for one unit of the logarithm of the price: how sure routers are near their threshold."""
 _REPEAT = -10.0
 _BUNDLE = 32
+_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,7 @@ def learn_skips(
     scores = _score(scorer, [prompts[row] for row in rows], sets, "random paths", console)
     tried = _tried(rows, sets, scores, candidates)
 
-    losses, nested = nested_sets(Surrogate(summary, tried), summary, len(candidates), _MOST_SKIPS)
-    prices = critical_prices(losses, nested, _NEVER)
+    prices = _prices(summary, tried, len(candidates))
     thresholds = [_price_for(prices, skips) for skips in _MEAN_SKIPS]
     chosen = [
         _path(of_prompt < thresholds[row % len(thresholds)], candidates, blocks) for row, of_prompt in enumerate(prices)
@@ -120,14 +120,27 @@ def learn_skips(
     behind, found = reading.along(chosen, "on policy")
     again = _tried(range(len(prompts)), [[path] for path in chosen], [[score] for score in found], candidates)
     tried = Tried(*(np.concatenate(pair) for pair in zip(_fields(tried), _fields(again), strict=True)))
-    losses, nested = nested_sets(Surrogate(summary, tried), summary, len(candidates), _MOST_SKIPS)
-    prices = critical_prices(losses, nested, _NEVER)
+    prices = _prices(summary, tried, len(candidates))
 
     places = [looked_at.index(block) for block in candidates]
     features = torch.from_numpy(np.concatenate([base[:, places], behind[:, places]])).transpose(0, 1)
     targets = torch.from_numpy(np.concatenate([prices, prices])).log().float()
     learnt = _train(features, torch.from_numpy(reading.used).repeat(2), targets, config)
     return _as_routers(learnt, candidates, layers, price / blocks, base.shape[-1], config)
+
+
+def _prices(summary: Array, tried: Tried, candidates: int) -> Array:
+    """The critical prices of all prompts, each by a surrogate that has not seen the prompt's own paths.
+
+    What a path of a few tokens came to is partly luck, and labels that follow it are learnt by heart.
+    """
+    prices = np.zeros((len(summary), candidates))
+    for fold in range(_FOLDS):
+        own = np.arange(len(summary)) % _FOLDS == fold
+        others = tried.prompts % _FOLDS != fold
+        surrogate = Surrogate(summary, Tried(*(values[others] for values in _fields(tried))))
+        prices[own] = critical_prices(*nested_sets(surrogate, summary[own], candidates, _MOST_SKIPS), _NEVER)
+    return prices
 
 
 def _candidates(
