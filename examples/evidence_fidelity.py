@@ -4,8 +4,8 @@ For each seed 13 kinds of prompts, real and made, are drawn (`fidelity_prompts.p
 others to test, and 16 of each of four kinds that are in no training. Routers learn from the base model's own
 continuations (`drllm refine --mode self`); a depth control is chosen on held-out training prompts for each mean number
 of passes, and once for `--max-loss 2`. Tested: agreement with the base's own tokens, against every baseline at exactly
-the routers' mean number of passes. Writes `evidence.json`, `evidence.md` (the tables of docs/evidence.md), `agreement.png` and the
-adapters; what is there is not made again.
+the routers' mean number of passes. Writes `evidence.json`, `evidence.md` (the tables of docs/evidence.md),
+`agreement.png` and the adapters; what is there is not made again.
 
     python examples/evidence_fidelity.py --data DATA --output evidence-fidelity
 

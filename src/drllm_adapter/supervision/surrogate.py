@@ -77,7 +77,7 @@ def _path_kernels(ours: Array, theirs: Array) -> tuple[Array, ...]:
 
 
 def nested_sets(surrogate: Surrogate, features: Array, candidates: int, most: int) -> tuple[Array, Array]:
-    """For each prompt sets of 0, 1, ... `most` blocks, each with the block more that is predicted to cost least.
+    """For each prompt sets of 0, 1, ... `most` (at most C) blocks, each with one more that is predicted to cost least.
 
     Returns:
         The predicted losses [N, most + 1] and the sets [N, most + 1, C].
@@ -85,7 +85,7 @@ def nested_sets(surrogate: Surrogate, features: Array, candidates: int, most: in
     count = len(features)
     current = np.zeros((count, candidates))
     losses, sets = [np.zeros(count)], [current]
-    for _ in range(most):
+    for _ in range(min(most, candidates)):
         larger = np.repeat(current[:, None], candidates, axis=1)
         larger[:, np.arange(candidates), np.arange(candidates)] = 1
         prompts = np.repeat(np.arange(count), candidates)

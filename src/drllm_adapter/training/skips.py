@@ -70,7 +70,7 @@ def loss_of(score: Score) -> float:
     """How far a path is from the base, in [0, 1]: half by the tokens that differ, half by KL, which is smoother."""
     if score.agreement is None or score.kl is None:
         raise DrLLMError(
-            "skips are learnt from the base model's own text, but other prompts were given; use mode self."
+            "skips are learnt from the base model's own text, but other prompts were given; use --mode self."
         )
     near = 0.0 if math.isnan(score.kl) else math.exp(-score.kl)
     return 1 - (score.agreement + near) / 2
