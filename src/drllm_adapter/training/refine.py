@@ -21,7 +21,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..decisions import Decisions, passes
 from ..errors import DrLLMError, Interrupted
-from ..jobs import ALONE, JobProgress, Processes, Stop, job_progress, stop_on_signals
+from ..jobs import ALONE, JobProgress, Processes, Stop, job_progress, stop_on_signals, track
 from ..scoring.shared_prefix import SharingScorer, SharingSession
 from ..scoring.shared_prefix.walk import walk
 from ..search.bundle import Work
@@ -255,6 +255,7 @@ class _Run:
             last = state.history[-1]
             progress.update(state.step, facts={"reward": last["reward"]})
             progress.event("step", **last)
+            track({"refining": last}, step=state.step)
             self._keep(stop)
 
     def _step(self, train: Sequence[int]) -> None:
