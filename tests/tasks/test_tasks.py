@@ -146,7 +146,7 @@ def test_cloze_is_plain_text() -> None:
 def test_free_answers() -> None:
     plain, chat = build_prompt(MATH, "free"), build_prompt(MATH, "free", chat_tokenizer())
     assert (plain.continuations, chat.continuations) == ((" \\boxed{2}",), ("\\boxed{2}",))
-    assert (chat.grader, chat.answer, chat.max_new_tokens) == ("math", "2", 15)
+    assert (chat.grader, chat.answer, chat.max_new_tokens) == ("math-verify", "2", 256)
     assert "\\boxed{}" in chat.text
     assert build_prompt(ARC, "free").continuations == (" stone",)
     assert build_prompt(ARC, "free").grader == "exact"
@@ -189,14 +189,14 @@ def test_exact_grading(generated: str, reference: str, right: bool) -> None:
 )
 def test_mathematical_grading(generated: str, reference: str, right: bool) -> None:
     pytest.importorskip("math_verify")
-    assert grade("math", generated, reference) == right
+    assert grade("math-verify", generated, reference) == right
 
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(DrLLMError, match=r"drllm-adapter\[math\]"):
-        grade("math", "1", "1")
-    with pytest.raises(DrLLMError, match="exact, math"):
+        grade("math-verify", "1", "1")
+    with pytest.raises(DrLLMError, match="exact, last-number"):
         grade("vibes", "1", "1")
 
 
@@ -241,7 +241,7 @@ def test_a_settled_verdict_stands_whatever_follows(begun: str, rest: str, refere
 )
 def test_when_an_exact_verdict_is_settled(begun: str, reference: str, known: bool) -> None:
     assert settled("exact", begun, reference) is known
-    assert not settled("math", begun, reference)
+    assert not settled("math-verify", begun, reference)
 
 
 def test_prompts_need_no_answers(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def routed(spread: float = 1.0) -> Any:
     """Routers that choose different paths for different prompts."""
-    config = DrLLMConfig(num_windows=WINDOWS, router_width=8, layers_to_transform=[0, 1, 3])
+    config = DrLLMConfig(num_windows=WINDOWS, rms_norm=True, router_width=8, layers_to_transform=[0, 1, 3])
     model = get_peft_model(tiny_model("llama", BLOCKS), config).eval()
     torch.manual_seed(1)
     for layer in routed_layers(model):
@@ -86,7 +86,7 @@ def test_the_likeliest_path_is_the_one_that_the_routers_take(texts: list[str]) -
     weights, layers = read_weights(MODEL)
     session = begin(MODEL, texts)
     places = list(range(len(texts)))
-    paths = walk(session, places, RouterPolicy(weights, layers, WINDOWS))
+    paths = walk(session, places, RouterPolicy(weights, layers, WINDOWS, True))
     expected = Scorer(MODEL, TOKENIZER).score([ask(text) for text in texts])
     assert paths == [score.decisions for score in expected]
     found = session.score(places, paths)
@@ -100,7 +100,7 @@ def test_what_was_drawn_is_what_the_routers_read_and_how_likely_they_found_it(te
     weights, layers = read_weights(MODEL)
     walkers = [place for place in range(len(texts)) for _ in range(6)]
     draws = torch.rand(len(walkers), BLOCKS, generator=torch.Generator().manual_seed(seed))
-    policy = RouterPolicy(weights, layers, WINDOWS, draws)
+    policy = RouterPolicy(weights, layers, WINDOWS, True, draws)
     paths = walk(begin(MODEL, texts), walkers, policy)
     assert all(path[2] == 1 for path in paths)  # a block without a router
     for walker, (place, path) in enumerate(zip(walkers, paths, strict=True)):
@@ -144,7 +144,9 @@ def refine(model: Any, prompts: list[Prompt], reward: Any, **changes: Any) -> An
     config = RefineConfig(**{"max_steps": 3, "batch_size": 4, "num_generations": 4, "eval_steps": 2, **changes})
     scorer = SharingScorer(model, TOKENIZER, batch_size=batch)
     ids = [prompt.text for prompt in prompts]
-    return refine_routers(weights, layers, scorer, prompts, ids, reward, config, num_windows=WINDOWS, **process)
+    return refine_routers(
+        weights, layers, scorer, prompts, ids, reward, config, num_windows=WINDOWS, rms_norm=True, **process
+    )
 
 
 PROMPTS = [ask(f"w{first} w{second} w{first}") for first in (1, 2) for second in range(3, 13)]
@@ -157,7 +159,9 @@ def skip_where_it_begins_with_w1(prompt: Prompt, score: Any) -> float:
 
 
 def test_routers_learn_what_the_reward_wants_of_each_prompt() -> None:
-    model = get_peft_model(tiny_model("llama", BLOCKS), DrLLMConfig(num_windows=WINDOWS, router_width=8)).eval()
+    model = get_peft_model(
+        tiny_model("llama", BLOCKS), DrLLMConfig(num_windows=WINDOWS, rms_norm=True, router_width=8)
+    ).eval()
     result = refine(
         model, PROMPTS, skip_where_it_begins_with_w1, max_steps=60, batch_size=10, price=0.0, learning_rate=0.05
     )
@@ -168,7 +172,9 @@ def test_routers_learn_what_the_reward_wants_of_each_prompt() -> None:
 
 
 def test_the_price_makes_paths_shorter() -> None:
-    model = get_peft_model(tiny_model("llama", BLOCKS), DrLLMConfig(num_windows=WINDOWS, router_width=8)).eval()
+    model = get_peft_model(
+        tiny_model("llama", BLOCKS), DrLLMConfig(num_windows=WINDOWS, rms_norm=True, router_width=8)
+    ).eval()
     result = refine(model, PROMPTS, lambda prompt, score: 0.0, max_steps=40, price=4.0, learning_rate=0.05)
     assert result.history[-1]["validation_passes"] <= 1
     assert result.history[0]["validation_passes"] == BLOCKS
@@ -181,7 +187,7 @@ def test_the_gradient_is_that_of_reinforce_with_a_leave_one_out_baseline() -> No
     config = RefineConfig(max_steps=1, batch_size=3, num_generations=count, price=price, entropy_coef=0.0)
     scorer = SharingScorer(model, TOKENIZER)
     ids = [prompt.text for prompt in PROMPTS]
-    run = _Run(weights, layers, scorer, PROMPTS, ids, find_reward("probability"), config, WINDOWS, ALONE)
+    run = _Run(weights, layers, scorer, PROMPTS, ids, find_reward("probability"), config, WINDOWS, True, ALONE)
     places = run._batch(range(len(PROMPTS)))
     paths: dict[int, list[int]] = {walker: [1] * BLOCKS for walker in range(count * len(places))}
     for visit in run._walk(places, count, drawn=True).visits:

@@ -46,7 +46,7 @@ def bench_refine(
     def ours() -> None:
         session = sharing.begin(asked)
         assert isinstance(session, SharingSession)
-        paths[:] = walk(session, walkers, RouterPolicy(weights, layers, windows, draws))
+        paths[:] = walk(session, walkers, RouterPolicy(weights, layers, windows, draws=draws))
         session.score(walkers, paths)
 
     ours()

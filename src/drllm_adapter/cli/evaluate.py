@@ -13,18 +13,22 @@ from .options import (
     Data,
     Device,
     Dtype,
+    Grader,
     Limit,
     Log,
     LogFormat,
     MaxNewTokens,
+    ReportTo,
     Resume,
     Seed,
+    SkipBad,
     SkipFirst,
     Task,
     Threads,
     as_trained,
     check_adapter,
     console,
+    left_out,
     log_stream,
     need_extra,
     questions,
@@ -62,6 +66,8 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 16,
     max_new_tokens: MaxNewTokens = None,
+    grader: Grader = None,
+    skip_bad: SkipBad = False,
     chat_template: Annotated[
         bool | None,
         typer.Option(
@@ -78,6 +84,7 @@ def evaluate(
     seed: Seed = 0,
     resume: Resume = False,
     log: Log = LogFormat.bar,
+    report_to: ReportTo = None,
     dtype: Dtype = "auto",
     device: Device = None,
     threads: Threads = None,
@@ -136,7 +143,8 @@ def evaluate(
             say(f"Saved in {output}: report.json.")
         return
     task, mode = as_trained(adapter, task, mode)
-    asked = questions(task, data, split or "test", limit, skip, seed, mode=mode)
+    bad = left_out(skip_bad)
+    asked = questions(task, data, split or "test", limit, skip, seed, mode=mode, grader=grader, skip_bad=bad)
     from ..evaluation import sweep_table, verdict
     from ..workflow import evaluate_adapter
 
@@ -152,6 +160,8 @@ def evaluate(
         supervision=supervision,
         sweep=sweep,
         max_new_tokens=max_new_tokens,
+        grader=grader,
+        skip_bad=bad,
         chat_template=worded_by_template(adapter) if chat_template is None else chat_template,
         dtype=dtype,
         device=device,
@@ -159,6 +169,8 @@ def evaluate(
         console=console,
         log=log_stream(log),
     )
+    if bad is not None:
+        bad.say()
     console.print(report.table())
     if report.baselines is not None:
         console.print(report.baselines.table())

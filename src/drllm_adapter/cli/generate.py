@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import DrLLMError
+from ..tasks import decoded, without_surrogates
 from .options import RUNNING, Base, Device, Dtype, Json, Seed, Threads, check_adapter, console, write_json
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ def generate(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Talk: a turn a line, an empty line ends it.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Answer with the base model as well.")] = False,
+    lossless: Annotated[
+        bool,
+        typer.Option("--lossless", help="The base model's answer: the path only drafts it. Says what was accepted."),
+    ] = False,
     show_path: Annotated[
         bool, typer.Option("--show-path", help="Draw the path of the prompt, block by block.")
     ] = False,
@@ -99,7 +104,7 @@ def generate(
         streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
         return generate_text(
             model, tokenizer, prompt, wording=wording, max_new_tokens=max_new_tokens, temperature=temperature,
-            seed=seed, routed=routed, streamer=streamer,
+            seed=seed, routed=routed, lossless=lossless, streamer=streamer,
         )  # fmt: skip
 
     if prompts is not None:
@@ -157,6 +162,14 @@ def _describe(generated: "Generated", show_path: bool) -> None:
         style="dim",
         highlight=False,
     )
+    done = generated.speculation
+    if done is not None:
+        notes.print(
+            f"lossless: {done.accepted} of {done.drafted} drafted tokens accepted, "
+            f"{done.tokens / done.verifications:.2f} tokens a pass of all blocks",
+            style="dim",
+            highlight=False,
+        )
 
 
 def path_in_colour(decisions: tuple[int, ...]) -> Text:
@@ -175,13 +188,16 @@ def path_in_colour(decisions: tuple[int, ...]) -> Text:
 def _prompt_text(text: str | None, file: Path | None) -> str:
     if file is not None:
         try:
-            prompt = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            prompt = decoded(file.read_bytes(), str(file))
+        except OSError as error:
             raise DrLLMError(
                 f"the prompt file {file} must be a readable text file, but reading it failed; correct the name."
             ) from error
+    elif text is None or text == "-":
+        stream = getattr(sys.stdin, "buffer", None)  # text alone where another program stands in for it
+        prompt = sys.stdin.read() if stream is None else decoded(stream.read(), "standard input")
     else:
-        prompt = sys.stdin.read() if text in (None, "-") else str(text)
+        prompt = without_surrogates(text, "the prompt")
     if prompt is not text:
         # The line end that `echo` and editors put behind a text is no part of it.
         prompt = prompt.removesuffix("\n").removesuffix("\r")

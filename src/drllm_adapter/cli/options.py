@@ -14,7 +14,8 @@ from rich.console import Console
 
 from ..errors import DrLLMError
 from ..files import check_file, write_json_atomic
-from ..tasks import MODES, TASKS
+from ..jobs.tracking import TRACKERS, finish, report_to
+from ..tasks import MODES, TASKS, grader_of, graders_help
 
 if TYPE_CHECKING:
     from ..tasks import Question
@@ -67,12 +68,17 @@ def _use_threads(threads: int | None) -> int | None:
     return threads
 
 
+def _known_grader(name: str | None) -> str | None:
+    if name is not None:
+        grader_of(name)
+    return name
+
+
 Task = Annotated[
     str | None,
     one_of(
         TASKS,
-        "arc: multiple choice, dart: mathematics, jsonl: your own questions or prompts, khop: made here. jsonl with "
-        "--mode self, else arc, by default.",
+        f"{TASKS.help()}. jsonl with --mode self, else arc, by default.",
     ),
 ]
 Data = Annotated[
@@ -94,11 +100,23 @@ Mode = Annotated[
         "the base model's own continuation of a prompt.",
     ),
 ]
+Grader = Annotated[
+    str | None,
+    typer.Option(
+        callback=_known_grader, help=f"How a generated answer is judged; by what the references look like by default. "
+        f"{graders_help()}.",
+    ),
+]  # fmt: skip
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out questions that cannot be asked, and count them.")]
 AsTrained = Annotated[
     str | None, one_of(MODES, "What an answer is, see drllm search --help; as in training by default.")
 ]
 MaxNewTokens = Annotated[
-    int | None, typer.Option(min=1, help="Length of a generated answer, or of the continuation of --mode self: 24.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Length of a generated answer, by its grader by default, or of the continuation of --mode self: 24.",
+    ),
 ]
 ChatTemplate = Annotated[
     bool, typer.Option("--chat-template/--no-chat-template", help="Word prompts by the tokenizer's, if it has one.")
@@ -165,6 +183,24 @@ Resume = Annotated[
 ]
 
 
+def _report(context: typer.Context, tracker: str | None) -> str | None:
+    if tracker is not None and is_main_process():
+        report_to(tracker, context.info_name or "", lambda: context.params)
+        context.call_on_close(finish)
+    return tracker
+
+
+ReportTo = Annotated[
+    str | None,
+    typer.Option(
+        callback=_report,
+        metavar=f"[{'|'.join(TRACKERS)}]",
+        help="Send progress and results there as well, as the option of that name does in Trainer.",
+        rich_help_panel=RUNNING,
+    ),
+]
+
+
 def log_stream(log: LogFormat) -> TextIO | None:
     """Where the JSON lines go; None for a bar."""
     return sys.stderr if log is LogFormat.json else None
@@ -175,19 +211,52 @@ def say(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True)
 
 
+class LeftOut:
+    """What `--skip-bad` asks for: counts the questions that are left out, and says so once the others are known."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def __call__(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+    def say(self) -> None:
+        """How many were left out since this was last said, and why the first one was."""
+        if self.sentences:
+            say(f"{len(self.sentences):,} questions that cannot be asked are left out; the first: {self.sentences[0]}")
+            self.sentences.clear()
+
+
+def left_out(skip_bad: bool) -> LeftOut | None:
+    """For `questions` and the functions that ask them; None refuses what is bad."""
+    return LeftOut() if skip_bad else None
+
+
 def questions(
-    task: str | None, data: str | None, split: str | None, limit: int | None, skip: int, seed: int, *, mode: str
+    task: str | None,
+    data: str | None,
+    split: str | None,
+    limit: int | None,
+    skip: int,
+    seed: int,
+    *,
+    mode: str,
+    grader: str | None = None,
+    skip_bad: LeftOut | None = None,
 ) -> "list[Question]":
     """The questions that the options of a command name, which must go with the mode."""
-    from ..tasks import build_prompts, grade, load_questions
+    from ..tasks import load_questions, word_questions
 
-    if mode == "self":
-        return load_questions(task or "jsonl", data, split=split, limit=limit, skip=skip, seed=seed, with_answers=False)
-    found = load_questions(task or "arc", data, split=split, limit=limit, skip=skip, seed=seed)
-    # What does not go together, and a grader that is not installed, are refused before a model is loaded.
-    free = {prompt.grader: prompt for prompt in build_prompts(found, mode) if prompt.mode == "free"}
-    for grader, prompt in free.items():
-        grade(grader, "", str(prompt.answer))
+    with_answers = mode != "self"
+    found = load_questions(
+        task or ("arc" if with_answers else "jsonl"), data, split=split, limit=limit, skip=skip, seed=seed,
+        with_answers=with_answers, skip_bad=skip_bad,
+    )  # fmt: skip
+    if with_answers:
+        # What does not go together, and a grader that is not installed, are refused before a model is loaded.
+        found, _ = word_questions(found, mode, grader=grader, skip_bad=skip_bad)
+    if skip_bad is not None:
+        skip_bad.say()
     return found
 
 

@@ -17,19 +17,23 @@ from .options import (
     Data,
     Device,
     Dtype,
+    Grader,
     Json,
     Limit,
     Log,
     LogFormat,
     MaxNewTokens,
     Mode,
+    ReportTo,
     Resume,
     Seed,
+    SkipBad,
     SkipFirst,
     Split,
     Task,
     Threads,
     console,
+    left_out,
     log_stream,
     one_of,
     questions,
@@ -101,9 +105,12 @@ def search(
     json: Json = None,
     max_new_tokens: MaxNewTokens = None,
     chat_template: ChatTemplate = True,
+    grader: Grader = None,
+    skip_bad: SkipBad = False,
     seed: Seed = 0,
     resume: Resume = False,
     log: Log = LogFormat.bar,
+    report_to: ReportTo = None,
     dtype: Dtype = "auto",
     device: Device = None,
     threads: Threads = None,
@@ -141,7 +148,8 @@ def search(
     check_model_name(base)
     if output is not None and not estimate:
         check_claim(output, KIND, resume=resume, unfinished=is_unfinished(output, INFO, SUMMARY))
-    asked = questions(task, data, split, limit, skip, seed, mode=mode)
+    bad = left_out(skip_bad)
+    asked = questions(task, data, split, limit, skip, seed, mode=mode, grader=grader, skip_bad=bad)
     if estimate:
         from ..workflow import estimate_paths
 
@@ -154,10 +162,14 @@ def search(
             memory=memory,
             max_new_tokens=max_new_tokens,
             chat_template=chat_template,
+            grader=grader,
+            skip_bad=bad,
             dtype=dtype,
             device=device,
             console=console,
         )
+        if bad is not None:
+            bad.say()
         say(str(expected))
         write_json(json, asdict(expected))
         return
@@ -176,11 +188,15 @@ def search(
         memory=memory,
         max_new_tokens=max_new_tokens,
         chat_template=chat_template,
+        grader=grader,
+        skip_bad=bad,
         dtype=dtype,
         device=device,
         console=console,
         log=log_stream(log),
     )
+    if bad is not None:
+        bad.say()
     console.print(summary.table())
     say(f"Verdict: {summary.verdict}")
     write_json(json, asdict(summary))

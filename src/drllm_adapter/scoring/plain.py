@@ -8,11 +8,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from ..adapter.layer import routed_layers
 from ..decisions import Decisions, passes
@@ -23,13 +24,9 @@ from .continuations import Predicted, as_base, forced, pad_left, predict_continu
 from .fidelity import Fidelity, fidelity
 
 _DIGITS = 7
-_KEEP_THE_LIKELIEST = frozenset(
-    """
-    _from_model_config bos_token_id cache_implementation do_sample eos_token_id max_length max_new_tokens min_p
-    output_attentions output_hidden_states pad_token_id temperature top_k top_p transformers_version typical_p use_cache
-    """.split()  # noqa: SIM905
-)
-"""Settings of generation that leave greedy decoding what it is."""
+_SPECIAL_TOKENS = 16
+KEPT = 4096
+"""Prompts whose tokens are kept, the last ones used: a bundle's many times over, and never those of a whole set."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,8 @@ class Scorer:
         )
         ends = model.generation_config.eos_token_id
         self.end_tokens: list[int | None] = ends if isinstance(ends, list) else [ends]
-        self._encoded: dict[Prompt, Encoded] = {}
+        self.encode = lru_cache(KEPT)(self._encode)
+        self._limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.work = Work()
 
     def begin(self, prompts: Sequence[Prompt]) -> "PlainSession":
@@ -184,7 +182,7 @@ class Scorer:
             )
         if prompt.mode == "free":
             probability = math.exp(likelihoods[0] / len(self.encode(prompt).continuations[0]))
-            correct = not math.isnan(probability) and grade(prompt.grader, text, str(prompt.answer))
+            correct = not math.isnan(probability) and grade(prompt.grader, prompt.answer_in(text), str(prompt.answer))
             return Score(_rounded(probability), correct, decisions, text)
         probabilities = torch.tensor(likelihoods, dtype=torch.float64).softmax(dim=0)
         probability = float(probabilities[int(prompt.answer)])
@@ -231,14 +229,11 @@ class Scorer:
         inputs = pad_left(rows, self.padding, self.model.device)
         del inputs["position_ids"]
         ends = _Ends(self, prompts, known, early=begun is not None)
-        with forced(self.model, decisions):
+        longest = max(prompt.max_new_tokens - len(tokens) for prompt, tokens in zip(prompts, known, strict=True))
+        with forced(self.model, decisions), greedily(self.model, longest, self.padding) as config:
             output = self.model.generate(
                 **inputs,
-                do_sample=False,
-                max_new_tokens=max(
-                    prompt.max_new_tokens - len(tokens) for prompt, tokens in zip(prompts, known, strict=True)
-                ),
-                pad_token_id=self.padding,
+                generation_config=config,
                 stopping_criteria=StoppingCriteriaList([ends]),
             )
         generated = output[:, inputs["input_ids"].shape[1] :].tolist()
@@ -252,21 +247,29 @@ class Scorer:
         """Whether an answer that begins with `tokens` ends there; `early`, also where its verdict is certain."""
         if len(tokens) >= prompt.max_new_tokens or tokens[-1] in self.end_tokens:
             return True
-        return early and settled(prompt.grader, self.text(tokens), str(prompt.answer))
+        if not early:
+            return False
+        text = self.text(tokens)
+        return prompt.answer_in(text) != text or settled(prompt.grader, text, str(prompt.answer))
 
-    @property
-    def generates_the_likeliest(self) -> bool:
-        """Whether greedy decoding takes the likeliest token each time: no penalties, no forced or forbidden tokens."""
-        return self.model.generation_config.to_diff_dict().keys() <= _KEEP_THE_LIKELIEST
+    def check(self, prompt: Prompt) -> None:
+        """Refuse a prompt that does not fit the model; only one that could be too long is tokenised.
 
-    def encode(self, prompt: Prompt) -> Encoded:
+        Raises:
+            DrLLMError: see `encode`.
+        """
+        generated = prompt.max_new_tokens if prompt.mode in ("free", "self") else 0
+        # A token has a byte at least, but for those that begin and end a text.
+        answers = [generated, *(len(text.encode()) for text in prompt.continuations)]
+        if self._limit is not None and len(prompt.text.encode()) + max(answers) + _SPECIAL_TOKENS > self._limit:
+            self._encode(prompt)
+
+    def _encode(self, prompt: Prompt) -> Encoded:
         """The token ids of a prompt.
 
         Raises:
             DrLLMError: nothing to score, or longer than the model's positions.
         """
-        if prompt in self._encoded:
-            return self._encoded[prompt]
         tokens = self.tokenizer(prompt.text, add_special_tokens=not prompt.templated)["input_ids"]
         # A reference is what the model generated: its text may be cut into other tokens.
         continuations = (
@@ -280,16 +283,44 @@ class Scorer:
                 f"a prompt and its answers must have at least one token each, but those of {shown!r} do not; "
                 f"leave that question out."
             )
+        or_shorter = ", lower --max-new-tokens" if prompt.mode in ("free", "self") else ""
         generated = prompt.max_new_tokens if prompt.mode in ("free", "self") else 0
         longest = len(tokens) + max([generated, *(len(item) - 1 for item in continuations)])
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and longest > limit:
+        if self._limit is not None and longest > self._limit:
             raise DrLLMError(
-                f"a prompt with its answer must fit the model's {limit} positions, but {shown!r} needs {longest}; "
-                f"leave that question out or use a model with more positions."
+                f"a prompt with its answer must fit the model's {self._limit} positions, but {shown!r} needs "
+                f"{longest}; leave that question out{or_shorter} or use a model with more positions."
             )
-        self._encoded[prompt] = Encoded(tokens, continuations)
-        return self._encoded[prompt]
+        return Encoded(tokens, continuations)
+
+
+@contextmanager
+def greedily(model: Any, max_new_tokens: int, padding: int) -> Iterator[GenerationConfig]:
+    """The configuration with which `generate` takes the likeliest token each time, whatever the base's own asks for.
+
+    Beams, sampling, penalties, forced and forbidden tokens that come with a checkpoint say how its users should call
+    it; a score is what the model itself predicts. `generate` fills in from the model's configuration what a call leaves
+    out, so inside the `with` block this one stands in its place.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = {owner: owner.generation_config for owner in (model, base) if "generation_config" in vars(owner)}
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=padding,
+        bos_token_id=base.generation_config.bos_token_id,
+        eos_token_id=base.generation_config.eos_token_id,
+    )
+    training = model.training
+    model.eval()
+    for owner in before:
+        owner.generation_config = config
+    try:
+        yield config
+    finally:
+        model.train(training)
+        for owner, own in before.items():
+            owner.generation_config = own
 
 
 class _Ends(StoppingCriteria):  # type: ignore[misc, unused-ignore]

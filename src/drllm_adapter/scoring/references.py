@@ -1,8 +1,7 @@
 """The base model's own continuations of prompts: what a path is compared with where no answers are known."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -10,13 +9,12 @@ from typing import Any, TextIO
 import torch
 from peft import PeftModel
 from rich.console import Console
-from transformers import GenerationConfig
 
 from ..errors import Interrupted
 from ..jobs import ALONE, Locks, Processes, Shards, job_progress, stop_on_signals, work_through
 from ..tasks import Prompt
 from .continuations import as_base, pad_left
-from .plain import Scorer
+from .plain import Scorer, greedily
 
 REFERENCES = "references"
 BATCH = 32
@@ -100,8 +98,9 @@ def _continue(scorer: Scorer, prompts: Sequence[Prompt]) -> list[list[int]]:
     inputs = pad_left([scorer.encode(prompt).prompt for prompt in prompts], scorer.padding, scorer.model.device)
     del inputs["position_ids"]
     base: Any = scorer.model.get_base_model() if isinstance(scorer.model, PeftModel) else scorer.model
-    with as_base(scorer.model), _greedy(base, scorer):
-        output: torch.Tensor = base.generate(**inputs, max_new_tokens=max(prompt.max_new_tokens for prompt in prompts))
+    longest = max(prompt.max_new_tokens for prompt in prompts)
+    with as_base(scorer.model), greedily(scorer.model, longest, scorer.padding) as config:
+        output: torch.Tensor = base.generate(**inputs, generation_config=config)
     rows = output[:, inputs["input_ids"].shape[1] :].tolist()
     return [_until_end(scorer, row[: prompt.max_new_tokens]) for row, prompt in zip(rows, prompts, strict=True)]
 
@@ -109,19 +108,3 @@ def _continue(scorer: Scorer, prompts: Sequence[Prompt]) -> list[list[int]]:
 def _until_end(scorer: Scorer, tokens: list[int]) -> list[int]:
     end = next((place for place, token in enumerate(tokens) if token in scorer.end_tokens), len(tokens) - 1)
     return tokens[: end + 1]
-
-
-@contextmanager
-def _greedy(model: Any, scorer: Scorer) -> Iterator[None]:
-    """The likeliest token each time. `generate` fills what a call leaves open from the model's own settings."""
-    training, settings = model.training, model.generation_config
-    model.eval()
-    ends = [token for token in scorer.end_tokens if token is not None]
-    model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=ends or None, pad_token_id=scorer.padding, bos_token_id=settings.bos_token_id
-    )
-    try:
-        yield
-    finally:
-        model.generation_config = settings
-        model.train(training)

@@ -224,14 +224,24 @@ def _text_rows(file: Any, head: bytes, path: Path) -> Iterator[Row]:
         )
 
 
-def _lines(file: Any, encoding: str, path: Path) -> Iterator[tuple[int, str]]:
+def decoded(content: bytes, name: str) -> str:
+    """The text of a file or stream called `name`: UTF-8, or UTF-16 or UTF-32 as its first bytes say.
+
+    Raises:
+        DrLLMError: it is neither; names the line.
+    """
+    encoding = json.detect_encoding(content)
+    return "".join(line for _, line in _lines(io.BytesIO(content), encoding, name))
+
+
+def _lines(file: Any, encoding: str, name: str | Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file with their numbers, decoded as strictly as can be."""
     if not encoding.startswith("utf-8"):  # whose line ends are not found in the bytes
         try:
             yield from enumerate(io.StringIO(file.read().decode(encoding), newline="\n"), 1)
         except UnicodeDecodeError as error:
             raise DrLLMError(
-                f"{path} must be text in {encoding.upper()}, as it begins, but byte {error.start + 1} is not; save it "
+                f"{name} must be text in {encoding.upper()}, as it begins, but byte {error.start + 1} is not; save it "
                 f"as UTF-8."
             ) from error
         return
@@ -240,9 +250,9 @@ def _lines(file: Any, encoding: str, path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise DrLLMError(
-                f"{path}, line {number} must be UTF-8 (or UTF-16), but byte {error.start + 1} of it, "
-                f"0x{line[error.start]:02x}, is not; if the file is in an older encoding, convert it: iconv -f cp1252 "
-                f"-t utf-8 {path.name} > new.{path.name}."
+                f"{name}, line {number} must be UTF-8 (or UTF-16), but byte {error.start + 1} of it, "
+                f"0x{line[error.start]:02x}, is not; if it is in an older encoding, convert it: iconv -f cp1252 -t "
+                f"utf-8 OLD > NEW."
             ) from error
 
 

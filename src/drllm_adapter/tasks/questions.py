@@ -8,13 +8,11 @@ from typing import Any
 
 from ..errors import DrLLMError
 from .data import QUESTION_FIELDS, Row, Source, is_conversation, names_of, parsed, rows_in_memory, rows_of
+from .task import TASKS, Task
 from .values import text_of, whole_number, without_surrogates
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-TASKS = ("arc", "dart", "jsonl", "khop")
-_HUB_DEFAULTS = {"arc": "allenai/ai2_arc:ARC-Easy", "dart": "hkust-nlp/dart-math-pool-math"}
-_KHOP_QUESTIONS = 500
 _CHOICES_FIELDS = ("choices", "options", "endings")
 # Fields that say the answer; where a row has several, they must say the same.
 _ANSWER_FIELDS = ("answer", "answerKey", "answer_key", "answer_index", "answer_idx", "gt_ans", "correct_answer")
@@ -72,7 +70,8 @@ def load_questions(
     """The questions of a task, in the order of the data.
 
     Args:
-        task: "arc" (multiple choice), "dart" (free mathematical answers), "jsonl" (either) or "khop" (made here).
+        task: the name of a task, see `TASKS`: "arc" (multiple choice), "dart" (free mathematical answers), "jsonl"
+            (either), "khop" (made here).
         data: a file (JSON lines, JSON, CSV, TSV, Parquet, Arrow; see `data`), a folder that `datasets` saved or the
             name of a dataset on the Hub, `name:config` where it has several, or some of these with commas between
             them; or rows: a list of mappings, a `datasets.Dataset`, a pandas frame. None is the task's own dataset.
@@ -89,8 +88,7 @@ def load_questions(
     Raises:
         DrLLMError: nothing is there, or a row is not a question that can be asked; names file and line.
     """
-    if task not in TASKS:
-        raise DrLLMError(f"task must be one of {', '.join(TASKS)}, but {task!r} was given; choose one of them.")
+    kind = TASKS[task]()
     if limit is not None and limit < 1:
         raise DrLLMError(f"limit must be at least 1 question, but {limit} was given; raise it or leave it out.")
     if skip < 0:
@@ -100,7 +98,7 @@ def load_questions(
     seen: dict[str, str] = {}
     bad = 0
     place = 0
-    for source, rows in _sources(task, data, split, end, seed):
+    for source, rows in _sources(task, kind, data, split, end, seed):
         answers = _Answers()
         begin = len(questions)
         for where, fields in islice(rows, None if end is None else end - place):
@@ -140,38 +138,27 @@ def sources_of(questions: Iterable[Question]) -> list[dict[str, Any]]:
 
 
 def _sources(
-    task: str, data: str | Iterable[Mapping[str, Any]] | None, split: str | None, end: int | None, seed: int
+    name: str, task: Task, data: str | Iterable[Mapping[str, Any]] | None, split: str | None, end: int | None, seed: int
 ) -> Iterator[tuple[Source, Iterator[Row]]]:
     """Every source that is named and its rows."""
-    if task == "khop":
+    if task.makes_questions:
         if data is not None:
             raise DrLLMError(
-                f"the task khop makes its own questions, but --data {data} was given; leave it out, or choose another "
-                f"--task."
+                f"the task {name} makes its own questions, but --data {data} was given; leave it out, or choose "
+                f"another --task."
             )
-        from ..demo.khop import generate
-
-        made = generate(end or _KHOP_QUESTIONS, seed)
-        yield Source(task), ((f"made question {number}", row) for number, row in enumerate(made))
+        made = task.make(end, seed)
+        yield Source(name), ((f"made question {number}", row) for number, row in enumerate(made))
         return
-    if data is None and task == "jsonl":
-        raise DrLLMError("the task jsonl needs a file, but none was given; name it with --data.")
-    if data is None or isinstance(data, str):
-        for name in names_of(_HUB_DEFAULTS[task] if data is None else data):
-            source, rows = rows_of(name, split)
-            yield source, _without_repeats(rows) if task == "dart" else rows
+    data = task.data if data is None else data
+    if data is None:
+        raise DrLLMError(f"the task {name} needs a file, but none was given; name it with --data.")
+    if isinstance(data, str):
+        for one in names_of(data):
+            source, rows = rows_of(one, split)
+            yield source, task.rows(rows)
     else:
-        yield Source("rows"), rows_in_memory(data)
-
-
-def _without_repeats(rows: Iterator[Row]) -> Iterator[Row]:
-    """Every query once: the pool of DART has many sampled responses to each."""
-    seen: set[Any] = set()
-    for where, fields in rows:
-        query = None if isinstance(fields, DrLLMError) else fields.get("query")
-        if not isinstance(query, str) or query not in seen:
-            seen.add(query)
-            yield where, fields
+        yield Source("rows"), task.rows(rows_in_memory(data))
 
 
 def _question(
@@ -191,10 +178,11 @@ def _question(
         wanted = "`prompt` or `messages`" if answers is None else "`question`"
         raise DrLLMError(f"{where} must have the text of a question, but it has none; add the field {wanted}.")
     choices, labels = _choices(fields, where)
-    if task == "arc" and choices is None:
+    kind = TASKS[task]
+    if kind.needs_choices and choices is None:
         raise DrLLMError(
-            f"{where} must have choices, as every arc question does, but it has none; add `choices`, or read questions "
-            f"without choices with --task jsonl --mode free."
+            f"{where} must have choices, as every {task} question does, but it has none; add `choices`, or read "
+            f"questions without choices with --task jsonl --mode free."
         )
     given = {name: fields[name] for name in _ANSWER_FIELDS if fields.get(name) not in (None, "")}
     if not given:
@@ -209,7 +197,7 @@ def _question(
     question = Question(
         id=text_of(fields["id"]) or str(fields["id"]) if fields.get("id") not in (None, "") else default_id,
         # A mixture of tasks names each row's own.
-        task=str(fields.get("task") or fields.get("kind") or task) if task == "jsonl" else task,
+        task=str(fields.get("task") or fields.get("kind") or task) if kind.names_rows else task,
         question=text,
         choices=choices,
         answer=None if answers is None else _free_answer(given, where) if choices is None else -1,

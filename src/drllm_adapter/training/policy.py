@@ -48,6 +48,7 @@ class RouterPolicy:
         weights: the stack of R routers.
         layers: the block of each router, ascending; other blocks execute.
         num_windows: K.
+        rms_norm: whether the states of each token are normalised before they are pooled.
         draws: [walkers, L] uniform numbers in [0, 1) that decide by lot, each decision with the router's probability;
             None takes the likeliest, a tie executes.
         visits: what the routers saw, in the order of the blocks.
@@ -56,6 +57,7 @@ class RouterPolicy:
     weights: Weights
     layers: Sequence[int]
     num_windows: int
+    rms_norm: bool = False
     draws: Tensor | None = None
     visits: list[Visit] = field(default_factory=list)
     _windows: dict[int, Windows] = field(default_factory=dict)
@@ -67,7 +69,7 @@ class RouterPolicy:
             return [[EXECUTE] * len(group) for group in walkers]
         router = list(self.layers).index(block)
         windows = [self._cut(states) for states in hidden]
-        means = torch.cat([cut.mean(states[None]) for cut, states in zip(windows, hidden, strict=True)])
+        means = torch.cat([cut.mean(states[None], self.rms_norm) for cut, states in zip(windows, hidden, strict=True)])
         used = torch.cat([cut.used for cut in windows])
         probabilities = router_logits(self.weights, router, means, used).softmax(dim=-1).cpu()
         if self.draws is None:

@@ -21,7 +21,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..decisions import Decisions, passes
 from ..errors import DrLLMError, Interrupted
-from ..jobs import ALONE, JobProgress, Processes, Stop, job_progress, stop_on_signals
+from ..jobs import ALONE, JobProgress, Processes, Stop, job_progress, stop_on_signals, track
 from ..scoring.shared_prefix import SharingScorer, SharingSession
 from ..scoring.shared_prefix.walk import walk
 from ..search.bundle import Work
@@ -38,7 +38,7 @@ class RefineConfig:
     """How routers are refined; the names are those of TRL's `RLOOConfig`.
 
     Attributes:
-        max_steps: gradient steps.
+        max_steps: gradient steps; 0 leaves the routers as they are.
         batch_size: prompts a step.
         num_generations: paths sampled for each of them, at least 2.
         learning_rate: peak of the cosine schedule of AdamW.
@@ -60,13 +60,13 @@ class RefineConfig:
     warmup_ratio: float = 0.1
     entropy_coef: float = 0.01
     price: float = 0.4
-    validation_share: float = 0.1
+    validation_share: float = 0.2
     eval_steps: int = 15
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, lowest, highest in (
-            ("max_steps", 1, math.inf),
+            ("max_steps", 0, math.inf),
             ("batch_size", 1, math.inf),
             ("num_generations", 2, math.inf),
             ("learning_rate", 1e-8, 10.0),
@@ -117,6 +117,11 @@ class Refined:
         verdict = f"{len(self.validation)} held-out prompts: {found}; " + (
             "the refined routers are kept." if self.improved else "no better at this price, so the start is kept."
         )
+        if last is first:
+            verdict = (
+                f"{len(self.validation)} held-out prompts: reward {first['validation_reward']:.3f} at "
+                f"{first['validation_passes']:.2f} passes; no steps were asked for."
+            )
         cost = (
             f"{self.work.paths:,} paths scored in {self.seconds:.0f} s; {100 * self.work.avoided:.0f} % of their block "
             f"passes were shared and did not run."
@@ -134,6 +139,7 @@ def refine_routers(
     config: RefineConfig | None = None,
     *,
     num_windows: int = 8,
+    rms_norm: bool = False,
     processes: Processes = ALONE,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -161,7 +167,7 @@ def refine_routers(
     """
     config = config or RefineConfig()
     train, validation = split_questions(ids, config.validation_share, config.seed)
-    run = _Run(start, tuple(layers), scorer, prompts, ids, reward, config, num_windows, processes)
+    run = _Run(start, tuple(layers), scorer, prompts, ids, reward, config, num_windows, rms_norm, processes)
     if checkpoint is not None:
         run.keep_in(checkpoint, checkpoint_seconds)
     began, work = time.perf_counter(), scorer.work
@@ -207,10 +213,12 @@ class _Run:
         reward: Reward,
         config: RefineConfig,
         num_windows: int,
+        rms_norm: bool,
         processes: Processes,
     ) -> None:
         self.layers, self.scorer, self.prompts, self.ids = layers, scorer, prompts, ids
-        self.reward, self.config, self.num_windows, self.processes = reward, config, num_windows, processes
+        self.reward, self.config, self.processes = reward, config, processes
+        self.num_windows, self.rms_norm = num_windows, rms_norm
         device = scorer.blocks.model.device
         self.weights = {name: value.detach().clone().to(device).requires_grad_() for name, value in start.items()}
         optimizer = torch.optim.AdamW(list(self.weights.values()), lr=config.learning_rate, weight_decay=0.0)
@@ -222,7 +230,9 @@ class _Run:
 
     def keep_in(self, checkpoint: str | os.PathLike[str], seconds: float) -> None:
         """Save where the run is to this file, every `seconds`."""
-        digest = hashlib.sha256(json.dumps([asdict(self.config), self.layers, self.num_windows]).encode())
+        digest = hashlib.sha256(
+            json.dumps([asdict(self.config), self.layers, self.num_windows, self.rms_norm]).encode()
+        )
         for name, prompt in zip(self.ids, self.prompts, strict=True):
             digest.update(f"{name}\0{prompt.text}\0{prompt.answer}\0".encode())
         for weight in self.weights.values():
@@ -245,6 +255,7 @@ class _Run:
             last = state.history[-1]
             progress.update(state.step, facts={"reward": last["reward"]})
             progress.event("step", **last)
+            track({"refining": last}, step=state.step)
             self._keep(stop)
 
     def _step(self, train: Sequence[int]) -> None:
@@ -324,7 +335,7 @@ class _Run:
             lots = [self._generator(f"{self.ids[place]} {step}") for place in places]
             draws = torch.cat([torch.rand(count, self.scorer.num_blocks, generator=lot) for lot in lots])
         weights = {name: value.detach() for name, value in self.weights.items()}
-        policy = RouterPolicy(weights, self.layers, self.num_windows, draws)
+        policy = RouterPolicy(weights, self.layers, self.num_windows, self.rms_norm, draws)
         walkers = [index for index in range(len(places)) for _ in range(count)]
         paths: list[Decisions] = walk(session, walkers, policy)
         scores = session.score(walkers, paths)

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
@@ -34,7 +34,7 @@ from ..evaluation.lm_eval import HarnessReport, evaluate_with_harness
 from ..files import EVALUATION, REPORT, check_claim, claim_folder, write_json_atomic
 from ..hub import write_card
 from ..hub.reports import FIGURE
-from ..jobs import BEGUN, Processes, is_unfinished, job_progress, open_folder
+from ..jobs import BEGUN, Processes, is_unfinished, job_progress, open_folder, track
 from ..models.download import fetch_supervision, load_training_record
 from ..models.loading import load_routed
 from ..scoring.plain import Score, Scorer
@@ -44,6 +44,7 @@ from ..supervision import Row, read_rows
 from ..tasks import QUESTIONS_CHANGED, Prompt, Question, digest_of, sources_of
 from ..training.trained_on import trained_on
 from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
+from .floor import floor_sentence
 
 
 def evaluate_adapter(
@@ -63,6 +64,8 @@ def evaluate_adapter(
     device: str | None = None,
     max_new_tokens: int | None = None,
     chat_template: bool = True,
+    grader: str | None = None,
+    skip_bad: Callable[[str], None] | None = None,
     resume: bool = False,
     console: Console | None = None,
     log: TextIO | None = None,
@@ -80,7 +83,7 @@ def evaluate_adapter(
         supervision: a supervision set of the same base, on whose questions baselines are chosen; None compares with
             none.
         effort: how much is spent on choosing them.
-        max_new_tokens, chat_template: see `search_paths`.
+        max_new_tokens, chat_template, grader, skip_bad: see `search_paths`.
         sweep: also run every control over its range; with this or baselines, `output` gets `tradeoff.png` as well.
         resume: go on with what an interrupted evaluation left in `output`.
         log: progress goes here as JSON lines, in place of a bar.
@@ -111,7 +114,11 @@ def evaluate_adapter(
         set_layer_budget(model, layer_budget)
     config: Any = model.peft_config["default"]
     budget = config.layer_budget
-    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens, chat_template)
+    scorer = Scorer(model, tokenizer, batch_size=batch_size)
+    questions, prompts = prompts_of(
+        questions, mode, scorer, max_new_tokens=max_new_tokens, chat_template=chat_template, grader=grader,
+        skip_bad=skip_bad,
+    )  # fmt: skip
     settings = {
         **_settings(adapter, base, model),
         "tasks": sorted({question.task for question in questions}),
@@ -122,7 +129,6 @@ def evaluate_adapter(
     if warning is not None and processes.is_main:
         teller(console)(f"Warning: {warning}")
     begun = {**settings, "questions_digest": digest_of(questions, prompts), "batch_size": batch_size}
-    scorer = Scorer(model, tokenizer, batch_size=batch_size)
     with nullcontext(output) if output is not None else tempfile.TemporaryDirectory() as place:
         assert place is not None
         folder = Path(place)
@@ -146,6 +152,11 @@ def evaluate_adapter(
             report = compare(in_base, routed, [question.level for question in questions], tasks)
             processes.meet()  # everybody has read the scores
             if processes.is_main:
+                floor = floor_sentence(
+                    prompts, sum(score.correct for score in in_base), lambda prompt: in_base[prompts.index(prompt)].text
+                )
+                if floor is not None:
+                    teller(console)(f"Warning: {floor}")
                 if sweep:
                     points = sweep_controls(model, routed, scoring_all(scorer, prompts, "sweep", console, log))
                     report = replace(report, sweep=points)
@@ -172,6 +183,7 @@ def evaluate_adapter(
                         folder / REPORT,
                         {**settings, "trained_on": warning, "verdict": verdict(report), **report.to_json()},
                     )
+                track({"evaluation": report.to_json()})
                 (folder / BEGUN).unlink()
                 shutil.rmtree(folder / SCORES)
                 shutil.rmtree(folder / REFERENCES, ignore_errors=True)
@@ -233,6 +245,7 @@ def evaluate_with_lm_eval(
         folder = claim_folder(output, EVALUATION)
         write_json_atomic(folder / REPORT, {**_settings(adapter, base, model), **report.to_json()})
         _show_on_card(adapter, folder)
+    track({"evaluation": {f"{item.task}/{item.metric}": vars(item) for item in report.measured}})
     return report
 
 

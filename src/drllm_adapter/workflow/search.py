@@ -2,13 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
 
 from ..adapter.base_identity import fingerprint, revision
+from ..decisions import execute_all
 from ..hub import write_card
 from ..jobs import Processes, job_progress
 from ..models.loading import load_base, route_base
@@ -19,6 +20,7 @@ from ..supervision import Labels
 from ..supervision.rows import INFO
 from ..tasks import Question
 from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
+from .floor import floor_sentence
 
 
 def search_paths(
@@ -36,6 +38,8 @@ def search_paths(
     device: str | None = None,
     max_new_tokens: int | None = None,
     chat_template: bool = True,
+    grader: str | None = None,
+    skip_bad: Callable[[str], None] | None = None,
     console: Console | None = None,
     log: TextIO | None = None,
 ) -> SearchSummary:
@@ -51,6 +55,8 @@ def search_paths(
         memory: gigabytes of hidden states that are kept for the next paths of a bundle.
         max_new_tokens: of generated answers and continuations; None is the mode's own length.
         chat_template: whether the tokenizer's words the prompts, where it has one.
+        grader: of generated answers; None goes by the task and the reference, see `grading.grader_for`.
+        skip_bad: told, in a sentence, of every question that cannot be asked and is left out; None refuses it.
         resume: go on with what an interrupted run left in `output`.
         log: progress goes here as JSON lines, in place of a bar.
 
@@ -64,10 +70,12 @@ def search_paths(
     model, tokenizer = load_once(
         lambda dtype: load_base(base, dtype=dtype, device=device or processes.device), dtype, device, processes
     )
-    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens, chat_template)
     scorer = _scorer(model, tokenizer, memory, bundle, console)
-    for prompt in prompts:
-        scorer.plain.encode(prompt)  # what does not fit the model is refused before anything is written
+    # What does not fit the model is refused before anything is written.
+    questions, prompts = prompts_of(
+        questions, mode, scorer.plain, max_new_tokens=max_new_tokens, chat_template=chat_template, grader=grader,
+        skip_bad=skip_bad,
+    )  # fmt: skip
     summary = run_search(
         questions,
         prompts,
@@ -91,6 +99,14 @@ def search_paths(
     if processes.is_main:
         shutil.rmtree(Path(output) / REFERENCES, ignore_errors=True)
         write_card(output)
+        base_path = execute_all(scorer.num_blocks)
+        sentence = floor_sentence(
+            prompts,
+            round(summary.base_accuracy * summary.questions),
+            lambda prompt: scorer.plain.score([prompt], [base_path])[0].text,
+        )
+        if sentence is not None:
+            teller(console)(f"Warning: {sentence}")
     return summary
 
 
@@ -106,12 +122,17 @@ def estimate_paths(
     device: str | None = None,
     max_new_tokens: int | None = None,
     chat_template: bool = True,
+    grader: str | None = None,
+    skip_bad: Callable[[str], None] | None = None,
     console: Console | None = None,
 ) -> SearchEstimate:
     """What `search_paths` with the same arguments will cost on this device; a few questions are searched for it."""
     model, tokenizer = load_base(base, dtype=dtype, device=device)
     scorer = _scorer(model, tokenizer, memory, bundle, console)
-    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens, chat_template)
+    _, prompts = prompts_of(
+        questions, mode, scorer.plain, max_new_tokens=max_new_tokens, chat_template=chat_template, grader=grader,
+        skip_bad=skip_bad,
+    )  # fmt: skip
     prompts = add_references(scorer.plain, prompts, console=console)
     with job_progress("estimate", "%", 100, console=console) as progress:
         return estimate_search(prompts, scorer, config, lambda done: progress.update(100 * done))

@@ -134,6 +134,7 @@ def train_adapter(
         "base_fingerprint": found,
         "training": asdict(config),
         "windows": adapter.num_windows,
+        "rms_norm": adapter.rms_norm,
         "router_width": adapter.router_width,
         "layers": adapter.routed_blocks(paths.shape[1]),
         "dtype": dtype_name(model),

@@ -403,8 +403,6 @@ class SharingSession:
     def _greedy(self, place: int, best: Sequence[int]) -> list[int]:
         """The beginning of a greedy answer: the likeliest tokens, as long as they are the reference's, and one more."""
         tokens: list[int] = []
-        if not self.scorer.plain.generates_the_likeliest:
-            return tokens
         (reference,) = self.rows[place].targets
         for likeliest, (_, token) in zip(best, reference, strict=True):
             tokens.append(likeliest)
