@@ -12,6 +12,8 @@ import pytest
 from drllm_adapter import DrLLMError
 from drllm_adapter.decisions import ScoredPath
 from drllm_adapter.supervision import Labels, Row, choose_labels, iterate_rows, read_search_info
+from drllm_adapter.supervision import examples as examples_module
+from drllm_adapter.supervision import rows as rows_module
 from drllm_adapter.supervision.effects import regress_effects
 from drllm_adapter.supervision.examples import Prompts, read_examples
 from drllm_adapter.supervision.rows import check_rows, encode_shard, label_counts, shard_table, write_tables
@@ -75,11 +77,13 @@ def counts(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("read", "bytes_a_row"),
     # A row holds 20 paths of 12 decisions: 5,000 bytes as objects. A name and a few numbers are what remains.
-    [(for_training, 700), (for_effects, 50), (check_rows, 20), (info, 20), (counts, 20)],
+    [(for_training, 400), (for_effects, 200), (check_rows, 20), (info, 20), (counts, 20)],
 )
 def test_memory_does_not_grow_with_the_paths(
-    read: Callable[[Path], None], bytes_a_row: int, sets: tuple[Path, Path]
+    read: Callable[[Path], None], bytes_a_row: int, sets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in (rows_module, examples_module):
+        monkeypatch.setattr(module, "_ROWS_AT_ONCE", 32)
     peaks = []
     read(sets[0])  # what is imported and cached
     for folder in sets:

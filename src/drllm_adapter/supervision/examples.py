@@ -17,7 +17,7 @@ from ..errors import DrLLMError
 from .labels import Labels, choose_labels
 from .rows import SCHEMA, Row, iterate_rows, row_of
 
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 128
 
 
 class ExampleRows(Sequence[Row]):

@@ -189,7 +189,7 @@ def label_counts(path: str | os.PathLike[str], num_blocks: int) -> NDArray[np.in
     """How many labels of a Parquet file skip, execute and repeat each block, `[num_blocks, 3]`; reads nothing else."""
     counts = np.zeros((num_blocks, len(CLASS_NAMES)), dtype=np.int64)
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["decisions"]):
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["decisions"]):
             labels = batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, num_blocks)
             counts += np.stack([(labels == value).sum(axis=0) for value in range(len(CLASS_NAMES))], axis=1)
     return counts
@@ -314,7 +314,7 @@ def _different(path: Path, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
             _check_columns(file.schema_arrow.names)
             there = [name for name in names if name in file.schema_arrow.names]
             seen: dict[tuple[Any, ...], None] = {}
-            for batch in file.iter_batches(columns=there):
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=there):
                 table = pa.Table.from_batches([batch]).group_by(there).aggregate([])
                 columns = [table[name].to_pylist() if name in there else [""] * len(table) for name in names]
                 seen.update(dict.fromkeys(zip(*columns, strict=True)))
