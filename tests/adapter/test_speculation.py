@@ -334,6 +334,22 @@ def test_a_route_that_agrees_is_drafted_far_and_one_of_all_blocks_not_at_all() -
     assert last_speculation(routed).drafted == 0
 
 
+# transformers' own way of drafting with the first blocks
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("route", [[1] * BLOCKS, [1, 0, 2, 1, 1], [0, 2, 1, 1, 0]])
+@torch.no_grad()
+def test_early_exit_drafts_for_a_routed_model_too(model_type: str, route: list[int]) -> None:
+    """Candidates come of the first two blocks of the route, and the tokens are those of the whole route."""
+    routed = base_and_routed(model_type)[1]
+    ids = tokens(1, 6, seed=5)
+    with force_decisions(routed, route):
+        expected = routed.generate(ids, max_new_tokens=12)
+        assert routed.generate(ids, max_new_tokens=12, assistant_early_exit=2).tolist() == expected.tolist()
+        assert last_decisions(routed).tolist() == [route]
+
+
 # What is refused
 
 

@@ -58,6 +58,8 @@ class Route:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        # Blocks of the current forward call: fewer where `assistant_early_exit` drafts with the first ones.
+        self.running = num_blocks
         self.layers: list[RoutedLayer] = []
         # Those for all rows, or a list of those of each row; no tensor, so that they can be compiled in.
         self.forced: tuple[int, ...] | list[list[int]] | None = None
@@ -137,7 +139,7 @@ class Route:
         if cache is None:
             return
         routes = routes_of(cache)
-        if (None in routes or len(routes) < self.num_blocks) and any(decisions is not None for decisions in routes):
+        if (None in routes or len(routes) < self.running) and any(decisions is not None for decisions in routes):
             check_kept(cache)
             raise DrLLMError(
                 f"a cache must hold a whole prompt to be continued, but {routes.count(None)} of its {len(routes)} "
@@ -154,7 +156,7 @@ class Route:
 
     def _where_all_execute(self, routes: Sequence[RowDecisions | None], batch_size: int) -> list[bool] | None:
         """The blocks that have nothing to do but to run; None when each has to look for itself."""
-        if self.hidden_states is not None or isinstance(self.forced, list) or len(routes) < self.num_blocks:
+        if self.hidden_states is not None or isinstance(self.forced, list) or len(routes) < self.running:
             return None
         all_execute = [
             decisions is not None and decisions.uniform == EXECUTE and decisions.batch_size == batch_size
@@ -270,27 +272,10 @@ class Route:
                     f"the router of block {layer.index} must give finite logits, but it gave NaN; the adapter's "
                     f"weights or the base model's hidden states are not finite: load the adapter again."
                 )
-            limit = self._limit(layer, config, row)
-            # The first of equals wins: a tie executes.
-            order = [decision for decision in (EXECUTE, SKIP, REPEAT) if decision <= limit]
-            decisions.append(max(order, key=probabilities.__getitem__))
+            routed = config.routed_blocks(self.num_blocks)
+            limit = pass_limit(config.layer_budget, self._passes[row], layer.index, routed, self.num_blocks)
+            decisions.append(choose(probabilities, limit))
         return decisions
-
-    def _limit(self, layer: "RoutedLayer", config: DrLLMConfig, row: int) -> int:
-        """How many passes the budget leaves this block.
-
-        Later blocks keep a reserve: one pass for each without a router, and for the others their even share of the
-        budget, at most one pass each. So a tight budget thins out the whole depth instead of cutting off its end.
-        """
-        if config.layer_budget is None:
-            return REPEAT
-        routed = config.routed_blocks(self.num_blocks)
-        unrouted = self.num_blocks - len(routed)
-        routed_later = sum(block > layer.index for block in routed)
-        unrouted_later = self.num_blocks - 1 - layer.index - routed_later
-        share = routed_later * (config.layer_budget - unrouted) // len(routed)
-        reserve = unrouted_later + min(routed_later, share)
-        return config.layer_budget - self._passes[row] - reserve
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a pickle of the model carries what steers it, not the sequences it was last run on.
@@ -308,6 +293,26 @@ def _beside(router: Router, *tensors: Tensor) -> list[Tensor]:
     """What a router reads, moved to its device: the block before may lie on another one."""
     device = router.up.weight.device
     return [tensor.to(device) if device.type != "meta" else tensor for tensor in tensors]
+
+
+def choose(probabilities: Sequence[float], limit: int) -> int:
+    """The likeliest decision of at most `limit` passes; the first of equals wins: a tie executes."""
+    return max((item for item in (EXECUTE, SKIP, REPEAT) if item <= limit), key=probabilities.__getitem__)
+
+
+def pass_limit(layer_budget: int | None, passes: int, block: int, routed: Sequence[int], num_blocks: int) -> int:
+    """How many passes the budget leaves a block, when those before it made `passes`.
+
+    Later blocks keep a reserve: one pass for each without a router, and for the others their even share of the
+    budget, at most one pass each. So a tight budget thins out the whole depth instead of cutting off its end.
+    """
+    if layer_budget is None:
+        return REPEAT
+    unrouted = num_blocks - len(routed)
+    routed_later = sum(later > block for later in routed)
+    unrouted_later = num_blocks - 1 - block - routed_later
+    share = routed_later * (layer_budget - unrouted) // len(routed)
+    return layer_budget - passes - unrouted_later - min(routed_later, share)
 
 
 def blend(probabilities: Tensor, depth_control: float) -> Tensor:

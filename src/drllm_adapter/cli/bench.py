@@ -62,6 +62,44 @@ def routing(
 
 
 @bench.command()
+def serve(
+    adapter: Annotated[str, typer.Argument(help="The adapter: a folder, or owner/name[@branch] on the Hub.")],
+    base: Base = None,
+    output: Output = Path("bench_serve.json"),
+    requests: Annotated[int, typer.Option(min=4, help="Requests at a time.")] = 32,
+    prompt_tokens: Annotated[int, typer.Option(min=8, help="Length of their prompts.")] = 48,
+    decode_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated for each.")] = 48,
+    passes: Annotated[int | None, typer.Option(min=1, help="Of the paths; three quarters of the blocks.")] = None,
+    repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 5,
+    threads: Threads = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Routed requests in vLLM against the base in plain vLLM: all EXECUTE, along paths, and by the adapter's routers.
+
+    Example: VLLM_CPU_KVCACHE_SPACE=1 drllm bench serve adapter --threads 1 --dtype bfloat16
+    """
+    from ..bench.serve import bench_serve
+
+    results, facts = bench_serve(
+        adapter,
+        base=base,
+        requests=requests,
+        prompt_tokens=prompt_tokens,
+        decode_tokens=decode_tokens,
+        passes=passes,
+        repetitions=repetitions,
+        dtype=dtype,
+    )
+    from ..bench.timing import table, write_report
+
+    console.print(table(results))
+    write_report(output, results, **facts)
+    say(f"Saved in {output}.")
+    if not all(item.met for item in results):
+        raise typer.Exit(1)
+
+
+@bench.command()
 def search(
     base: Model = None,
     shape: Shape = None,
@@ -253,6 +291,63 @@ def adapter(
     settings = {"adapter": adapter, "task": task, "mode": mode, "repetitions": repetitions}
     write_json_atomic(output, {**settings, **environment(model), "results": [item.to_json() for item in results]})
     say(f"Saved in {output}.")
+
+
+@bench.command()
+def lossless(
+    adapter: Annotated[str | None, typer.Argument(help="The adapter: a folder or a name on the Hub.")] = None,
+    shape: Annotated[str | None, typer.Option(help=f"Costs alone, of random weights instead: {SHAPE_NAMES}.")] = None,
+    skip: Annotated[int, typer.Option(min=1, help="Blocks that drafts leave out, with --shape.")] = 5,
+    context: Annotated[int, typer.Option(min=1, help="Tokens in the cache, with --shape.")] = 512,
+    output: Output = Path("bench_lossless.json"),
+    base: Base = None,
+    task: Task = "arc",
+    data: Data = None,
+    mode: Mode = "free",
+    limit: Annotated[int, typer.Option(min=1, help="Prompts, the first of the questions.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 64,
+    repetitions: Annotated[int, typer.Option(min=3, help="Of each cost; medians are reported.")] = 15,
+    threads: Threads = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Lossless decoding against the base: acceptance, costs of drafting and verifying, and whether that pays here.
+
+    Example: drllm bench lossless adapter --task arc --data test.jsonl
+    """
+    if (adapter is None) == (shape is None):
+        raise DrLLMError("either an adapter or --shape must be given, but both or neither were; give one of them.")
+    import torch
+
+    from ..bench.lossless import bench_lossless, costs_of_shape, costs_table, to_json, verdict
+    from ..bench.timing import environment
+    from ..files import write_json_atomic
+    from ..models.loading import load_routed
+    from ..tasks import build_prompts
+
+    hidden, speed, facts = not console.is_terminal, None, {}
+    if shape is not None:
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        kind = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+        costs = costs_of_shape(
+            shape, skip, dtype=kind, device=place, context=context, repetitions=repetitions, hidden=hidden
+        )
+        facts = {"shape": shape, "dtype": str(kind).removeprefix("torch."), "threads": torch.get_num_threads()}
+    else:
+        assert adapter is not None
+        asked = questions(task, data, None, limit, 0, 0, mode=mode)
+        model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+        prompts = build_prompts(asked, mode, tokenizer)
+        speed, costs = bench_lossless(
+            model, tokenizer, prompts, new_tokens=max_new_tokens, repetitions=repetitions, hidden=hidden
+        )
+        facts = {"adapter": adapter, "task": task, "mode": mode, **environment(model)}
+    console.print(costs_table(costs))
+    say(verdict(costs, speed))
+    write_json_atomic(output, {**facts, **to_json(costs, speed)})
+    say(f"Saved in {output}.")
+    if speed is not None and speed.apart and facts["dtype"] == "float32":
+        raise typer.Exit(1)
 
 
 def _finish(results: "Sequence[Comparison]", output: Path, model: Any, name: str, **settings: Any) -> None:

@@ -34,6 +34,10 @@ def generate(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Talk: a turn a line, an empty line ends it.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Answer with the base model as well.")] = False,
+    lossless: Annotated[
+        bool,
+        typer.Option("--lossless", help="The base model's answer: the path only drafts it. Says what was accepted."),
+    ] = False,
     show_path: Annotated[
         bool, typer.Option("--show-path", help="Draw the path of the prompt, block by block.")
     ] = False,
@@ -100,7 +104,7 @@ def generate(
         streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
         return generate_text(
             model, tokenizer, prompt, wording=wording, max_new_tokens=max_new_tokens, temperature=temperature,
-            seed=seed, routed=routed, streamer=streamer,
+            seed=seed, routed=routed, lossless=lossless, streamer=streamer,
         )  # fmt: skip
 
     if prompts is not None:
@@ -158,6 +162,14 @@ def _describe(generated: "Generated", show_path: bool) -> None:
         style="dim",
         highlight=False,
     )
+    done = generated.speculation
+    if done is not None:
+        notes.print(
+            f"lossless: {done.accepted} of {done.drafted} drafted tokens accepted, "
+            f"{done.tokens / done.verifications:.2f} tokens a pass of all blocks",
+            style="dim",
+            highlight=False,
+        )
 
 
 def path_in_colour(decisions: tuple[int, ...]) -> Text:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
+from ..adapter.speculation import Speculation, last_speculation, speculate
 from ..adapter.steering import last_decisions
 from ..decisions import Decisions, execute_all, passes
 from ..errors import DrLLMError
@@ -27,6 +28,7 @@ class Generated:
         decisions: those of the prompt.
         tokens: how many were generated.
         seconds: that it took, the prompt included.
+        speculation: what was drafted and accepted, where the answer is lossless; None otherwise.
     """
 
     prompt: str | Conversation
@@ -34,6 +36,7 @@ class Generated:
     decisions: Decisions
     tokens: int
     seconds: float
+    speculation: Speculation | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "passes": passes(self.decisions)}
@@ -50,6 +53,7 @@ def generate_text(
     temperature: float = 0.0,
     seed: int = 0,
     routed: bool = True,
+    lossless: bool = False,
     streamer: TextStreamer | None = None,
 ) -> Generated:
     """Answer one prompt.
@@ -60,6 +64,7 @@ def generate_text(
             it as it is; None is the chat template where there is one, else plain.
         temperature: 0 is greedy.
         routed: False answers with the base model.
+        lossless: answer as the base model would; the route only drafts.
         streamer: gets the tokens as they come.
 
     Raises:
@@ -71,6 +76,8 @@ def generate_text(
     if temperature > 0:
         sampling["temperature"] = temperature
         torch.manual_seed(seed)
+    if lossless and routed:
+        sampling["custom_generate"] = speculate
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     began = time.perf_counter()
     with nullcontext() if routed else model.disable_adapter():
@@ -88,6 +95,7 @@ def generate_text(
         ),
         tokens=len(answer),
         seconds=time.perf_counter() - began,
+        speculation=last_speculation(model) if lossless and routed else None,
     )
 
 
