@@ -1,8 +1,9 @@
 """Evidence on the model that ships with the package: routers against every baseline, and ways of supervision compared.
 
 For every seed: draw k-hop questions, search paths, train routers by each way of supervision on the same paths, refine
-those of the default way on policy, evaluate on fresh questions with all baselines and every control. Writes `evidence.json`, `evidence.md` (the tables of
-docs/evidence.md) and, for each seed, the folder of each step with its figures. Everything runs offline.
+those of the default way on policy, evaluate on fresh questions, the refined ones with all baselines and every control.
+Writes `evidence.json`, `evidence.md` (the tables of docs/evidence.md) and, for each seed, the folder of each step with
+its figures. Everything runs offline.
 
     python examples/evidence_demo.py --output evidence-demo
     python examples/evidence_demo.py --output quick --questions 120 --test-questions 100 --simulations 40 --seeds 0
