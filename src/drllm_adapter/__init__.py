@@ -60,6 +60,17 @@ def _register(_peft: Any) -> None:
     register()
 
 
+@wrapt.when_imported("transformers.integrations.peft")
+def _load_whole(integration: Any) -> None:
+    def load_whole(*call: Any) -> Any:
+        from .adapter.registration import load_whole
+
+        return load_whole(*call)
+
+    for method in ("add_adapter", "load_adapter"):
+        wrapt.wrap_function_wrapper(integration.PeftAdapterMixin, method, load_whole)
+
+
 class _CardWriter:
     # What writes cards is loaded when the first one is written.
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ def check_loaded(route: Route, adapter_name: str) -> None:
     """
     weights = router_weights(route, adapter_name)
     shapes = {name: value.shape for name, value in weights.items()}
-    check_weights(weights, shapes, route.unverified.pop(adapter_name, None))
+    check_weights(weights, shapes, route.unverified.get(adapter_name))
+    route.unverified.pop(adapter_name, None)
 
 
 def verify_once(route: Route) -> None:
@@ -104,17 +105,31 @@ def verify_once(route: Route) -> None:
         DrLLMError: the weights are not those that were saved.
     """
     name = route.layers[0].active_router_adapter
-    if name is None or name not in route.unverified:
+    if name is None:
         return
-    if not route.layers[0].drllm_config[name].inference_mode:
+    if name not in route.unverified:
+        check_complete(route.layers[:1], [name])
+    elif not route.layers[0].drllm_config[name].inference_mode:
         del route.unverified[name]  # fresh routers with the settings of another adapter, to be trained
-        return
-    expected = route.unverified[name]
-    try:
+    else:
         check_loaded(route, name)
-    except DrLLMError:
-        route.unverified[name] = expected  # the next use is refused as well
-        raise
+
+
+def check_complete(layers: Iterable[Any], names: Iterable[str]) -> None:
+    """Refuse to run or to save routers that have no weights.
+
+    Raises:
+        DrLLMError: an adapter of these names has routers on the meta device.
+    """
+    for name in names:
+        for layer in layers:
+            if name in layer.drllm_router and layer.drllm_router[name].up.weight.device.type == "meta":
+                raise DrLLMError(
+                    f"the routers of {name!r} must have weights, but they were made from a saved adapter's "
+                    f"configuration alone or by low_cpu_mem_usage=True; load weights into them, by "
+                    f"set_peft_model_state_dict(model, weights, low_cpu_mem_usage=True) for instance, or attach new ones "
+                    f"with DrLLMConfig(...)."
+                )
 
 
 def read_adapter_config(folder: str | os.PathLike[str], name: str | None = None) -> DrLLMConfig:

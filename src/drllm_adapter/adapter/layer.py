@@ -72,6 +72,20 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         super().delete_adapter(adapter_name)
         self.route.unverified.pop(adapter_name, None)
 
+    def adapters(self) -> tuple[Any, ...]:
+        """Which adapters there are, which are active, and whether they are disabled: for `set_adapters`."""
+        switches = {name: vars(self)[name] for name in ("_active_adapter", "_disable_adapters") if name in vars(self)}
+        return dict(self.drllm_router), dict(self.drllm_config), switches
+
+    def set_adapters(self, before: tuple[Any, ...]) -> None:
+        """Go back to what `adapters` gave."""
+        routers, configs, switches = before
+        self.drllm_router = nn.ModuleDict(routers)
+        self.drllm_config = dict(configs)
+        for name in ("_active_adapter", "_disable_adapters"):
+            vars(self).pop(name, None)
+        vars(self).update(switches)
+
     def _replicate_for_data_parallel(self) -> Any:
         raise DrLLMError(
             "nn.DataParallel runs copies of a model in threads that would share one route, but the model carries "
@@ -275,13 +289,19 @@ def hidden_of(output: Any) -> Tensor:
     return hidden
 
 
+def find_routed_layers(model: nn.Module) -> list[RoutedLayer]:
+    """The routed blocks of a model, in order; none of a model without routers."""
+    # By the class's own method: a model below routers answers as if it had none.
+    return [module for _, module in nn.Module.named_modules(model) if isinstance(module, RoutedLayer)]
+
+
 def routed_layers(model: nn.Module) -> list[RoutedLayer]:
     """The routed blocks of a model, in order.
 
     Raises:
         DrLLMError: the model carries no router adapter.
     """
-    layers = [module for module in model.modules() if isinstance(module, RoutedLayer)]
+    layers = find_routed_layers(model)
     if not layers:
         raise DrLLMError(
             f"the model must carry a router adapter, but this {type(model).__name__} has none; attach one with "
