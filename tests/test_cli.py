@@ -21,6 +21,9 @@ from drllm_adapter.cli import main
 from drllm_adapter.demo import BASE
 from drllm_adapter.demo.khop import generate
 from drllm_adapter.scoring.plain import Scorer
+from drllm_adapter.search import SearchConfig
+from drllm_adapter.tasks import load_questions
+from drllm_adapter.workflow import search_paths
 
 Run = Callable[..., str]
 
@@ -305,6 +308,54 @@ def test_questions_of_the_training_are_told(made: Path, tmp_path: Path, run: Run
 
 # What bad input gets
 
+REFUSALS = (
+    ["search", BASE, "--task", "khop", "--mode", "clozee", "--output", "new"],
+    ["search", BASE, "--task", "khop", "--labels", "best", "--output", "new"],
+    ["search", BASE, "--task", "khop", "--mode", "cloze", "--output", "taken"],
+    ["search", "models/llama/instruct", "--task", "khop", "--mode", "cloze", "--output", "new"],
+    ["search", "./missing", "--task", "khop", "--mode", "cloze", "--output", "new"],
+    ["search", "adapter", "--task", "khop", "--mode", "cloze", "--output", "new"],
+    ["search", BASE, "--task", "jsonl", "--data", "free.jsonl", "--mode", "letter", "--output", "new"],
+    ["search", BASE, "--task", "jsonl", "--data", "missing.jsonl", "--output", "new"],
+    ["train", "./missing", "--output", "new"],
+    ["train", "paths", "--output", "taken"],
+    ["train", "paths", "--output", "new", "--epochs", 0],
+    ["train", "paths", "--output", "new", "--labels", "best"],
+    ["train", "paths", "--output", "new", "--base", "./missing"],
+    ["eval", "./missing", "--task", "khop", "--mode", "cloze"],
+    ["eval", "adapter", "--task", "khop", "--mode", "cloze", "--output", "taken"],
+    ["eval", "adapter", "--task", "khop", "--mode", "cloze", "--base", "./missing"],
+    ["eval", "adapter", "--lm-eval", "arc_easy", "--include-path", "missing"],
+    ["probe", BASE, "--task", "khop", "--mode", "cloze", "--output", "taken"],
+    ["generate", "./missing", "a>b"],
+    ["generate", "adapter", "a>b", "--base", "./missing"],
+    ["demo", "--output", "taken"],
+    ["bench", "search", "--mode", "clozee"],
+)
+
+
+def test_what_needs_no_model_is_refused_before_torch_is_imported(made: Path, tmp_path: Path) -> None:
+    """All in one process, which would keep torch once it had it."""
+    for name in ("paths", "adapter"):
+        (tmp_path / name).symlink_to(made / name)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    (tmp_path / "free.jsonl").write_text('{"question": "q", "answer": "a"}')
+    code = (
+        "import json, sys\nfrom drllm_adapter.cli import main\nfor arguments in json.load(sys.stdin):\n"
+        "    sys.argv[1:] = arguments\n    try: main()\n"
+        "    except SystemExit as stop: print(stop.code, 'torch' in sys.modules, 'peft' in sys.modules)"
+    )
+    asked = json.dumps([[str(part) for part in arguments] for arguments in REFUSALS])
+    done = subprocess.run([sys.executable, "-c", code], input=asked, check=True, capture_output=True, text=True,
+                          cwd=tmp_path)  # fmt: skip
+    for arguments, found in itertools.zip_longest(REFUSALS, done.stdout.splitlines()):
+        assert found == "2 False False", (arguments, found, done.stderr)
+    said = done.stderr.splitlines()
+    assert len(said) == len(REFUSALS)
+    assert all(re.fullmatch(r"drllm: .+\.", line) for line in said), said
+    assert not (tmp_path / "new").exists()
+
 
 def test_bad_questions(tmp_path: Path, refuse: Run) -> None:
     for content, expected in {
@@ -374,16 +425,17 @@ def test_damaged_adapters(made: Path, tmp_path: Path, refuse: Run) -> None:
 def test_a_set_with_one_class_only(made: Path, tmp_path: Path, refuse: Run) -> None:
     error = refuse("train", made / "paths", "--output", tmp_path / "x", "--labels", "nonsense")
     assert "price, shortest" in error
-    search = ["search", BASE, "--task", "jsonl", "--data", made / "train.jsonl", "--mode", "cloze", "--simulations", 0]
-    subprocess.run(
-        [sys.executable, "-m", "drllm_adapter", *map(str, search), "--output", str(tmp_path / "paths")], check=True
-    )
+    search_paths(str(BASE), load_questions("jsonl", str(made / "train.jsonl")), tmp_path / "paths", mode="cloze",
+                 config=SearchConfig(simulations=0))  # fmt: skip
     assert "only execute" in refuse("train", tmp_path / "paths", "--output", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
 WRONG = (
-    ["--simulations", -1],
+    ["--simulations", 0],
+    ["--bundle", 0],
+    ["--reward", "luck"],
+    ["--limt", 1],
     ["--labels", "lucky"],
     ["--price", -1],
     ["--mode", "essay"],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from drllm_adapter import DrLLMError
 from drllm_adapter.errors import first_sentence
 from drllm_adapter.hub import cards
-from drllm_adapter.search import rows
+from drllm_adapter.supervision import rows
 from drllm_adapter.tasks import load_questions
 
 
@@ -60,6 +60,7 @@ def test_an_error_without_a_message_is_named(
 ) -> None:
     (tmp_path / "train.parquet").touch()
     monkeypatch.setattr(pq, "read_table", fail)
+    monkeypatch.setattr(pq, "ParquetFile", fail)
     with pytest.raises(DrLLMError, match=r"failed \(ArrowException\)"):
         read(tmp_path)
 

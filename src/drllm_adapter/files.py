@@ -12,6 +12,8 @@ from typing import Any
 from .errors import DrLLMError
 
 MARKER = "drllm.json"
+EVALUATION, REPORT = "evaluation", "report.json"
+"""The kind of an evaluation's folder, in its marker, and what is written into it last."""
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 

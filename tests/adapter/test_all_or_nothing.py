@@ -45,7 +45,7 @@ def test_a_name_that_cannot_be_used(attach: str, below: bool) -> None:
     if below and attach == "get_peft_model":
         model = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
     before, expected = attributes(model), logits(model)
-    with pytest.raises(KeyError, match="v1.0"):
+    with pytest.raises(KeyError, match=r"v1\.0"):
         ATTACH[attach](model, DrLLMConfig(), "v1.0")
     assert attributes(model) == before
     assert torch.equal(logits(model), expected)
@@ -74,9 +74,9 @@ def test_a_further_adapter_that_fails_leaves_the_first() -> None:
     model = get_peft_model(tiny_model("llama"), DrLLMConfig()).eval()
     teach(model)
     before, expected = attributes(model), logits(model)
-    with pytest.raises(KeyError, match="v1.0"):
+    with pytest.raises(KeyError, match=r"v1\.0"):
         model.add_adapter("v1.0", DrLLMConfig(router_width=4))
-    with pytest.raises(KeyError, match="v1.0"):
+    with pytest.raises(KeyError, match=r"v1\.0"):
         get_peft_model(model.get_base_model(), DrLLMConfig(), "v1.0")
     assert attributes(model) == before
     assert list(model.peft_config) == ["default"]

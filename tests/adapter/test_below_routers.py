@@ -55,7 +55,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("call", ["unload", "merge_and_unload"])
 @pytest.mark.parametrize("of", [lambda lower: lower, lambda lower: lower.base_model], ids=["PeftModel", "tuner"])
 @pytest.mark.parametrize("kind", BELOW)
-def test_unloading_below_is_refused_whole_and_the_way_around_works(kind: str, of: Callable[..., Any], call: str) -> None:
+def test_unloading_below_is_refused_and_the_way_around_works(kind: str, of: Callable[..., Any], call: str) -> None:
     model, lower, alone = stacked(kind)
     routed = logits(model)
     with pytest.raises(DrLLMError, match=r"call unload\(\) of the model with routers first"):

@@ -16,7 +16,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from unrolled import tiny_model
 
-from drllm_adapter import DrLLMConfig, DrLLMError
+from drllm_adapter import DrLLMConfig, DrLLMError, last_decisions
 from drllm_adapter.adapter.base_identity import comparable_fingerprint, fingerprint, is_fingerprint_of
 
 
@@ -56,7 +56,6 @@ def claim_a_terabyte(adapter: Path, width: int) -> None:
     with open(adapter / "adapter_model.safetensors", "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         os.truncate(file.name, 8 + len(text) + min(end, 2**42))
-    del config["settings_checksum"]
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "router_width": width}))
 
 
@@ -168,16 +167,24 @@ def test_what_was_recorded_before_fingerprints_had_versions_counts(saved: tuple[
     assert not is_fingerprint_of(recorded, model)
 
 
-def test_settings_that_were_edited_are_refused_and_set_ones_are_saved(saved: tuple[Path, Path], tmp_path: Path) -> None:
-    from drllm_adapter import set_depth_control
-
+def test_settings_edited_by_hand_take_effect_where_they_can_be_right(saved: tuple[Path, Path]) -> None:
     base, adapter = saved
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
-    set_depth_control(model, 0.25)
-    model.save_pretrained(tmp_path / "set")
-    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "set")
-    assert loaded.peft_config["default"].depth_control == 0.25
     path = adapter / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "num_windows": 9}))
-    with pytest.raises(DrLLMError, match="settings of the adapter must have the checksum"):
-        DrLLMConfig.from_pretrained(adapter)
+    # Of an adapter that version 0.1.0 saved: a checksum of settings, and how it was trained.
+    config = {**json.loads(path.read_text()), "settings_checksum": "0" * 64, "training": {"version": "0.1.0"}}
+    path.write_text(json.dumps({**config, "depth_control": -1.0, "layer_budget": 3, "base_revision": "1" * 40}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT reads what transformers will rename
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    model(torch.ones(1, 4, dtype=torch.long))
+    assert last_decisions(model).tolist() == [[0] * 5]
+    assert model.peft_config["default"].layer_budget == 3
+    model.save_pretrained(adapter)
+    kept = json.loads(path.read_text())
+    assert (kept["depth_control"], kept["base_revision"]) == (-1.0, "1" * 40)
+    assert not {"settings_checksum", "training"} & kept.keys()
+    for wrong in ({"layer_budget": -1}, {"depth_control": 2}, {"router_width": 64}, {"layers_to_transform": [1]}):
+        path.write_text(json.dumps({**config, **wrong}))
+        with pytest.raises(DrLLMError):
+            PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)

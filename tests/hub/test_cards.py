@@ -23,6 +23,7 @@ from drllm_adapter import DrLLMError
 from drllm_adapter.adapter.card_on_push import CardOnPush
 from drllm_adapter.demo import BASE
 from drllm_adapter.hub import TAGS, add_evaluation, sections, write_card
+from drllm_adapter.models.download import load_training_record
 from drllm_adapter.search import SearchConfig
 from drllm_adapter.supervision import read_rows
 from drllm_adapter.supervision.rows import SCHEMA
@@ -140,10 +141,23 @@ def test_the_card_says_how_it_was_made(made: Path) -> None:
                  f"torch {version('torch')}", "ships with drllm-adapter"):  # fmt: skip
         assert said in text, said
     on_the_hub(made)
-    change_json(made / "routers" / "adapter_config.json",
-                lambda config: config["training"]["supervision"].update(base_revision="0123456789abcdef"))  # fmt: skip
+    change_json(made / "routers" / "training.json",
+                lambda record: record["supervision"].update(base_revision="0123456789abcdef"))  # fmt: skip
     text = write_card(made / "routers").read_text()
     assert "[acme/tiny-llama](https://huggingface.co/acme/tiny-llama) at revision `0123456789ab`" in text
+
+
+def test_the_configuration_says_what_an_adapter_is_and_the_report_how_it_was_made(made: Path) -> None:
+    routers = made / "routers"
+    config, report = (json.loads((routers / name).read_text()) for name in ("adapter_config.json", "training.json"))
+    assert "training" not in config
+    assert load_training_record(routers) == report
+    # Weights that were trained further by other means, and an adapter as version 0.1.0 saved it.
+    change_json(routers / "adapter_config.json", lambda config: config.update(checksum="f" * 64))
+    assert load_training_record(routers) == {}
+    change_json(routers / "adapter_config.json", lambda config: config.update(config, training={"version": "0.1.0"}))
+    (routers / "training.json").unlink()
+    assert load_training_record(routers) == {"version": "0.1.0"}
 
 
 def test_no_folder_of_this_machine_is_on_a_card(made: Path) -> None:

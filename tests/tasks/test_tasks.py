@@ -38,7 +38,7 @@ def write(path: Path, *lines: Any) -> str:
         ({"question": "q", "choices": ["x"] * 27, "answer": 0}, "has 27"),
         ({"question": "q", "choices": ["x"], "answer": 0}, "has 1"),
         ({"question": "q", "choices": "ab", "answer": 0}, "list of texts"),
-        ({"question": "q", "choices": ["a", 2], "answer": 0}, "list of texts"),
+        ({"question": "q", "choices": ["a", None], "answer": 0}, "list of texts"),
         ({"question": "q", "answer": ["a"]}, "text or a number"),
         ({"question": "q", "answer": "a", "level": 1.5}, "level"),
         ({**GOOD, "id": "same"}, "'same'"),

@@ -342,16 +342,14 @@ def test_loaded_routers_decide_what_the_stack_decides(tmp_path: Path, routed: li
     assert all(row[block] == 1 for row in decided for block in range(5) if block not in store.layers)
 
 
-def test_training_facts_and_weights_survive_saving(tmp_path: Path) -> None:
-    from peft import PeftConfig, PeftModel
+def test_trained_weights_survive_saving(tmp_path: Path) -> None:
+    from peft import PeftModel
     from unrolled import tiny_model
 
     model = routed_model(router_width=8)
     weights = fresh_weights(5, 32, 8, torch.Generator().manual_seed(0))
     load_weights_into(model, weights, range(5))
-    model.peft_config["default"].training = {"metrics": {"macro_f1": 0.5}}
     model.save_pretrained(tmp_path / "adapter")
-    assert PeftConfig.from_pretrained(tmp_path / "adapter").training == {"metrics": {"macro_f1": 0.5}}
     loaded = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "adapter")
     assert torch.equal(stacked(loaded, tuple(range(5)))["down_weight"], weights["down_weight"])
     # Training a loaded adapter further: its old checksum no longer holds, and nobody complains.

@@ -1,13 +1,11 @@
 """`DrLLMConfig`: what a router adapter is made of and which base model it fits."""
 
-import hashlib
-import json
 import math
 import os
 import reprlib
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +20,6 @@ from .weight_file import PICKLE, WEIGHTS, check_weight_file, refuse_pickle
 NAME = "DRLLM"
 CARD = "README.md"
 DEPTH_CONTROL_AS_TRAINED = -0.5
-# What says where an adapter comes from or how it was made, not what it computes.
-_NOT_SETTINGS = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "base_revision",
-    "base_weights",
-    "inference_mode",
-    "peft_type",
-    "peft_version",
-    "revision",
-    "settings_checksum",
-    "training",
-}
 # Far above every model there is: what lies beyond would only take memory.
 _LARGEST = {"num_windows": 1 << 16, "router_width": 1 << 20, "num_blocks": 1 << 16, "hidden_size": 1 << 24}
 _KINDS: dict[str, type] = {
@@ -45,8 +30,6 @@ _KINDS: dict[str, type] = {
     "base_revision": str,
     "base_weights": str,
     "checksum": str,
-    "settings_checksum": str,
-    "training": dict,
 }
 
 _TASK_TYPES = (TaskType.CAUSAL_LM, TaskType.FEATURE_EXTRACTION)
@@ -108,8 +91,7 @@ class DrLLMConfig(PeftConfig):
         base_revision, base_weights: commit of the base on the Hub and a hash of a sample of its weights; a base that
             fits but differs in these is warned of once.
         checksum: SHA-256 of the router weights as saved; a mismatch after loading is an error (filled in on saving).
-        settings_checksum: SHA-256 of the settings above as saved, checked when they are read (filled in on saving).
-        training: how the routers were trained (constants, metrics); shown by `drllm info`.
+        settings_checksum, training: in the files of older adapters; neither is kept.
 
     Raises:
         DrLLMError: a value is of the wrong type or out of range.
@@ -134,14 +116,14 @@ class DrLLMConfig(PeftConfig):
     base_revision: str | None = field(default=None, metadata={"help": "Commit of the base it was made for."})
     base_weights: str | None = field(default=None, metadata={"help": "Hash of a sample of that base's weights."})
     checksum: str | None = field(default=None, metadata={"help": "SHA-256 of the saved router weights."})
-    settings_checksum: str | None = field(default=None, metadata={"help": "SHA-256 of the saved settings."})
-    training: dict[str, Any] | None = field(default=None, metadata={"help": "How the routers were trained."})
+    settings_checksum: InitVar[Any] = None
+    training: InitVar[Any] = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "DrLLMConfig":
         _refuse_not_here(kwargs, _NOT_HERE)
         return super().__new__(cls)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, settings_checksum: Any, training: Any) -> None:
         super().__post_init__()
         self.peft_type = PeftType.DRLLM  # type: ignore[attr-defined]
         if self.task_type is None:
@@ -152,7 +134,6 @@ class DrLLMConfig(PeftConfig):
         # Read from a saved adapter, whose weights are loaded next; attaching it sets this to false.
         self.weights_follow = self.checksum is not None
         self.check()
-        self._check_settings()
 
     def check(self) -> None:
         """Check and normalise the settings; attributes may have been set since they were checked last.
@@ -208,34 +189,12 @@ class DrLLMConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """As PEFT's; makes the card, because PEFT saves the configuration last and has written its own card by then."""
         self.check()
-        self.settings_checksum = self._settings_checksum()
-        try:
-            super().save_pretrained(save_directory, **kwargs)
-        finally:
-            self.settings_checksum = None  # what is changed from here on is meant
+        super().save_pretrained(save_directory, **kwargs)
         if (Path(save_directory) / CARD).is_file() and (Path(save_directory) / WEIGHTS).is_file():
             try:
                 writer().write_card(save_directory)
             except DrLLMError as error:
                 warnings.warn(f"the adapter was saved, but its card was not renewed: {error}", stacklevel=3)
-
-    def _settings_checksum(self) -> str:
-        """SHA-256 of the settings that are not the defaults, so that a setting added later changes no older adapter."""
-        settings = {
-            item.name: getattr(self, item.name)
-            for item in fields(self)
-            if item.name not in _NOT_SETTINGS and getattr(self, item.name) != item.default
-        }
-        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-
-    def _check_settings(self) -> None:
-        expected, self.settings_checksum = self.settings_checksum, None
-        if expected is not None and expected != self._settings_checksum():
-            raise DrLLMError(
-                f"the settings of the adapter must have the checksum {expected[:12]} that its adapter_config.json "
-                f"says, but they have {self._settings_checksum()[:12]}: the file was damaged or edited; download or "
-                f"save the adapter again, or change settings with set_depth_control and the like."
-            )
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]] | None:
         """Shape of every router weight by `"<block>.<parameter>"`; None when it is not known what the adapter fits."""

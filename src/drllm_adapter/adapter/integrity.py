@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import DrLLMError, first_sentence
 from .config import DrLLMConfig
 from .route import Route
-from .weight_file import PICKLE, WEIGHTS, check_weight_file, refuse_pickle
+from .weight_file import PICKLE, WEIGHTS, check_weight_file, differing, refuse_pickle, short_name
 
 
 def checksum(weights: Mapping[str, Tensor]) -> str:
@@ -26,14 +25,6 @@ def checksum(weights: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(weights[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def short_name(key: str, adapter_name: str | None = None) -> str:
-    """`"...layers.3.drllm_router.default.up.bias"` is `"3.up.bias"`; without a name as it stands in a file."""
-    block, marker, parameter = key.partition(f".drllm_router.{adapter_name}." if adapter_name else ".drllm_router.")
-    if not marker:
-        return key  # of no router, and called so in messages
-    return f"{block.rpartition('.')[2]}.{parameter}"
 
 
 def router_weights(route: Route, adapter_name: str) -> dict[str, Tensor]:
@@ -56,7 +47,12 @@ def check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, Any], expe
     Raises:
         DrLLMError: with the first problem.
     """
-    problem = _first_problem(weights, shapes)
+    problem = differing({key: value.shape for key, value in weights.items()}, shapes)
+    for key, value in weights.items():
+        if problem is None and value.device.type == "meta":
+            problem = f"{key} was not among them"
+        elif problem is None and not (value.is_floating_point() and torch.isfinite(value).all()):
+            problem = f"{key} holds values that are not finite numbers"
     if problem is not None:
         raise DrLLMError(
             f"the weight file of the adapter must hold exactly the weights of its routers, but {problem}; download or "
@@ -67,21 +63,6 @@ def check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, Any], expe
             f"the router weights must have checksum {expected[:12]}, as adapter_config.json says, but the weight file "
             f"has {found[:12]}; download or save the adapter again."
         )
-
-
-def _first_problem(weights: Mapping[str, Tensor], shapes: Mapping[str, Any]) -> str | None:
-    if missing := sorted(shapes.keys() - weights.keys()):
-        return f"{len(missing)} of {len(shapes)} are missing, the first being {missing[0]}"
-    if unknown := sorted(weights.keys() - shapes.keys()):
-        return f"{unknown[0][:80]} belongs to no router"
-    for key, value in weights.items():
-        if value.device.type == "meta":
-            return f"{key} was not among them"
-        if tuple(value.shape) != tuple(shapes[key]):
-            return f"{key} has shape {list(value.shape)} instead of {list(shapes[key])}"
-        if not value.is_floating_point() or not torch.isfinite(value).all():
-            return f"{key} holds values that are not finite numbers"
-    return None
 
 
 def check_loaded(route: Route, adapter_name: str) -> None:
@@ -108,11 +89,16 @@ def verify_once(route: Route) -> None:
     if name is None:
         return
     if name not in route.unverified:
-        check_complete(route.layers[:1], [name])
+        # What accelerate has offloaded it brings when it is used.
+        check_complete([layer for layer in route.layers[:1] if not _is_offloaded(layer, name)], [name])
     elif not route.layers[0].drllm_config[name].inference_mode:
         del route.unverified[name]  # fresh routers with the settings of another adapter, to be trained
     else:
         check_loaded(route, name)
+
+
+def _is_offloaded(layer: Any, name: str) -> bool:
+    return name in layer.drllm_router and hasattr(layer.drllm_router[name].up, "_hf_hook")
 
 
 def check_complete(layers: Iterable[Any], names: Iterable[str]) -> None:
@@ -127,7 +113,7 @@ def check_complete(layers: Iterable[Any], names: Iterable[str]) -> None:
                 raise DrLLMError(
                     f"the routers of {name!r} must have weights, but they were made from a saved adapter's "
                     f"configuration alone or by low_cpu_mem_usage=True; load weights into them, by "
-                    f"set_peft_model_state_dict(model, weights, low_cpu_mem_usage=True) for instance, or attach new ones "
+                    f"set_peft_model_state_dict(model, weights, low_cpu_mem_usage=True) for one, or attach new ones "
                     f"with DrLLMConfig(...)."
                 )
 
@@ -178,11 +164,6 @@ def check_adapter_folder(folder: str | os.PathLike[str], name: str | None = None
         )
     shapes = config.weight_shapes()
     check_weight_file(path, shapes)
-    try:
-        weights = {short_name(key): value for key, value in load_file(path).items()}
-    except (SafetensorError, OSError) as error:
-        raise DrLLMError(
-            f"{path} must be a safetensors file, but reading it failed ({error}); download or save the adapter again."
-        ) from error
+    weights = {short_name(key): value for key, value in load_file(path).items()}
     check_weights(weights, shapes or {key: value.shape for key, value in weights.items()}, config.checksum)
     return config

@@ -17,11 +17,12 @@ from .card_on_push import CardOnPush
 from .checked_loading import CheckedLoading
 from .config import DrLLMConfig, check_layer_budget
 from .hooks import attach
-from .integrity import check_weights, checksum, router_weights, short_name
+from .integrity import check_weights, checksum, router_weights
 from .layer import RoutedLayer, find_routed_layers, routed_layers
 from .other_adapters import RouterConfigs, check_below, stand_in, transformers_model
 from .route import Route
 from .stack import Stack, find_stack
+from .weight_file import short_name
 
 _WIDEST_ON_ANY_BASE = 4096
 
@@ -86,7 +87,7 @@ class DrLLMModel(BaseTuner):
         if config.weights_follow:
             config.weights_follow = False
             self._route.unverified[adapter_name] = config.checksum
-            CheckedLoading(inner, self._route, adapter_name, config).attach()
+        CheckedLoading(inner, self._route, adapter_name, config).attach()
 
     def _prepare_adapter_config(  # type: ignore[override]
         self, peft_config: DrLLMConfig, model_config: dict[str, Any]

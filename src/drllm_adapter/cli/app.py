@@ -1,6 +1,10 @@
 """The commands of `drllm`. What a command needs is imported when it runs, so that `--help` is quick."""
 
+import os
+import signal
 import sys
+import traceback
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -19,6 +23,10 @@ from .probe import probe
 from .push import push
 from .search import search
 from .train import train
+
+_DEBUG = "DRLLM_DEBUG"
+# typer has its own copy of click or imports it, which depends on its version.
+_USAGE_ERROR: type[typer.BadParameter] = typer.BadParameter.__base__  # type: ignore[assignment]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,6 +61,9 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help=f"Show the traceback behind an error; {_DEBUG}=1 does so as well.")
+    ] = False,
 ) -> None:
     pass
 
@@ -60,22 +71,42 @@ def _options(
 def main() -> None:
     """Run the command; a mistake of the user ends in one sentence and exit code 2."""
     _quiet()
+    signal.signal(signal.SIGINT, _stop)
+    arguments = sys.argv[1:]
+    if "--debug" in arguments and arguments[0] != "lm-eval":  # the harness' own options are its own
+        os.environ[_DEBUG] = "1"
+        arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        app()
+        sys.exit(app(arguments, standalone_mode=False))
     except OtherProcessError:
         sys.exit(2)
     except DrLLMError as error:
-        print(f"drllm: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error), 2)
     except Interrupted as error:
-        if is_main_process():
-            print(f"drllm: {error}", file=sys.stderr)
-        sys.exit(130)
+        _end(str(error), 130)
+    except _USAGE_ERROR as error:
+        command = error.ctx.command_path if error.ctx is not None else "drllm"
+        said = error.format_message().rstrip(".")
+        if not said:  # no arguments at all: the help was printed
+            sys.exit(2)
+        _end(f"{said[0].lower()}{said[1:]}; {command} --help lists what there is.", 2)
+
+
+def _end(message: str, code: int) -> None:
+    if os.environ.get(_DEBUG):
+        traceback.print_exc()
+    if is_main_process():
+        print(f"drllm: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # Jobs have a handler of their own, which finishes something first; this one is for all that is before and after.
+    raise Interrupted("stopped; finished work is kept, and where a command has --resume it goes on with it.")
 
 
 def _quiet() -> None:
     """Libraries' own progress bars and notices would bury ours; set before they are imported."""
-    import os
     import warnings
 
     warnings.simplefilter("ignore", FutureWarning)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DrLLMError
-from .options import Base, Data, Device, Dtype, Mode, Task, console, numbers, questions, say, writable
+from .options import Base, Data, Device, Dtype, Mode, Task, Threads, console, numbers, questions, say, writable
 
 if TYPE_CHECKING:
     from ..bench.timing import Comparison
@@ -18,7 +18,6 @@ Model = Annotated[str | None, typer.Argument(help="A model; the small one of the
 SHAPE_NAMES = "smollm2-135m, llama-3.2-1b, llama-3.2-3b or llama-3.1-70b"  # of `bench.models`, which imports torch
 Shape = Annotated[str | None, typer.Option(help=f"Random weights instead: {SHAPE_NAMES}.")]
 Output = Annotated[Path, typer.Option(callback=writable, help="JSON file for the figures.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 
 
 @bench.command()
@@ -40,7 +39,6 @@ def routing(
     from ..bench.models import model_to_measure
     from ..bench.routing import bench_routing
 
-    _use_threads(threads)
     model, _ = model_to_measure(base, shape, dtype=dtype, device=device)
     results = bench_routing(
         model, repetitions=repetitions, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens, console=console
@@ -69,19 +67,19 @@ def search(
 
     Example: drllm bench search HuggingFaceTB/SmolLM2-135M-Instruct --task arc --data questions.jsonl
     """
+    from ..search import SearchConfig
+
+    config = SearchConfig(simulations=simulations)
+    asked = {name: questions(task, data, None, limit, 0, 0, mode=name) for name in mode.split(",")}
     from ..bench.models import model_to_measure
     from ..bench.search import bench_search, speed_table, write_speeds
     from ..bench.timing import environment
-    from ..search import SearchConfig
     from ..tasks import build_prompts
 
-    _use_threads(threads)
     model, tokenizer = model_to_measure(base, shape, dtype=dtype, device=device)
-    asked = questions(task, data, None, limit, 0, 0)
-    config = SearchConfig(simulations=simulations)
     results = []
-    for name in mode.split(","):
-        prompts = build_prompts(asked, name, tokenizer)
+    for name in asked:
+        prompts = build_prompts(asked[name], name, tokenizer)
         results.append(
             bench_search(
                 model, tokenizer, prompts, config=config, bundle=bundle, memory=memory, sample=sample, console=console
@@ -114,15 +112,15 @@ def train(
 
     Example: drllm bench train HuggingFaceTB/SmolLM2-135M-Instruct --task arc --data questions.jsonl
     """
+    asked = questions(task, data, None, limit, 0, 0, mode=mode)
     from ..bench.models import model_to_measure
     from ..bench.timing import environment
     from ..bench.train import bench_train
     from ..files import write_json_atomic
     from ..tasks import build_prompts
 
-    _use_threads(threads)
     model, tokenizer = model_to_measure(base, shape, dtype=dtype, device=device)
-    prompts = build_prompts(questions(task, data, None, limit, 0, 0), mode, tokenizer)
+    prompts = build_prompts(asked, mode, tokenizer)
     result = bench_train(model, tokenizer, prompts, epochs=epochs, batch_size=batch_size, steps=steps, console=console)
     console.print(result.table())
     write_json_atomic(output, {"model": shape or base or "demo", **environment(model), **result.to_json()})
@@ -159,7 +157,6 @@ def cost(
     from ..bench.timing import environment
     from ..files import write_json_atomic
 
-    _use_threads(threads)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = random_model(shape, getattr(torch, dtype), place, num_hidden_layers=1, vocab_size=256)
     measured = measure_block(model, rows, tokens, repetitions, hidden=not console.is_terminal)
@@ -191,17 +188,16 @@ def adapter(
 
     Example: drllm bench adapter adapter --task arc --data test.jsonl
     """
+    sizes = numbers(batch_sizes, "--batch-sizes", "whole numbers", "1,16") or []
+    if min(sizes) < 1:
+        raise DrLLMError(f"--batch-sizes must be numbers from 1, but {batch_sizes!r} was given; correct it.")
+    asked = questions(task, data, None, limit, 0, 0, mode=mode)
     from ..bench.adapter import bench_adapter, table
     from ..bench.timing import environment
     from ..files import write_json_atomic
     from ..models.loading import load_routed
     from ..tasks import build_prompts
 
-    sizes = numbers(batch_sizes, "--batch-sizes", "whole numbers", "1,16") or []
-    if min(sizes) < 1:
-        raise DrLLMError(f"--batch-sizes must be numbers from 1, but {batch_sizes!r} was given; correct it.")
-    asked = questions(task, data, None, limit, 0, 0)
-    _use_threads(threads)
     model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
     results = bench_adapter(
         model, tokenizer, build_prompts(asked, mode, tokenizer), batch_sizes=sizes, decode_tokens=decode_tokens,
@@ -211,13 +207,6 @@ def adapter(
     settings = {"adapter": adapter, "task": task, "mode": mode, "repetitions": repetitions}
     write_json_atomic(output, {**settings, **environment(model), "results": [item.to_json() for item in results]})
     say(f"Saved in {output}.")
-
-
-def _use_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def _finish(results: "Sequence[Comparison]", output: Path, model: Any, name: str, **settings: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Seed, console
+from .options import Seed, Threads, console
 
 
 def demo(
@@ -14,11 +14,15 @@ def demo(
     questions: Annotated[int, typer.Option(min=20, help="Questions to search and train on.")] = 500,
     test_questions: Annotated[int, typer.Option(min=20, help="Questions to evaluate on.")] = 500,
     simulations: Annotated[int, typer.Option(min=1, help="Simulations a question.")] = 80,
+    threads: Threads = None,
 ) -> None:
     """Search, train, evaluate, save, load and generate with a small model that ships in the package; offline.
 
     Example: drllm demo --output demo
     """
+    from ..files import check_claim
+
+    check_claim(output, "demo")
     from ..workflow import run_demo
 
     run_demo(

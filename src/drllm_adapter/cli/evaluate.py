@@ -22,8 +22,11 @@ from .options import (
     SkipFirst,
     Split,
     Task,
+    Threads,
+    check_adapter,
     console,
     log_stream,
+    need_extra,
     questions,
     say,
 )
@@ -62,12 +65,15 @@ def evaluate(
         str | None,
         typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, with commas, instead of --task and --data."),
     ] = None,
-    include_path: Annotated[Path | None, typer.Option(help="With --lm-eval: folder of further task files.")] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(exists=True, help="With --lm-eval: folder of further task files.")
+    ] = None,
     seed: Seed = 0,
     resume: Resume = False,
     log: Log = LogFormat.bar,
     dtype: Dtype = "auto",
     device: Device = None,
+    threads: Threads = None,
     config_file: Config = None,
 ) -> None:
     """Compare the base with the routed model on the same questions: accuracy, passes, decisions by block.
@@ -77,6 +83,12 @@ def evaluate(
 
     Example: drllm eval adapter --task arc --data test.jsonl --output adapter/evaluation
     """
+    from ..files import EVALUATION, REPORT, check_claim
+    from ..jobs import BEGUN, is_unfinished
+
+    if output is not None:
+        check_claim(output, EVALUATION, resume=resume, unfinished=is_unfinished(output, BEGUN, REPORT))
+    check_adapter(adapter, base)
     if lm_eval is not None:
         if data is not None:
             raise DrLLMError("questions come from --data or from --lm-eval, but both were given; drop one of them.")
@@ -87,6 +99,7 @@ def evaluate(
                     f"the harness measures base and routers alone, but {option} was given beside --lm-eval; leave it "
                     f"out, or evaluate --data."
                 )
+        need_extra("lm_eval", "lm-eval", "an evaluation with lm-evaluation-harness")
         from ..workflow import evaluate_with_lm_eval
 
         harness = evaluate_with_lm_eval(
@@ -114,12 +127,13 @@ def evaluate(
             "baselines are chosen on the questions of a supervision set, so --baselines and --supervision go together, "
             "but only one was given; give both or none."
         )
+    asked = questions(task, data, split, limit, skip, seed, mode=mode)
     from ..evaluation import sweep_table
     from ..workflow import evaluate_adapter
 
     report = evaluate_adapter(
         adapter,
-        questions(task, data, split, limit, skip, seed),
+        asked,
         output,
         mode=mode,
         base=base,

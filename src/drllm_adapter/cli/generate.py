@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import DrLLMError
-from .options import Base, Device, Dtype, Json, Seed, console, write_json
+from .options import Base, Device, Dtype, Json, Seed, Threads, check_adapter, console, write_json
 
 
 def generate(
@@ -31,12 +31,14 @@ def generate(
     json_file: Json = None,
     dtype: Dtype = "auto",
     device: Device = None,
+    threads: Threads = None,
 ) -> None:
     """Text in, text out, along the path that the routers choose for the prompt.
 
     Example: drllm generate adapter "What do plants need to grow?" --show-path
     """
     prompt = _prompt_text(text, file)
+    check_adapter(adapter, base)
     from ..decisions import draw
     from ..models.loading import load_routed
     from ..workflow.generate import generate_text

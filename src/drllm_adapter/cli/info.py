@@ -13,9 +13,10 @@ def info(
     json_file: Json = None,
 ) -> None:
     """Say what an adapter fits, how large it is, its constants, and how it was trained."""
+    from ..models.download import load_training_record
     from ..models.loading import load_adapter_config
 
-    config = load_adapter_config(adapter)
+    config, training = load_adapter_config(adapter), load_training_record(adapter)
     num_blocks, shapes = config.num_blocks, config.weight_shapes()
     routed = [] if num_blocks is None else config.routed_blocks(num_blocks)
     weights = None if shapes is None else sum(map(math.prod, shapes.values()))
@@ -30,12 +31,12 @@ def info(
     }
     for name, value in facts.items():
         console.print(f"{name:14}{'-' if value is None else value}", highlight=False, soft_wrap=True)
-    for name, value in _training_facts(config.training):
+    for name, value in _training_facts(training):
         console.print(f"{name:14}{value}", highlight=False, soft_wrap=True)
-    write_json(json_file, {**facts, "number of weights": weights, "training": config.training})
+    write_json(json_file, {**facts, "number of weights": weights, "training": training})
 
 
-def _training_facts(training: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _training_facts(training: dict[str, Any]) -> list[tuple[str, str]]:
     if not training:
         return [("training", "not recorded")]
     supervision = training.get("supervision", {})

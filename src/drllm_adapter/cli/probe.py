@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Data, Device, Dtype, Mode, Seed, Split, Task, console, questions, say
+from .options import Data, Device, Dtype, Mode, Seed, Split, Task, Threads, console, questions, say
 
 
 def probe(
@@ -26,6 +26,7 @@ def probe(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,
+    threads: Threads = None,
 ) -> None:
     """Measure whether routers can help a model on some questions, before a long search is paid for.
 
@@ -34,11 +35,16 @@ def probe(
 
     Example: drllm probe HuggingFaceTB/SmolLM2-135M-Instruct --data arc.jsonl,gsm8k.jsonl --output probe
     """
-    from ..workflow import probe_model
+    from ..files import check_claim
+    from ..models.download import check_model_name
 
+    check_claim(output, "probe")
+    check_model_name(model)
     # The limit is for each source: what tasks have in common cannot be seen from the first one alone.
     names = [None] if data is None else [data] if Path(data).exists() else data.split(",")
-    asked = [question for name in names for question in questions(task, name, split, limit, 0, seed)]
+    asked = [question for name in names for question in questions(task, name, split, limit, 0, seed, mode=mode)]
+    from ..workflow import probe_model
+
     report = probe_model(
         model,
         asked,

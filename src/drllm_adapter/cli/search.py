@@ -7,8 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import DrLLMError
+from ..search.tree import METHODS, REWARDS
+from ..supervision.labels import LABEL_RULES
 from .config import Config
 from .options import (
+    PAPER,
+    RUNNING,
     Data,
     Device,
     Dtype,
@@ -23,8 +27,10 @@ from .options import (
     SkipFirst,
     Split,
     Task,
+    Threads,
     console,
     log_stream,
+    one_of,
     questions,
     say,
     write_json,
@@ -40,36 +46,57 @@ def search(
     split: Split = None,
     limit: Limit = None,
     skip: SkipFirst = 0,
-    simulations: Annotated[int, typer.Option(help="Simulations a question.")] = 50,
+    simulations: Annotated[int, typer.Option(min=1, help="Paths tried for each question.")] = 50,
     labels: Annotated[
         str,
-        typer.Option(
-            help="What is to be learnt: weighted (the best paths by p(right answer) against passes), effects (a "
-            "regression over all of them), price (the best one) or shortest (the published rule: the shortest right "
-            "one)."
+        one_of(
+            LABEL_RULES,
+            "What routers are to learn of the paths. weighted: the best ones, by p(right answer) against passes. "
+            "effects: a regression over all. price: the best one. shortest: the paper's, the shortest right one.",
         ),
     ] = "weighted",
-    price: Annotated[float, typer.Option(help="Price of L block passes, in probability of the right answer.")] = 0.4,
-    exploration: Annotated[float, typer.Option(help="c of the UCB.")] = 1.8,
+    price: Annotated[
+        float, typer.Option(min=0, help="Price of L block passes, in probability of the right answer.")
+    ] = 0.4,
+    exploration: Annotated[float, typer.Option(min=0, help="c of the UCB.", rich_help_panel=PAPER)] = 1.8,
     length_penalty: Annotated[
-        float | None, typer.Option(help="lambda of the UCB; 3 with the labels shortest, else 1, by default.")
+        float | None,
+        typer.Option(
+            min=0, help="lambda of the UCB; 3 with the labels shortest, else 1, by default.", rich_help_panel=PAPER
+        ),
     ] = None,
-    random_child: Annotated[float, typer.Option(help="Chance of following a random child.")] = 0.1,
-    max_skip: Annotated[int, typer.Option(help="Most consecutive positions left out by one edit.")] = 2,
+    random_child: Annotated[
+        float, typer.Option(min=0, max=1, help="Chance of following a random child.", rich_help_panel=PAPER)
+    ] = 0.1,
+    max_skip: Annotated[
+        int, typer.Option(min=0, help="Most consecutive blocks left out by one edit.", rich_help_panel=PAPER)
+    ] = 2,
     reward: Annotated[
-        str | None, typer.Option(help="probability or correct (0/1); goes with the label rule by default.")
+        str | None,
+        one_of(REWARDS, "Of a path; goes with the label rule by default. correct: 0 or 1.", rich_help_panel=PAPER),
     ] = None,
     early_stop: Annotated[
         bool | None,
-        typer.Option(help="Stop a question once fixed or 2 passes shorter; goes with the label rule by default."),
+        typer.Option(
+            help="Stop a question once fixed or 2 passes shorter; goes with the label rule by default.",
+            rich_help_panel=PAPER,
+        ),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="tree (MCTS), or random: --simulations paths of a few random edits, for regressions.")
+        str,
+        one_of(
+            METHODS,
+            "tree: MCTS. random: paths of a few random edits, for regressions.",
+            rich_help_panel=PAPER,
+        ),
     ] = "tree",
-    edits: Annotated[int, typer.Option(help="Most blocks that a random path edits.")] = 6,
-    bundle: Annotated[int, typer.Option(help="Questions searched side by side.")] = 64,
+    edits: Annotated[int, typer.Option(min=1, help="Most blocks that a random path edits.", rich_help_panel=PAPER)] = 6,
+    bundle: Annotated[int, typer.Option(min=1, help="Questions searched side by side.", rich_help_panel=RUNNING)] = 64,
     memory: Annotated[
-        float, typer.Option(min=0, help="Gigabytes of hidden states kept for the next paths; more is faster.")
+        float,
+        typer.Option(
+            min=0, help="Gigabytes of hidden states kept for the next paths; more is faster.", rich_help_panel=RUNNING
+        ),
     ] = 2.0,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Only say how long it will take, by searching a few of the questions.")
@@ -81,6 +108,7 @@ def search(
     log: Log = LogFormat.bar,
     dtype: Dtype = "auto",
     device: Device = None,
+    threads: Threads = None,
     config_file: Config = None,
 ) -> None:
     """Search better layer paths for every question of a file (MCTS) and save what was tried.
@@ -89,8 +117,12 @@ def search(
 
     On several GPUs: accelerate launch -m drllm_adapter search ... shares the questions; the rows stay the same.
     """
-    from ..search import SearchConfig
-    from ..workflow import Labels, search_paths
+    from ..files import check_claim
+    from ..jobs import is_unfinished
+    from ..models.download import check_model_name
+    from ..search import SUMMARY, SearchConfig
+    from ..supervision import choose_label
+    from ..supervision.rows import INFO, KIND
 
     changes: dict[str, Any] = {
         "simulations": simulations,
@@ -105,12 +137,19 @@ def search(
         if value is not None:
             changes[name] = value
     config = SearchConfig.for_rule(labels, **changes)
+    if output is None and not estimate:
+        raise DrLLMError("a search needs a folder for what it finds, but none was given; name it with --output.")
+    choose_label((), labels, price)
+    check_model_name(base)
+    if output is not None and not estimate:
+        check_claim(output, KIND, resume=resume, unfinished=is_unfinished(output, INFO, SUMMARY))
+    asked = questions(task, data, split, limit, skip, seed, mode=mode)
     if estimate:
         from ..workflow import estimate_paths
 
         expected = estimate_paths(
             base,
-            questions(task, data, split, limit, skip, seed),
+            asked,
             mode=mode,
             config=config,
             bundle=bundle,
@@ -123,11 +162,12 @@ def search(
         say(str(expected))
         write_json(json, asdict(expected))
         return
-    if output is None:
-        raise DrLLMError("a search needs a folder for what it finds, but none was given; name it with --output.")
+    assert output is not None
+    from ..workflow import Labels, search_paths
+
     summary = search_paths(
         base,
-        questions(task, data, split, limit, skip, seed),
+        asked,
         output,
         mode=mode,
         config=config,

@@ -6,8 +6,25 @@ from typing import Annotated
 import typer
 
 from ..errors import DrLLMError
+from ..supervision.labels import LABEL_RULES
 from .config import Config
-from .options import Base, Device, Dtype, Log, LogFormat, Resume, Seed, console, log_stream, numbers, say
+from .options import (
+    PAPER,
+    RUNNING,
+    Base,
+    Device,
+    Dtype,
+    Log,
+    LogFormat,
+    Resume,
+    Seed,
+    Threads,
+    console,
+    log_stream,
+    numbers,
+    one_of,
+    say,
+)
 
 
 def train(
@@ -25,43 +42,92 @@ def train(
     base: Base = None,
     labels: Annotated[
         str | None,
-        typer.Option(
-            help="What is learnt of the paths tried: weighted (the best ones, by what they are worth), effects (a "
-            "regression over all of them), price (the best one) or shortest (the paper's: the shortest right one); "
-            "that of the search by default.",
+        one_of(
+            LABEL_RULES,
+            "What is learnt of the paths tried; the rule of the search by default. weighted: the best ones, by what "
+            "they are worth. effects: a regression over all. price: the best one. shortest: the paper's, the shortest "
+            "right one.",
         ),
     ] = None,
-    price: Annotated[float | None, typer.Option(help="Price of L block passes; that of the search by default.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the questions, at most.")] = 25,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule of AdamW.")] = 1e-3,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.01,
-    warmup_steps: Annotated[int, typer.Option(help="Linear warm-up; at most a tenth of all steps.")] = 500,
-    batch_size: Annotated[int, typer.Option(help="Questions a step.")] = 16,
-    gamma: Annotated[float, typer.Option(help="Gamma of the focal loss (labels price and shortest).")] = 2.0,
-    beta: Annotated[float, typer.Option(help="Beta of the class weights (labels price and shortest).")] = 0.999,
-    validation_share: Annotated[float, typer.Option(help="Share of the questions held out.")] = 0.1,
-    patience: Annotated[int, typer.Option(help="Epochs without a lower validation loss before stopping.")] = 5,
-    num_windows: Annotated[int, typer.Option(help="Windows the prompt is pooled into.")] = 8,
-    router_width: Annotated[int, typer.Option(help="Width of the routers' hidden layer.")] = 128,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Price of L block passes; that of the search by default.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the questions, at most.")] = 25,
+    learning_rate: Annotated[
+        float, typer.Option(min=1e-8, max=10, help="Peak of the cosine schedule of AdamW.", rich_help_panel=PAPER)
+    ] = 1e-3,
+    weight_decay: Annotated[
+        float, typer.Option(min=0, max=10, help="Weight decay of AdamW.", rich_help_panel=PAPER)
+    ] = 0.01,
+    warmup_steps: Annotated[
+        int, typer.Option(min=0, help="Linear warm-up; at most a tenth of all steps.", rich_help_panel=PAPER)
+    ] = 500,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions a step.", rich_help_panel=PAPER)] = 16,
+    gamma: Annotated[
+        float,
+        typer.Option(min=0, max=10, help="Gamma of the focal loss (labels price and shortest).", rich_help_panel=PAPER),
+    ] = 2.0,
+    beta: Annotated[
+        float,
+        typer.Option(
+            min=0, max=0.999999, help="Beta of the class weights (labels price and shortest).", rich_help_panel=PAPER
+        ),
+    ] = 0.999,
+    validation_share: Annotated[
+        float, typer.Option(min=0.001, max=0.9, help="Share of the questions held out.", rich_help_panel=PAPER)
+    ] = 0.1,
+    patience: Annotated[
+        int,
+        typer.Option(min=1, help="Epochs without a lower validation loss before stopping.", rich_help_panel=PAPER),
+    ] = 5,
+    num_windows: Annotated[
+        int, typer.Option(min=1, help="Windows the prompt is pooled into.", rich_help_panel=PAPER)
+    ] = 8,
+    router_width: Annotated[
+        int, typer.Option(min=1, help="Width of the routers' hidden layer.", rich_help_panel=PAPER)
+    ] = 128,
     layers: Annotated[
-        str | None, typer.Option(help="Blocks that get a router, such as 4,5,6; all of them by default.")
+        str | None,
+        typer.Option(help="Blocks that get a router, such as 4,5,6; all of them by default.", rich_help_panel=PAPER),
     ] = None,
     features: Annotated[
-        Path | None, typer.Option(help="Folder that keeps what the routers read, for the next training.")
+        Path | None,
+        typer.Option(help="Folder that keeps what the routers read, for the next training.", rich_help_panel=RUNNING),
     ] = None,
     seed: Seed = 0,
     resume: Resume = False,
     log: Log = LogFormat.bar,
     dtype: Dtype = "auto",
     device: Device = None,
+    threads: Threads = None,
     config_file: Config = None,
 ) -> None:
     """Train routers on a supervision set (base frozen, paths forced) and save them as a PEFT adapter.
 
     Example: drllm train paths --output adapter
     """
-    from ..adapter.config import DrLLMConfig
+    from ..files import check_claim
+    from ..jobs import BEGUN, is_unfinished
+    from ..models.download import (
+        ADAPTER,
+        TRAINING_REPORT,
+        check_model_name,
+        fetch_supervision,
+        load_training_record,
+    )
+    from ..supervision import read_search_info
     from ..tasks import TASKS
+
+    if (supervision is None) == (supervision_option is None):
+        raise DrLLMError("a training needs one supervision set, as the argument or with --supervision; name it.")
+    source = supervision or supervision_option or ""
+    routed = numbers(layers, "--layers", "block indices", "4,5,6")
+    check_claim(output, ADAPTER, resume=resume, unfinished=is_unfinished(output, BEGUN, TRAINING_REPORT))
+    if base is not None:
+        check_model_name(base)
+    read_search_info(fetch_supervision(source))
+
+    from ..adapter.config import DrLLMConfig
     from ..training import TrainingConfig
     from ..workflow import train_adapter
 
@@ -80,12 +146,10 @@ def train(
     adapter = DrLLMConfig(
         num_windows=num_windows,
         router_width=router_width,
-        layers_to_transform=numbers(layers, "--layers", "block indices", "4,5,6"),
+        layers_to_transform=routed,
     )
-    if (supervision is None) == (supervision_option is None):
-        raise DrLLMError("a training needs one supervision set, as the argument or with --supervision; name it.")
     result = train_adapter(
-        supervision or supervision_option or "",
+        source,
         output,
         base=base,
         rule=labels,
@@ -101,7 +165,7 @@ def train(
     )
     if result is None:  # the main process speaks
         return
-    learnt = (adapter.training or {})["supervision"]
+    learnt = load_training_record(output)["supervision"]
     # Names that rows of the task jsonl give themselves are no tasks of a command.
     task = learnt["tasks"][0] if learnt["tasks"] in [[name] for name in TASKS] else "jsonl"
     data = "--seed ANOTHER_SEED" if task == "khop" else "--data QUESTIONS"

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard
 
 from ..adapter.config import DrLLMConfig
 from ..demo import is_demo
-from ..models.download import is_hub_name
+from ..models.download import is_hub_name, load_training_record
 from .reports import FIGURE, Evaluation, Interval, evaluations
 from .wording import ADAPTER_TEMPLATE, TAGS, base_link, base_name, base_option, constants, facts, source_names
 
@@ -27,7 +27,8 @@ def adapter_card(folder: Path, config: DrLLMConfig, name: str) -> RepoCard:
     on_hub = is_hub_name(base)
     title = f"Layer routers for {base_name(base)}"
     measured = evaluations(folder, config)
-    supervision = (config.training or {}).get("supervision", {})
+    training = load_training_record(folder)
+    supervision = training.get("supervision", {})
     searched = [source["name"] for source in supervision.get("sources", []) if source["hub"]]
     datasets = dict.fromkeys([*searched, *(name for evaluation in measured for name in evaluation.hub_datasets)])
     routers = len(config.routed_blocks(config.num_blocks or 0))
@@ -56,7 +57,7 @@ def adapter_card(folder: Path, config: DrLLMConfig, name: str) -> RepoCard:
         code=_code(name, base),
         base_option=base_option(base),
         results=_results(measured),
-        training=_training(config.training),
+        training=_training(training),
     )
 
 
@@ -156,8 +157,8 @@ def _shown(interval: Interval | None, sign: str = "") -> str:
     return "" if interval is None else f" [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
 
 
-def _training(training: Mapping[str, Any] | None) -> str:
-    if not training or "supervision" not in training:
+def _training(training: Mapping[str, Any]) -> str:
+    if "supervision" not in training:
         return "Not recorded."
     supervision = training["supervision"]
     versions = {"drllm-adapter": training.get("version"), **training.get("libraries", {})}

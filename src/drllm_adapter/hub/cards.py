@@ -11,13 +11,13 @@ from peft.utils import CONFIG_NAME
 
 from ..adapter.config import CARD
 from ..errors import DrLLMError, first_sentence
-from ..files import MARKER, write_text_atomic
+from ..files import MARKER, REPORT, write_text_atomic
 from ..models.download import is_hub_name
 from ..models.loading import load_adapter_config
 from ..supervision.rows import INFO
 from . import sections
 from .adapter_card import MEASURED_BY, adapter_card
-from .reports import FIGURE, REPORT, read_evaluation
+from .reports import FIGURE, read_evaluation
 from .supervision_card import supervision_card
 from .wording import TAGS
 

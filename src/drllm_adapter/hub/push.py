@@ -18,22 +18,19 @@ from ..adapter.config import CARD
 from ..adapter.integrity import check_adapter_folder
 from ..demo import is_demo
 from ..errors import DrLLMError
-from ..files import MARKER, folder_kind, writing
+from ..files import MARKER, REPORT, folder_kind, writing
 from ..models.download import ADAPTER, ADAPTER_FILES, HubName, is_hub_name, split_revision
 from ..models.hub_errors import explained
 from ..search.runner import SUMMARY
 from ..supervision.rows import DATA, INFO, read_rows
 from ..supervision.rows import KIND as SUPERVISION
-from ..training.report import TRAINING_REPORT
 from .cards import write_card
-from .reports import REPORT
 from .shared_base import check_base, share_base
 
 # Nothing else is uploaded, whatever else lies in the folder.
 _FILES = {
     ADAPTER: (
         *ADAPTER_FILES,
-        TRAINING_REPORT,
         MARKER,
         "*.png",
         f"*/{REPORT}",

@@ -8,11 +8,10 @@ from typing import Any
 
 from ..adapter.config import DEPTH_CONTROL_AS_TRAINED, DrLLMConfig
 from ..errors import DrLLMError
-from ..files import folder_kind
+from ..files import EVALUATION, REPORT, folder_kind
 from .wording import source_names
 
-EVALUATION = "evaluation"
-REPORT, FIGURE = "report.json", "layers.png"
+FIGURE = "layers.png"
 
 Interval = tuple[float, float]
 

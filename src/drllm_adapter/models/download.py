@@ -1,25 +1,30 @@
 """Adapters and supervision sets by name: a folder here, or a repository on the Hub."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import snapshot_download
-from peft.utils import CONFIG_NAME
-
-from ..adapter.weight_file import WEIGHTS
-from ..errors import DrLLMError
+from ..demo import BASE as DEMO_BASE
+from ..demo import is_demo
+from ..errors import DrLLMError, first_sentence
 from ..files import MARKER
 from ..supervision.rows import INFO
 from .hub_errors import explained
 
 ADAPTER = "adapter"
 """The kind of an adapter's folder, in its marker."""
-ADAPTER_FILES = (CONFIG_NAME, WEIGHTS)
+TRAINING_REPORT = "training.json"
+# PEFT's names, without loading PEFT: a wrong name is refused at once.
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = (ADAPTER_CONFIG, TRAINING_REPORT, "adapter_model.safetensors")
 SUPERVISION_FILES = ("*.parquet", MARKER, INFO)
 
+_MODEL_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+_FILES = (".json", ".jsonl", ".safetensors", ".bin", ".gguf", ".parquet", ".yaml")
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<subfolder>[^@]+?))?/?(?:@(?P<revision>[^@\s]+))?")
 
 
@@ -52,6 +57,57 @@ def is_hub_name(base: str) -> bool:
     return base != "" and base[0] != "." and not Path(base).is_absolute() and not Path(base).is_dir()
 
 
+def check_model_name(name: str) -> None:
+    """Refuse what is neither a model's folder nor a name that a model can have on the Hub, which is not asked.
+
+    Raises:
+        DrLLMError: as said; a missing folder must not end in minutes of questions to the Hub.
+    """
+    where, _ = split_revision(name)
+    if Path(where).is_dir():
+        if (Path(where) / "config.json").is_file():
+            return
+        other = " but an adapter's" if (Path(where) / ADAPTER_CONFIG).is_file() else ""
+        raise DrLLMError(
+            f"the base model {name!r} must be a folder with a model, but {where} has no config.json and is none"
+            f"{other}; correct the name."
+        )
+    if _MODEL_NAME.fullmatch(where) is None or ".." in where or Path(where).suffix in _FILES:
+        found = "it is a file" if Path(where).is_file() else "there is no such folder and it is no such name"
+        raise DrLLMError(
+            f"the base model {name!r} must be a folder or a name on the Hub (owner/name, owner/name@branch), but "
+            f"{found}; correct it."
+        )
+
+
+def find_base(source: str | os.PathLike[str], base: str) -> str:
+    """The base that an adapter or a supervision set names, where it can be loaded from here.
+
+    What came from the Hub may name a base on the Hub, but no folder here: that is not for its author to choose.
+
+    Args:
+        source: folder, file or Hub name of what names it.
+
+    Raises:
+        DrLLMError: `base` is a folder that is not here, or that `source`, on the Hub, may not choose.
+    """
+    if is_demo(base):
+        return str(DEMO_BASE)
+    place = Path(base).expanduser()
+    is_path = base.startswith(".") or place.is_absolute() or ".." in place.parts
+    if not Path(source).exists() and (is_path or place.exists()):
+        raise DrLLMError(
+            f"{os.fspath(source)!r} from the Hub must name a base model on the Hub, but it names the folder {base!r} "
+            f"of the machine it was made on; say with --base where your copy of that model is."
+        )
+    if is_path and not place.is_dir():
+        raise DrLLMError(
+            f"{os.fspath(source)!r} names the folder {base!r} as its base model, but there is no such folder here; say "
+            f"with --base where your copy of that model is."
+        )
+    return base
+
+
 def split_revision(name: str) -> tuple[str, str | None]:
     """The name of a model and the revision behind its @; a folder has none."""
     where, mark, revision = name.rpartition("@")
@@ -78,6 +134,8 @@ def fetch(
         raise DrLLMError(f"{os.fspath(name)!r} must be a folder, but it is a link to nothing; correct the name.")
     place = HubName.parse(os.fspath(name))
     prefix = f"{place.subfolder}/" if place.subfolder else ""
+    from huggingface_hub import snapshot_download
+
     with explained(os.fspath(name), "downloaded"):
         folder = snapshot_download(
             place.repo,
@@ -92,10 +150,36 @@ def fetch(
 def fetch_adapter(
     name: str | os.PathLike[str], *, weights: bool = True, cache_dir: str | os.PathLike[str] | None = None
 ) -> Path:
-    """The folder of an adapter; see `fetch`. Without `weights` only its configuration is downloaded."""
-    return fetch(name, "model", ADAPTER_FILES if weights else ADAPTER_FILES[:1], cache_dir=cache_dir)
+    """The folder of an adapter; see `fetch`. Without `weights` they are not downloaded."""
+    return fetch(name, "model", ADAPTER_FILES if weights else ADAPTER_FILES[:-1], cache_dir=cache_dir)
 
 
 def fetch_supervision(name: str | os.PathLike[str]) -> Path:
     """The folder or Parquet file of a supervision set; see `fetch`."""
     return fetch(name, "dataset", SUPERVISION_FILES)
+
+
+def load_training_record(adapter: str | os.PathLike[str]) -> dict[str, Any]:
+    """How the adapter in a folder or on the Hub was trained, as `drllm train` wrote it down; {} where it did not.
+
+    Raises:
+        DrLLMError: there is no adapter, or the record is damaged.
+    """
+    folder = fetch_adapter(adapter, weights=False)
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        # Where older adapters have it.
+        record = config.get("training") or {}
+        if (folder / TRAINING_REPORT).is_file():
+            found = json.loads((folder / TRAINING_REPORT).read_text(encoding="utf-8"))
+            # Whoever trains the routers further by other means leaves the record of older weights behind.
+            if found.get("adapter_checksum") in (None, config.get("checksum")):
+                record = found
+        if not isinstance(record, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DrLLMError(
+            f"{folder / TRAINING_REPORT} must be the record of a training, but reading it failed "
+            f"({first_sentence(error)}); train the adapter again, or remove the file."
+        ) from error
+    return record

@@ -1,10 +1,8 @@
 """Loading a base model or an adapter by name for the commands: refusals in one sentence, and the choice of a dtype."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +15,8 @@ from ..adapter.calling import last_position
 from ..adapter.config import DrLLMConfig
 from ..adapter.integrity import check_adapter_folder, read_adapter_config
 from ..adapter.stack import find_stack
-from ..demo import BASE as DEMO_BASE
-from ..demo import is_demo
 from ..errors import DrLLMError, first_sentence
-from .download import fetch_adapter, split_revision
+from .download import check_model_name, fetch_adapter, find_base, split_revision
 from .hub_errors import without_tokens
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -42,6 +38,7 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
     """
     if dtype not in DTYPES:
         raise DrLLMError(f"dtype must be one of {', '.join(DTYPES)}, but {dtype!r} was given; choose one of them.")
+    check_model_name(name)
     place = None if device == "auto" else _device(device)
     spread: dict[str, Any] = {} if place else {"device_map": "auto"}
     where, revision = split_revision(name)
@@ -126,34 +123,6 @@ def load_routed(
             f"download or save the adapter again."
         ) from error
     return routed.eval(), tokenizer
-
-
-def find_base(source: str | os.PathLike[str], base: str) -> str:
-    """The base that an adapter or a supervision set names, where it can be loaded from here.
-
-    What came from the Hub may name a base on the Hub, but no folder here: that is not for its author to choose.
-
-    Args:
-        source: folder, file or Hub name of what names it.
-
-    Raises:
-        DrLLMError: `base` is a folder that is not here, or that `source`, on the Hub, may not choose.
-    """
-    if is_demo(base):
-        return str(DEMO_BASE)
-    place = Path(base).expanduser()
-    is_path = base.startswith(".") or place.is_absolute() or ".." in place.parts
-    if not Path(source).exists() and (is_path or place.exists()):
-        raise DrLLMError(
-            f"{os.fspath(source)!r} from the Hub must name a base model on the Hub, but it names the folder {base!r} "
-            f"of the machine it was made on; say with --base where your copy of that model is."
-        )
-    if is_path and not place.is_dir():
-        raise DrLLMError(
-            f"{os.fspath(source)!r} names the folder {base!r} as its base model, but there is no such folder here; say "
-            f"with --base where your copy of that model is."
-        )
-    return base
 
 
 def _device(name: str | None) -> torch.device:

@@ -3,11 +3,12 @@
 from .bundle import PathScorer, Work, search_bundle
 from .estimate import SearchEstimate, estimate_search
 from .random_paths import random_path
-from .runner import run_search
+from .runner import SUMMARY, run_search
 from .summary import SearchSummary, Tally
 from .tree import PathSearch, SearchConfig
 
 __all__ = [
+    "SUMMARY",
     "PathScorer",
     "PathSearch",
     "SearchConfig",

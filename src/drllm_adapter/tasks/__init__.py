@@ -1,9 +1,10 @@
 """Questions, the prompts made of them and the grading of answers: knows no model."""
 
 from .contrast import as_choices
+from .data import Source, names_of
 from .grading import GRADERS, grade, settled
 from .prompts import MODES, QUESTIONS_CHANGED, Prompt, build_prompt, build_prompts, chat_text, digest_of
-from .questions import TASKS, Question, Source, load_questions, sources_of
+from .questions import TASKS, Question, load_questions, sources_of
 
 __all__ = [
     "GRADERS",
@@ -20,6 +21,7 @@ __all__ = [
     "digest_of",
     "grade",
     "load_questions",
+    "names_of",
     "settled",
     "sources_of",
 ]

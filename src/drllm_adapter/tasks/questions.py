@@ -1,34 +1,26 @@
-"""Reading questions from JSON lines, Parquet or the Hub, and refusing what cannot be asked, by file and line."""
+"""Rows as questions: what their fields are called and mean, and refusing what cannot be asked, by file and line."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
-from ..errors import DrLLMError, first_sentence
+from ..errors import DrLLMError
+from .data import QUESTION_FIELDS, Row, Source, names_of, parsed, rows_in_memory, rows_of
+from .values import text_of, whole_number, without_surrogates
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 TASKS = ("arc", "dart", "jsonl", "khop")
 _HUB_DEFAULTS = {"arc": "allenai/ai2_arc:ARC-Easy", "dart": "hkust-nlp/dart-math-pool-math"}
 _KHOP_QUESTIONS = 500
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a question comes from, for reports and cards.
-
-    Attributes:
-        name: of the dataset on the Hub, or of the file without its folder.
-        config, split: of a dataset on the Hub; None otherwise.
-        hub: `name` is a dataset on the Hub.
-    """
-
-    name: str
-    config: str | None = None
-    split: str | None = None
-    hub: bool = False
+_CHOICES_FIELDS = ("choices", "options", "endings")
+# Fields that say the answer; where a row has several, they must say the same.
+_ANSWER_FIELDS = ("answer", "answerKey", "answer_key", "answer_index", "answer_idx", "gt_ans", "correct_answer")
+# Names that mean the answer where a row has none of the others.
+_OTHER_ANSWER_FIELDS = ("label", "target", "solution")
+_NUMBERED = re.compile(r"(?:option|choice|ending|sol)[ _]?(\d+|[A-Za-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -37,14 +29,15 @@ class Question:
 
     Attributes:
         id: unique in its file.
-        task: "arc", "dart", "jsonl" or "khop", which decides the wording of the prompt, or the name that a row of
-            "jsonl" gives itself in the field `task`.
+        task: the name of a task, which decides the wording of the prompt, or the name that a row of "jsonl" gives
+            itself in the field `task`.
         question: its text.
         choices: 2 to 26 texts; None for a free answer.
         answer: index of the right choice, or the reference answer.
         level: difficulty where the task has one.
         prompt: ready-made text that replaces the task's wording.
-        source: where it was read; says nothing about what is asked, so questions are compared without it.
+        source, where: the set and the line that it was read from; they say nothing about what is asked, so questions
+            are compared without them.
     """
 
     id: str
@@ -55,32 +48,41 @@ class Question:
     level: int | None = None
     prompt: str | None = None
     source: Source | None = field(default=None, compare=False)
+    where: str | None = field(default=None, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The question for messages: its id, and where it stands."""
+        return f"question {self.id!r}" + (f" ({self.where})" if self.where else "")
 
 
 def load_questions(
     task: str,
-    data: str | None = None,
+    data: str | Iterable[Mapping[str, Any]] | None = None,
     *,
     split: str | None = None,
     limit: int | None = None,
     skip: int = 0,
     seed: int = 0,
+    skip_bad: Callable[[str], None] | None = None,
 ) -> list[Question]:
     """The questions of a task, in the order of the data.
 
     Args:
         task: "arc" (multiple choice), "dart" (free mathematical answers), "jsonl" (either) or "khop" (made here).
-        data: a `.jsonl`, `.json` or `.parquet` file or the name of a dataset on the Hub, `name:config` where it has
-            several, or some of these with commas between them; None is the task's own dataset. A row has `question`
-            (or `prompt`, or `query`), `answer` (or `answerKey`, or `gt_ans`), and optionally `choices`, `id`, `level`
-            and `task`.
+        data: a file (JSON lines, JSON, CSV, TSV, Parquet, Arrow; see `data`), a folder that `datasets` saved or the
+            name of a dataset on the Hub, `name:config` where it has several, or some of these with commas between
+            them; or rows: a list of mappings, a `datasets.Dataset`, a pandas frame. None is the task's own dataset.
+            A row has `question` (or `query`, `problem`, `prompt`), `answer` (or `answerKey`, `gt_ans`, ...), and
+            optionally `choices`, `id`, `level` and `task`.
         split: of a dataset on the Hub; None is "train".
         limit: most questions to give; None is all.
         skip: questions to leave out at the beginning.
         seed: for made questions.
+        skip_bad: told, in a sentence, of every row that cannot be asked and is left out; None refuses it.
 
     Raises:
-        DrLLMError: nothing is there, or a line is not a question that can be asked; names file and line.
+        DrLLMError: nothing is there, or a row is not a question that can be asked; names file and line.
     """
     if task not in TASKS:
         raise DrLLMError(f"task must be one of {', '.join(TASKS)}, but {task!r} was given; choose one of them.")
@@ -91,22 +93,38 @@ def load_questions(
     end = None if limit is None else skip + limit
     questions: list[Question] = []
     seen: dict[str, str] = {}
-    for place, (where, fields, source) in enumerate(_rows(task, data, split, end, seed)):
-        if place < skip:
-            continue
-        if end is not None and place >= end:
-            break
-        question = _question(task, fields, where, f"{Path(source.name).stem}-{place}", source)
-        if question.id in seen:
-            raise DrLLMError(
-                f"question ids must be unique, but {question.id!r} is in {seen[question.id]} and in {where}; "
-                f"rename one of them."
-            )
-        seen[question.id] = where
-        questions.append(question)
+    bad = 0
+    place = 0
+    for source, rows in _sources(task, data, split, end, seed):
+        answers = _Answers()
+        begin = len(questions)
+        for where, fields in islice(rows, None if end is None else end - place):
+            place += 1
+            if place <= skip:
+                continue
+            try:
+                if isinstance(fields, DrLLMError):
+                    raise fields
+                question = _question(task, fields, where, f"{source.stem}-{place - 1}", source, answers)
+                if question.id in seen:
+                    raise DrLLMError(
+                        f"question ids must be unique, but {question.id!r} is in {seen[question.id]} and in {where}; "
+                        f"rename one of them."
+                    )
+            except DrLLMError as error:
+                if skip_bad is None:
+                    raise
+                skip_bad(str(error))
+                bad += 1
+                continue
+            seen[question.id] = where
+            questions.append(question)
+        questions[begin:] = answers.settled(questions[begin:], skip_bad)
     if not questions:
         more = f" after the first {skip}" if skip else ""
-        raise DrLLMError(f"{data or task} must hold at least one question{more}, but it holds none; check the data.")
+        more += f" that can be asked, beside the {bad} left out," if bad else ""
+        named = data if isinstance(data, str) else task if data is None else "the data"
+        raise DrLLMError(f"{named} must hold at least one question{more}, but it holds none; check the data.")
     return questions
 
 
@@ -115,10 +133,10 @@ def sources_of(questions: Iterable[Question]) -> list[dict[str, Any]]:
     return [asdict(source) for source in dict.fromkeys(question.source for question in questions) if source is not None]
 
 
-def _rows(
-    task: str, data: str | None, split: str | None, end: int | None, seed: int
-) -> Iterator[tuple[str, Mapping[str, Any], Source]]:
-    """Where each row stands, for messages, its fields and its source."""
+def _sources(
+    task: str, data: str | Iterable[Mapping[str, Any]] | None, split: str | None, end: int | None, seed: int
+) -> Iterator[tuple[Source, Iterator[Row]]]:
+    """Every source that is named and its rows."""
     if task == "khop":
         if data is not None:
             raise DrLLMError(
@@ -127,85 +145,38 @@ def _rows(
             )
         from ..demo.khop import generate
 
-        for place, fields in enumerate(generate(end or _KHOP_QUESTIONS, seed)):
-            yield f"made question {place}", fields, Source(task)
+        made = generate(end or _KHOP_QUESTIONS, seed)
+        yield Source(task), ((f"made question {number}", row) for number, row in enumerate(made))
         return
     if data is None and task == "jsonl":
         raise DrLLMError("the task jsonl needs a file, but none was given; name it with --data.")
-    named = _HUB_DEFAULTS[task] if data is None else data
-    for name in [named] if Path(named).exists() else named.split(","):
-        if Path(name).suffix in (".jsonl", ".json", ".parquet") or Path(name).exists():
-            source, rows = Source(Path(name).name), _file_rows(Path(name))
-        else:
-            dataset, _, config = name.partition(":")
-            source = Source(dataset, config or None, split or "train", hub=True)
-            rows = _hub_rows(dataset, source.config, split or "train")
-        if task == "dart":
-            rows = _without_repeats(rows)
-        yield from ((where, fields, source) for where, fields in rows)
+    if data is None or isinstance(data, str):
+        for name in names_of(_HUB_DEFAULTS[task] if data is None else data):
+            source, rows = rows_of(name, split)
+            yield source, _without_repeats(rows) if task == "dart" else rows
+    else:
+        yield Source("rows"), rows_in_memory(data)
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if path.is_dir():
-        raise DrLLMError(f"the data {path} must be a file, but it is a folder; name a file in it.")
-    if not path.is_file():
-        raise DrLLMError(f"the data file {path} must exist, but it does not; correct the name.")
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise DrLLMError(
-                f"the data file {path} must be Parquet, but reading it failed ({first_sentence(error)}); "
-                f"correct or replace it."
-            ) from error
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
-        return
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                fields = json.loads(line)
-            except ValueError as error:
-                raise DrLLMError(f"{where} must be one JSON object, but it is not JSON; correct that line.") from error
-            if not isinstance(fields, dict):
-                raise DrLLMError(
-                    f"{where} must be one JSON object, but it is a {type(fields).__name__}; correct that line."
-                )
-            yield where, fields
-
-
-def _hub_rows(name: str, config: str | None, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    # Imported here: `datasets` is slow to load and local files do without it.
-    import datasets
-
-    try:
-        rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # datasets raises many kinds: no network, no such name, no such split
-        raise DrLLMError(
-            f"the data {name!r} must be a file or a dataset on the Hub, but loading it failed "
-            f"({first_sentence(error)}); correct the name or give a local file."
-        ) from error
-    yield from ((f"{name}, row {number}", row) for number, row in enumerate(rows, 1))
-
-
-def _without_repeats(rows: Iterator[tuple[str, Mapping[str, Any]]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _without_repeats(rows: Iterator[Row]) -> Iterator[Row]:
     """Every query once: the pool of DART has many sampled responses to each."""
     seen: set[Any] = set()
     for where, fields in rows:
-        query = fields.get("query")
+        query = None if isinstance(fields, DrLLMError) else fields.get("query")
         if not isinstance(query, str) or query not in seen:
             seen.add(query)
             yield where, fields
 
 
-def _question(task: str, fields: Mapping[str, Any], where: str, default_id: str, source: Source) -> Question:
-    prompt = fields.get("prompt")
-    text = next((fields[name] for name in ("question", "query", "prompt") if fields.get(name)), None)
+def _question(
+    task: str, fields: Mapping[str, Any], where: str, default_id: str, source: Source, answers: "_Answers"
+) -> Question:
+    name, text = next(((name, parsed(fields[name])) for name in QUESTION_FIELDS if fields.get(name)), ("", None))
+    if isinstance(text, Mapping) and "stem" in text:  # {"stem": ..., "choices": [...]}, as AI2 publishes its sets
+        fields = {**fields, **{key: value for key, value in text.items() if key != "stem"}}
+        text = text["stem"]
+    elif not isinstance(text, (str, Mapping)):
+        text = fields.get(name) if isinstance(fields.get(name), str) else text_of(text)
     if not isinstance(text, str) or not text.strip():
         raise DrLLMError(f"{where} must have the text of a question, but it has none; add the field `question`.")
     choices, labels = _choices(fields, where)
@@ -214,59 +185,233 @@ def _question(task: str, fields: Mapping[str, Any], where: str, default_id: str,
             f"{where} must have choices, as every arc question does, but it has none; add `choices`, or read questions "
             f"without choices with --task jsonl --mode free."
         )
-    answer = next((fields[name] for name in ("answer", "answerKey", "gt_ans") if fields.get(name) is not None), None)
-    if answer is None or answer == "":
+    given = {name: fields[name] for name in _ANSWER_FIELDS if fields.get(name) not in (None, "")}
+    if not given:
+        given = {name: fields[name] for name in _OTHER_ANSWER_FIELDS if fields.get(name) not in (None, "")}
+        given = dict(list(given.items())[:1])
+    if not given:
         raise DrLLMError(f"{where} must have an answer, but it has none; add the field `answer`.")
-    level = fields.get("level", (fields.get("query_metadata") or {}).get("level"))
-    if isinstance(level, str):  # "Level 3"
-        level = next((int(word) for word in level.split() if word.isdigit()), None)
-    if level is not None and (isinstance(level, bool) or not isinstance(level, int)):
-        raise DrLLMError(f"{where} must have a whole number as its level, but it has {level!r}; correct or remove it.")
-    return Question(
-        id=str(fields["id"]) if fields.get("id") is not None else default_id,
+    prompt = fields.get("prompt")
+    question = Question(
+        id=text_of(fields["id"]) or str(fields["id"]) if fields.get("id") not in (None, "") else default_id,
         # A mixture of tasks names each row's own.
         task=str(fields["task"]) if task == "jsonl" and fields.get("task") else task,
         question=text,
         choices=choices,
-        answer=_free_answer(answer, where) if choices is None else _choice_index(answer, choices, labels, where),
-        level=level,
+        answer=_free_answer(given, where) if choices is None else -1,
+        level=_level(fields, where),
         prompt=prompt if isinstance(prompt, str) and prompt.strip() else None,
         source=source,
+        where=where,
     )
+    for said in (question.id, question.question, question.prompt or "", str(question.answer), *(choices or ())):
+        without_surrogates(said, where)
+    return question if choices is None else replace(question, answer=answers.read(question, given, labels))
+
+
+def _level(fields: Mapping[str, Any], where: str) -> int | None:
+    metadata = parsed(fields.get("query_metadata"))
+    level = fields.get("level", metadata.get("level") if isinstance(metadata, Mapping) else None)
+    found = whole_number(level)
+    if found is None and isinstance(level, str):  # "Level 3"
+        return next((int(word) for word in level.split() if word.isdigit()), None)
+    if found is None and level is not None:
+        raise DrLLMError(f"{where} must have a whole number as its level, but it has {level!r}; correct or remove it.")
+    return found
 
 
 def _choices(fields: Mapping[str, Any], where: str) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """Texts of the choices, None for a free answer, and the labels that the data gives them."""
-    found = fields.get("choices")
+    """Texts of the choices, None for a free answer, and the labels that the row gives them, if it does."""
+    found = next((parsed(fields[name]) for name in _CHOICES_FIELDS if fields.get(name) is not None), None)
+    labels: Any = ()
     if found is None:
-        return None, ()
-    labels: tuple[str, ...] = ()
-    if isinstance(found, Mapping):  # {"text": [...], "label": [...]}, as in ai2_arc
-        labels = tuple(str(label) for label in found.get("label") or ())
-        found = found.get("text")
-    if not isinstance(found, (list, tuple)) or not all(isinstance(text, str) and text.strip() for text in found):
+        return _choices_in_columns(fields)
+    if isinstance(found, Mapping):
+        if "text" in found:  # {"text": [...], "label": [...]}, as in ai2_arc
+            labels, found = parsed(found.get("label")) or (), parsed(found["text"])
+        else:  # {"A": ..., "B": ...}
+            labels, found = tuple(found), list(found.values())
+    elif isinstance(found, list) and found and all(isinstance(item, Mapping) and "text" in item for item in found):
+        labels = [item.get("label") for item in found]
+        found = [item["text"] for item in found]
+    texts = [text_of(text) for text in found] if isinstance(found, list) else [None]
+    if not all(text and text.strip() for text in texts):
         raise DrLLMError(f"{where} must have a list of texts as its choices, but it has not; correct `choices`.")
-    if not 2 <= len(found) <= len(LETTERS):
-        raise DrLLMError(f"{where} must have 2 to {len(LETTERS)} choices, but it has {len(found)}; correct `choices`.")
-    return tuple(found), labels if len(labels) == len(found) else tuple(LETTERS[: len(found)])
+    if not 2 <= len(texts) <= len(LETTERS):
+        raise DrLLMError(f"{where} must have 2 to {len(LETTERS)} choices, but it has {len(texts)}; correct `choices`.")
+    named = tuple(_bare(text_of(label) or "") for label in labels)
+    if named and (len(named) != len(texts) or len(set(named)) != len(named)):
+        raise DrLLMError(
+            f"{where} must have a label of its own for each of its {len(texts)} choices, but it has "
+            f"{', '.join(named)}; correct or remove the labels."
+        )
+    return tuple(text for text in texts if text is not None), named
 
 
-def _choice_index(answer: Any, choices: tuple[str, ...], labels: tuple[str, ...], where: str) -> int:
-    """The answer as an index: given as one, as a label, or as the text of a choice."""
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        if 0 <= answer < len(choices):
-            return answer
-    elif isinstance(answer, str):
-        for names in (labels, choices):
-            if answer.strip() in names:
-                return names.index(answer.strip())
-    raise DrLLMError(
-        f"{where} must have an answer that is an index from 0 to {len(choices) - 1}, a label or the text of a choice, "
-        f"but it has {answer!r}; correct `answer`."
+def _choices_in_columns(fields: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Choices that stand in columns of their own: A, B, C, D or option1, option2, ..., which are their labels."""
+    letters = [letter for letter in LETTERS if fields.get(letter) is not None]
+    columns = {letter: letter for letter in letters} if letters == list(LETTERS[: len(letters)]) else {}
+    if len(columns) < 2:
+        matches = ((_NUMBERED.fullmatch(name), name) for name in fields if fields[name] is not None)
+        columns = {match[1].upper(): name for match, name in matches if match is not None}
+    texts = [text_of(fields[name]) for name in columns.values()]
+    if len(texts) < 2 or not all(texts):
+        return None, ()
+    return tuple(text for text in texts if text is not None), tuple(columns)
+
+
+def _bare(label: str) -> str:
+    """A label without what people put around it: "(B)", "B." and "b)" are B, b."""
+    return label.strip().strip("().:").strip()
+
+
+class _Answers:
+    """The answers of the questions of one source as indices of their choices.
+
+    An answer may be a label that the row gives its choices, which then counts before all else; a letter; the text of a
+    choice; a position from 0 or from 1. Mostly only one of these fits. Where several do and mean different choices,
+    the other rows of the source tell which one it is; where they do not either, the row is refused.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._open: dict[str, dict[str, int]] = {}
+
+    def read(self, question: Question, given: Mapping[str, Any], labels: tuple[str, ...]) -> int:
+        """The index that a row's answer means; for now the likeliest where `settled` has to find out.
+
+        Raises:
+            DrLLMError: it means none, or two fields say different ones.
+        """
+        assert question.choices is not None
+        found: dict[str, int] = {}
+        for place, (name, answer) in enumerate(given.items()):
+            readings = _readings(answer, question.choices, labels)
+            if not readings:
+                raise _no_choice(question, answer)
+            agreed = {kind: index for kind, index in found.items() if index in readings.values()}
+            if place and not agreed:
+                first = next(iter(given))
+                raise DrLLMError(
+                    f"{question.where} must have one answer, but `{first}` is {given[first]!r} and `{name}` is "
+                    f"{answer!r}, which are different choices; correct one of them."
+                )
+            found = agreed or readings
+        if len(found) == 1:
+            self._seen.update(found)
+        if len(set(found.values())) > 1 or list(found) == [_FROM_1]:
+            self._open[question.id] = found
+        return next(iter(found.values()))
+
+    def settled(self, questions: list[Question], skip_bad: Callable[[str], None] | None) -> list[Question]:
+        """The questions of the source, with the answers that could be read in several ways.
+
+        Raises:
+            DrLLMError: nothing tells which reading is meant.
+        """
+        if _FROM_0 in self._seen:
+            self._seen.discard(_FROM_1)
+        kept = []
+        for question in questions:
+            readings = self._open.get(question.id)
+            if readings is not None:
+                try:
+                    question = replace(question, answer=self._choose(question, readings))
+                except DrLLMError as error:
+                    if skip_bad is None:
+                        raise
+                    skip_bad(str(error))
+                    continue
+            kept.append(question)
+        return kept
+
+    def _choose(self, question: Question, readings: Mapping[str, int]) -> int:
+        if _FROM_0 in self._seen and list(readings) == [_FROM_1]:
+            raise _no_choice(question, readings[_FROM_1] + 1)
+        meant = {index for kind, index in readings.items() if kind in self._seen}
+        if len(meant) == 1:
+            return meant.pop()
+        others = {index for kind, index in readings.items() if kind != _FROM_1}
+        if not meant and len(others) == 1:  # counted from 0, unless some row of the source can only count from 1
+            return others.pop()
+        assert question.choices is not None
+        ways = [f"as {kind} {question.choices[index]!r}" for kind, index in readings.items()]
+        raise DrLLMError(
+            f"{question.where} must have an answer that can be read in one way, but it is {' and '.join(ways)}; give "
+            f"the choices labels ({{'text': [...], 'label': [...]}}) or write the answer as a letter."
+        )
+
+
+_FROM_0, _FROM_1 = "position from 0", "position from 1"
+
+
+def _no_choice(question: Question, answer: Any) -> DrLLMError:
+    assert question.choices is not None
+    return DrLLMError(
+        f"{question.where} must have an answer that is an index from 0 to {len(question.choices) - 1}, a label or the "
+        f"text of a choice, but it has {answer!r}; correct it."
     )
 
 
-def _free_answer(answer: Any, where: str) -> str:
-    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
-        raise DrLLMError(f"{where} must have a text or a number as its answer, but it has {answer!r}; correct it.")
-    return str(answer)
+def _readings(answer: Any, choices: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, int]:
+    """All that an answer can mean: the way of reading it, and the index of the choice."""
+    text = text_of(answer)
+    if text is None:
+        return {}
+    text, bare = text.strip(), _bare(text)
+    for spelt in (str, str.casefold):
+        names = [spelt(label) for label in labels]
+        if spelt(bare) in names:
+            return {"label": names.index(spelt(bare))}
+    found: dict[str, int] = {}
+    if not labels and len(bare) == 1 and bare.upper() in LETTERS[: len(choices)]:
+        found["letter"] = LETTERS.index(bare.upper())
+    for spelt in (str, str.casefold):
+        names = [spelt(choice.strip()) for choice in choices]
+        if spelt(text) in names:
+            found["text"] = names.index(spelt(text))
+            break
+    number = whole_number(answer)
+    if number is not None and 0 <= number < len(choices):
+        found[_FROM_0] = number
+    if number is not None and 1 <= number <= len(choices):
+        found[_FROM_1] = number - 1
+    return found
+
+
+def _free_answer(given: Mapping[str, Any], where: str) -> str:
+    """The reference answer; of a worked solution its result."""
+    results = {}
+    for name, answer in given.items():
+        text = text_of(answer)
+        if text is None or not text.strip():
+            raise DrLLMError(f"{where} must have a text or a number as its answer, but it has {answer!r}; correct it.")
+        results[name] = result_of(text)
+    (first, answer), *others = results.items()
+    for name, other in others:
+        if name != "answer_index" and _comparable(other) != _comparable(answer):
+            raise DrLLMError(
+                f"{where} must have one answer, but `{first}` is {answer!r} and `{name}` is {other!r}; correct one of "
+                f"them."
+            )
+    return answer
+
+
+def _comparable(answer: str) -> str:
+    return re.sub(r"[\s,$]", "", answer).casefold()
+
+
+def result_of(solution: str) -> str:
+    r"""The result of a worked solution as sets publish it: behind the last `####` (GSM8K) or in the last `\boxed{}`."""
+    if "####" in solution:
+        # 1,234 is written without the comma there, as the set's own evaluation does it.
+        return re.sub(r"(?<=\d),(?=\d{3})", "", solution.rpartition("####")[2].strip()) or solution
+    begin = max(solution.rfind("\\boxed{"), solution.rfind("\\fbox{"))
+    if begin >= 0:
+        depth, first = 0, solution.index("{", begin)
+        for place in range(first, len(solution)):
+            depth += {"{": 1, "}": -1}.get(solution[place], 0)
+            if depth == 0:
+                return solution[first + 1 : place].strip() or solution
+    return solution

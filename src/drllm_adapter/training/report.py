@@ -8,8 +8,6 @@ from ..decisions import CLASS_NAMES
 from ..reporting.percentages import percent
 from .loss import class_counts
 
-TRAINING_REPORT = "training.json"
-
 
 def data_line(train_questions: int, validation_questions: int, examples: int, routers: int, labels: Tensor) -> str:
     """What is trained on; `labels` are the training labels, int [N, R], `examples` how many paths in all."""

@@ -13,16 +13,16 @@ def marks_of(prompts: Iterable[str]) -> list[str]:
 
 
 def trained_on(
-    training: Mapping[str, Any] | None, prompts: Sequence[str], mode: str, sources: Sequence[Mapping[str, Any]]
+    training: Mapping[str, Any], prompts: Sequence[str], mode: str, sources: Sequence[Mapping[str, Any]]
 ) -> str | None:
     """A sentence that says that some of the prompts were, or may have been, trained on; None where nothing says so.
 
     Args:
-        training: the record in an adapter's configuration.
+        training: the record of the adapter.
         mode: of the prompts; another one words the same questions differently.
         sources: of the prompts, as `tasks.sources_of` names them.
     """
-    supervision = (training or {}).get("supervision", {})
+    supervision = training.get("supervision", {})
     marks = supervision.get("marks", [])
     shared = len(_hashes(prompts).intersection(marks))
     if shared:

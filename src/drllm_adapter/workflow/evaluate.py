@@ -30,11 +30,11 @@ from ..evaluation import (
     sweep_controls,
 )
 from ..evaluation.lm_eval import HarnessReport, evaluate_with_harness
-from ..files import check_claim, claim_folder, write_json_atomic
+from ..files import EVALUATION, REPORT, check_claim, claim_folder, write_json_atomic
 from ..hub import write_card
-from ..hub.reports import EVALUATION, FIGURE, REPORT
+from ..hub.reports import FIGURE
 from ..jobs import BEGUN, Processes, is_unfinished, job_progress, open_folder
-from ..models.download import fetch_supervision
+from ..models.download import fetch_supervision, load_training_record
 from ..models.loading import load_routed
 from ..scoring.plain import Score, Scorer
 from ..scoring.shared_prefix import SharingScorer, score_paths
@@ -114,7 +114,9 @@ def evaluate_adapter(
         "sources": sources_of(questions),
         "mode": mode,
     }
-    warning = trained_on(config.training, [prompt.text for prompt in prompts], prompts[0].mode, settings["sources"])
+    warning = trained_on(
+        load_training_record(adapter), [prompt.text for prompt in prompts], prompts[0].mode, settings["sources"]
+    )
     if warning is not None and processes.is_main:
         teller(console)(f"Warning: {warning}")
     begun = {**settings, "questions_digest": digest_of(questions, prompts), "batch_size": batch_size}

@@ -24,8 +24,8 @@ from ..errors import DrLLMError
 from ..files import check_claim, write_json_atomic
 from ..hub import write_card
 from ..jobs import BEGUN, Processes, is_unfinished, open_folder
-from ..models.download import ADAPTER, fetch_supervision, split_revision
-from ..models.loading import find_base, load_base
+from ..models.download import ADAPTER, TRAINING_REPORT, fetch_supervision, find_base, split_revision
+from ..models.loading import load_base
 from ..supervision import Labels, Row, choose_labels, read_rows, read_search_info
 from ..supervision.effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
 from ..training import (
@@ -38,7 +38,6 @@ from ..training import (
     plot_curves,
     train_routers,
 )
-from ..training.report import TRAINING_REPORT
 from ..training.trained_on import marks_of
 from .begin import begun_dtype, dtype_name, full_name, load_once
 
@@ -210,9 +209,9 @@ def _write_adapter(
         "best_epoch": result.best_epoch,
     }
     load_weights_into(routed, result.weights, result.layers)
-    adapter.training = facts
     routed.save_pretrained(str(folder))
     plot_curves(result, folder / "curves.png")
+    facts["adapter_checksum"] = adapter.checksum
     write_json_atomic(folder / TRAINING_REPORT, {**facts, "history": result.history, "lines": result.lines})
     write_card(folder)
 
