@@ -4,6 +4,7 @@ from typing import Any
 
 from .config import DrLLMConfig
 from .integrity import check_loaded
+from .layer import find_routed_layers
 from .route import Route
 from .weight_file import check_weight_file, refuse_pickle
 
@@ -27,7 +28,7 @@ class CheckedLoading:
                 raise refuse_pickle(str(path))
             check_weight_file(path, self.config.weight_shapes())
         loaded = self.model._load_pretrained_model(*args, **kwargs)
-        check_loaded(self.route, self.adapter_name)
+        check_loaded(self.route, find_routed_layers(self.model), self.adapter_name)
         return loaded
 
     def attach(self) -> None:

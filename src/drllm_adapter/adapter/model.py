@@ -172,7 +172,6 @@ class DrLLMModel(BaseTuner):
         if not isinstance(layer, RoutedLayer):
             layer = RoutedLayer(target, int(target_name), self._route, self._stack.num_outputs)
             layer.training = target.training
-            self._route.layers.append(layer)
             setattr(parent, target_name, layer)
         layer.update_layer(adapter_name, peft_config, self._stack.hidden_size)
         if adapter_name not in self.active_adapters and adapter_name in layer.drllm_router:
@@ -256,7 +255,7 @@ class DrLLMModel(BaseTuner):
         places = {short_name(key, adapter_name): key for key, _ in model.named_parameters() if marker in key}
         weights = {short_name(key): value for key, value in state_dict.items()}
         route = layers[0].route
-        shapes = {name: value.shape for name, value in router_weights(route, adapter_name).items()}
+        shapes = {name: value.shape for name, value in router_weights(layers, adapter_name).items()}
         check_weights(weights, shapes, route.unverified.get(adapter_name))
         route.unverified.pop(adapter_name, None)
         return {places[name]: value.float() for name, value in weights.items()}
