@@ -30,19 +30,18 @@ def markdown(runs: list[dict[str, Any]]) -> str:
     columns = [f"seed {run['seed']}: right, routed - it" for run in runs] + ["all seeds"] * (len(runs) > 1)
     lines += ["", f"| path | passes | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
     own = [table["routed"] for table in tables]
-    cells = [percent(item["accuracy"], item["interval"]) for item in own]
+    cells = [percent(item["value"], item["interval"]) for item in own]
     if len(own) > 1:
-        cells.append(f"{100 * mean(item['accuracy'] for item in own):.1f}")
+        cells.append(f"{100 * mean(item['value'] for item in own):.1f}")
     lines.append(f"| **routed** | {passes(own)} | {' | '.join(cells)} |")
     for rows in zip(*(table["baselines"] for table in tables), strict=True):
         cells = [
-            f"{100 * row['accuracy']:.1f}, {percent(row['difference'], row['difference_interval'], '+')}"
-            for row in rows
+            f"{100 * row['value']:.1f}, {percent(row['difference'], row['difference_interval'], '+')}" for row in rows
         ]
         if len(rows) > 1:
-            cells.append(f"{100 * mean(row['accuracy'] for row in rows):.1f}, {pooled(rows)}")
+            cells.append(f"{100 * mean(row['value'] for row in rows):.1f}, {pooled(rows)}")
         lines.append(f"| {rows[0]['name']} | {passes(rows)} | {' | '.join(cells)} |")
-    for name in ("search", "chance"):
+    for name in ("search", "chance") if tables[0]["oracles"] else ():
         found = [table["oracles"][name] for table in tables]
         cells = [f"{100 * oracle['accuracy']:.1f}" for oracle in found] + [""] * (len(found) > 1)
         lines.append(f"| oracle of {name} (training questions) | {passes(found)} | {' | '.join(cells)} |")

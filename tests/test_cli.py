@@ -1,8 +1,11 @@
 """The commands as a new user types them, on the embedded model; bad input ends in one sentence and exit code 2."""
 
+import io
 import itertools
 import json
+import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from unrolled import tiny_model
 
 import drllm_adapter
@@ -31,6 +35,7 @@ Run = Callable[..., str]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command and give what it printed."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which --threads changes
 
     def call(*arguments: Any) -> str:
         monkeypatch.setattr(sys, "argv", ["drllm", *map(str, arguments)])
@@ -110,10 +115,18 @@ def test_the_same_seed_gives_the_same_rows_and_weights(made: Path, tmp_path: Pat
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_the_number_of_threads_does_not_change_the_rows(tmp_path: Path, run: Run) -> None:
+    found = []
+    for threads in (1, 3):
+        run("search", BASE, "--task", "khop", "--mode", "cloze", "--limit", 12, "--simulations", 10, "--output",
+            tmp_path / str(threads), "--threads", threads)  # fmt: skip
+        assert torch.get_num_threads() == threads
+        found.append((tmp_path / str(threads) / "data" / "train-00000-of-00001.parquet").read_bytes())
+    assert found[0] == found[1]
+
+
 def test_eval_agrees_with_a_plain_count(made: Path, tmp_path: Path, run: Run) -> None:
     """The report's accuracy against transformers' own loading and generating, one question at a time."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     out = run("eval", made / "adapter", "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze",
               "--output", tmp_path / "evaluation")  # fmt: skip
     report = json.loads((tmp_path / "evaluation" / "report.json").read_text())
@@ -135,6 +148,39 @@ def test_eval_agrees_with_a_plain_count(made: Path, tmp_path: Path, run: Run) ->
     assert [sum(row) for row in report["decisions"]] == [40] * 8
 
 
+def suggested(out: str) -> list[str]:
+    """The command that an output ends by suggesting, as it is printed."""
+    return shlex.split(out.rpartition("Next: drllm ")[2])
+
+
+@pytest.mark.parametrize("mode", ["contrast", "free", "self"])
+def test_commands_that_are_suggested_run_as_they_are_printed(
+    mode: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a search to an evaluation that is on the adapter's card; it follows how the adapter was trained."""
+    monkeypatch.chdir(tmp_path)
+    for name, count, seed in (("train.jsonl", 30, 0), ("TEST_QUESTIONS", 12, 1)):
+        made = [
+            {"prompt": item["question"], "answer": item["choices"][item["answer"]]} for item in generate(count, seed)
+        ]
+        Path(name).write_text("\n".join(map(json.dumps, made)))
+    out = run("search", BASE, "--task", "jsonl", "--data", "train.jsonl", "--mode", mode, "--simulations", 15,
+              "--max-new-tokens", 2, "--output", "paths")  # fmt: skip
+    out = run(*suggested(out), "--epochs", 2)
+    out = run(*suggested(out), "--max-new-tokens", 2)
+    report = json.loads(Path("adapter/evaluation/report.json").read_text())
+    assert report["mode"] == mode
+    assert f"As in training: --mode {mode} --task jsonl." in out
+    assert "TEST_QUESTIONS" in Path("adapter/README.md").read_text()
+
+
+def test_what_was_trained_on_a_dataset_is_evaluated_on_its_test_split(tmp_path: Path, made: Path, refuse: Run) -> None:
+    split = tmp_path / "set"
+    split.mkdir()
+    shutil.copy(made / "train.jsonl", split / "train.jsonl")
+    assert "must have a split 'test'" in refuse("eval", made / "adapter", "--data", split)
+
+
 def test_generate_shows_the_path(made: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     question = generate(1, 5, [1])[0]
     prompt = question["question"]
@@ -147,10 +193,53 @@ def test_generate_shows_the_path(made: Path, tmp_path: Path, run: Run, monkeypat
         run("generate", made / "adapter", "--file", tmp_path / "prompt.txt", "--max-new-tokens", 1)
         == saved["text"] + "\n"
     )
-    monkeypatch.setattr("sys.stdin", __import__("io").StringIO(prompt + "\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(prompt + "\n"))
     assert run("generate", made / "adapter", "-", "--max-new-tokens", 1) == saved["text"] + "\n"
     out = run("generate", made / "adapter", prompt, "--show-path", "--layer-budget", 3, "--max-new-tokens", 1)
     assert int(re.search(r"\((\d+) passes", out)[1]) <= 3  # type: ignore[index]
+
+
+def test_generate_answers_a_file_of_prompts(made: Path, tmp_path: Path, run: Run) -> None:
+    asked = [item["question"] for item in generate(4, 5)]
+    (tmp_path / "prompts.txt").write_text("\n".join(asked))
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in asked))
+    options = ["--max-new-tokens", 2, "--compare", "--layer-budget", 4]
+    outs = [
+        run("generate", made / "adapter", "--prompts", tmp_path / f"prompts.{end}", *options)
+        for end in ("txt", "jsonl")
+    ]
+    found = [[json.loads(line) for line in out.splitlines()] for out in outs]
+    assert [item["prompt"] for item in found[0]] == asked
+    base = AutoModelForCausalLM.from_pretrained(BASE)
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    for one, other in zip(*found, strict=True):
+        assert (one["text"], one["decisions"]) == (other["text"], other["decisions"])
+        assert one["passes"] <= 4
+        ids = tokenizer(one["prompt"], return_tensors="pt")["input_ids"]
+        out = base.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        assert one["base"]["text"] == tokenizer.decode(out, skip_special_tokens=True)
+        assert one["base"]["passes"] == 8
+
+
+def test_plain_characters_where_others_cannot_be_shown(made: Path) -> None:
+    """Tables, too, whose lines are no ASCII elsewhere."""
+    question = [
+        "generate",
+        "adapter",
+        "a>b from a 1 hops:",
+        "--show-path",
+        "--layer-budget",
+        "5",
+        "--max-new-tokens",
+        "1",
+    ]
+    for arguments in (question, ["eval", "adapter", "--data", "test.jsonl", "--limit", "4"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "drllm_adapter", *arguments], cwd=made, check=True, capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        )  # fmt: skip
+        assert done.stdout.decode("ascii")
+        assert b"?" not in done.stdout
 
 
 def test_info_says_what_it_fits_and_how_it_was_trained(made: Path, tmp_path: Path, run: Run) -> None:
@@ -276,7 +365,7 @@ def test_an_interrupted_training_goes_on(
     assert "with learning_rate 0.001, but 0.01 was given" in other
     said = run(*command, tmp_path / "cut", "--resume")
     assert "Next: drllm eval" in said
-    assert "--task jsonl --mode cloze --data QUESTIONS" in said
+    assert "--data TEST_QUESTIONS" in said
     assert "already holds an adapter; choose another folder" in refuse(*command, tmp_path / "cut")
     name = "adapter_model.safetensors"
     assert (tmp_path / "cut" / name).read_bytes() == (made / "adapter" / name).read_bytes()
@@ -495,8 +584,8 @@ def test_baselines_and_sweep_in_one_command(made: Path, tmp_path: Path, run: Run
     rows = {row["name"]: row for row in report["baselines"]["baselines"]}
     assert {"base", "random", "static, greedy", "early exit", "task router", "length router"} <= set(rows)
     assert all(name in out for name in rows)
-    assert report["baselines"]["routed"]["accuracy"] == report["routed"]["value"]
-    assert rows["base"]["accuracy"] == report["base"]["value"]
+    assert report["baselines"]["routed"]["value"] == report["routed"]["value"]
+    assert rows["base"]["value"] == report["base"]["value"]
     controls = {point["control"] for point in report["sweep"]}
     assert controls == {"as trained", "depth control", "layer budget", "price"}
     assert (tmp_path / "ev" / "tradeoff.png").stat().st_size > 10_000
@@ -535,7 +624,7 @@ def test_a_budget_is_the_routers_and_not_the_baselines(made: Path, tmp_path: Pat
     assert max(map(int, report["passes"])) == 5
     rows = {row["name"]: row for row in report["baselines"]["baselines"]}
     assert rows["base"]["passes"] == 8
-    assert rows["base"]["accuracy"] == report["base"]["value"]
+    assert rows["base"]["value"] == report["base"]["value"]
     assert report["baselines"]["routed"]["passes"] == pytest.approx(report["mean_passes"])
 
 

@@ -66,6 +66,6 @@ def test_an_error_without_a_message_is_named(
 
 
 def test_a_card_whose_front_matter_fails_without_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cards.sections, "replace_sections", fail)
+    monkeypatch.setattr(cards.ModelCard, "__init__", fail)
     with pytest.raises(DrLLMError, match=r"failed \(ArrowException\)"):
-        cards._renewed(cards.ModelCard, "old", cards.ModelCard("new"), tmp_path / "README.md")
+        cards._parsed(cards.ModelCard, "old", tmp_path / "README.md")

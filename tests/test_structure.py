@@ -12,7 +12,7 @@ PACKAGE = Path(drllm_adapter.__file__).parent
 # From the ground up. A room imports from rooms further up in this list, also inside functions.
 ROOMS = [
     ["errors"],
-    ["decisions", "files"],
+    ["decisions", "files", "registry"],
     ["reporting", "jobs", "demo"],
     ["tasks"],
     ["adapter"],

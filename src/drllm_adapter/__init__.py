@@ -4,6 +4,8 @@
 `get_peft_model(model, DrLLMConfig())`, `PeftModel.from_pretrained(base, "me/routers")`, `push_to_hub`.
 """
 
+import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import wrapt
@@ -11,6 +13,7 @@ import wrapt
 if TYPE_CHECKING:
     from .adapter.config import DrLLMConfig
     from .adapter.model import DrLLMModel
+    from .adapter.speculation import Speculation, last_speculation, speculate
     from .adapter.steering import force_decisions, last_decisions, set_depth_control, set_layer_budget
     from .errors import DrLLMError
 
@@ -20,20 +23,26 @@ __all__ = [
     "DrLLMConfig",
     "DrLLMError",
     "DrLLMModel",
+    "Speculation",
     "force_decisions",
     "last_decisions",
+    "last_speculation",
     "set_depth_control",
     "set_layer_budget",
+    "speculate",
 ]
 
 _HOMES = {
     "DrLLMConfig": "adapter.config",
     "DrLLMError": "errors",
     "DrLLMModel": "adapter.model",
+    "Speculation": "adapter.speculation",
     "force_decisions": "adapter.steering",
     "last_decisions": "adapter.steering",
+    "last_speculation": "adapter.speculation",
     "set_depth_control": "adapter.steering",
     "set_layer_budget": "adapter.steering",
+    "speculate": "adapter.speculation",
 }
 
 
@@ -50,17 +59,31 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
+def _quietly(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`hook` as one that cannot break the import of another library, where programs may do without this one."""
+
+    def run(module: Any) -> None:
+        try:
+            hook(module)
+        except Exception as error:
+            logging.getLogger(__name__).warning("Router adapters are not available: %r", error)
+
+    return run
+
+
 @wrapt.when_imported("peft")
+@_quietly
 def _register(_peft: Any) -> None:
     # Runs at once when PEFT is loaded already, otherwise right after somebody (transformers included) imports it.
     from .adapter import cards
     from .adapter.registration import register
 
-    cards.use(_CardWriter())
+    cards.use(f"{__name__}.hub")
     register()
 
 
 @wrapt.when_imported("transformers.integrations.peft")
+@_quietly
 def _load_whole(integration: Any) -> None:
     def load_whole(*call: Any) -> Any:
         from .adapter.registration import load_whole
@@ -71,23 +94,8 @@ def _load_whole(integration: Any) -> None:
         wrapt.wrap_function_wrapper(integration.PeftAdapterMixin, method, load_whole)
 
 
-class _CardWriter:
-    # What writes cards is loaded when the first one is written.
-
-    @staticmethod
-    def write_card(*args: Any, **kwargs: Any) -> object:
-        from .hub import write_card
-
-        return write_card(*args, **kwargs)
-
-    @staticmethod
-    def share_base(folder: Any) -> str:
-        from .hub import share_base
-
-        return share_base(folder)
-
-
 @wrapt.when_imported("lm_eval.models.huggingface")
+@_quietly
 def _route_on_contexts(huggingface: Any) -> None:
     # lm-evaluation-harness scores continuations in one call with their context, which routers must not read.
     from .evaluation.lm_eval import install

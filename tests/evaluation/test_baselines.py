@@ -101,22 +101,22 @@ def table(model: Any) -> BaselineTable:
 
 def test_the_table_knows_who_is_better(table: BaselineTable) -> None:
     found = {row["name"]: row for row in table.rows}
-    assert table.routed.accuracy == 1
+    assert table.routed.value == 1
     assert all(row["passes"] == pytest.approx(3) for name, row in found.items() if name != "base")
-    assert (found["base"]["accuracy"], found["base"]["passes"]) == (1, 5)
+    assert (found["base"]["value"], found["base"]["passes"]) == (1, 5)
     # One path of three passes serves one task, and the other then only by the luck of answering d; so does a mixture.
     for name in ("static, greedy", "static, regression"):
-        assert found[name]["accuracy"] == pytest.approx(1 - 0.5 * 0.75)
+        assert found[name]["value"] == pytest.approx(1 - 0.5 * 0.75)
         low, high = found[name]["difference_interval"]
         assert 0.2 < low < 0.375 < high < 0.5
     # Who sees the task needs nothing else, and such a router is not beaten.
-    assert found["task router"]["accuracy"] == 1
+    assert found["task router"]["value"] == 1
     assert found["task router"]["difference"] == 0
-    assert found["length router"]["accuracy"] < 1
-    assert found["random"]["accuracy"] < 0.5
+    assert found["length router"]["value"] < 1
+    assert found["random"]["value"] < 0.5
     # Blocks 0 to 2 alone.
-    assert found["early exit"]["accuracy"] == pytest.approx(1 - 0.5 * 0.75)
-    assert found["evenly spaced"]["accuracy"] <= 1 - 0.5 * 0.75
+    assert found["early exit"]["value"] == pytest.approx(1 - 0.5 * 0.75)
+    assert found["evenly spaced"]["value"] <= 1 - 0.5 * 0.75
 
 
 def test_a_fractional_mean_lies_between_the_whole_numbers_around_it(model: Any) -> None:
@@ -131,7 +131,7 @@ def test_a_fractional_mean_lies_between_the_whole_numbers_around_it(model: Any) 
     one_task = 1 - 0.5 * 0.75
     for name in ("static, greedy", "static, regression", "early exit"):
         assert found[name]["passes"] == 3.5
-        assert found[name]["accuracy"] == pytest.approx((one_task + 1) / 2)
+        assert found[name]["value"] == pytest.approx((one_task + 1) / 2)
     assert found["random"]["passes"] == 3.5
 
 
@@ -147,8 +147,8 @@ def test_a_rare_task_learns_from_all_the_others(model: Any) -> None:
     table = compare_with_baselines(model, Tokens(), routed, prompts, tasks, training, score, effort)
     found = {row["name"]: row for row in table.rows}
     assert found["task router"]["passes"] == pytest.approx(8 / 3)
-    assert found["task router"]["accuracy"] == 1
-    assert found["static, regression"]["accuracy"] < 0.8
+    assert found["task router"]["value"] == 1
+    assert found["static, regression"]["value"] < 0.8
 
 
 def test_the_oracle_of_chance(table: BaselineTable) -> None:
@@ -162,7 +162,7 @@ def test_json_and_figure(table: BaselineTable, tmp_path: Path, model: Any) -> No
     from matplotlib import image
 
     plain = json.loads(json.dumps(table.to_json(), allow_nan=False))
-    assert plain["routed"]["accuracy"] == 1
+    assert plain["routed"]["value"] == 1
     assert [row["name"] for row in plain["baselines"]] == [row["name"] for row in table.rows]
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(table.table())
@@ -188,9 +188,9 @@ def contender(values: Sequence[float], passes: float) -> Contender:
 def test_mixtures_by_hand() -> None:
     low, high = contender([0, 1, 0, 0], 4), contender([1, 1, 0, 0], 6)
     between = mix(low, high, 4.5)
-    assert between.right.tolist() == [0.25, 1, 0, 0]
+    assert between.each.tolist() == [0.25, 1, 0, 0]
     assert between.passes == 4.5
-    assert mix(high, low, 4.5).right.tolist() == between.right.tolist()
+    assert mix(high, low, 4.5).each.tolist() == between.each.tolist()
     with pytest.raises(ValueError, match="cannot make 7"):
         mix(low, high, 7)
 
@@ -205,9 +205,9 @@ def test_no_mixture_is_better(right: dict[int, int], weights: list[float]) -> No
     mean = float(
         np.clip(sum(share * point.passes for share, point in zip(shares, points, strict=True)), min(right), max(right))
     )
-    accuracy = sum(share * point.accuracy for share, point in zip(shares, points, strict=True))
+    accuracy = sum(share * point.value for share, point in zip(shares, points, strict=True))
     best = best_mixture(points, mean)
-    assert best.accuracy >= accuracy - 1e-9
+    assert best.value >= accuracy - 1e-9
     assert best.passes == pytest.approx(mean)
 
 
@@ -330,10 +330,43 @@ def test_a_sweep_sets_one_control_at_a_time(model: Any) -> None:
     points = sweep_controls(model, routed, look, depth_controls=(-0.7, 0.1), prices=(0.3,))
     assert seen == [(-0.7, None, 0), (0.1, None, 0), *((-0.5, budget, 0) for budget in (3, 4, 5)), (-0.5, None, 0.3)]
     assert (config.depth_control, config.layer_budget) == (-0.5, None)
-    assert (points[0].control, points[0].mean_passes, points[0].accuracy.value) == ("as trained", 4.0, 0.5)
+    assert (points[0].control, points[0].mean_passes, points[0].metric.value) == ("as trained", 4.0, 0.5)
     assert [point.control for point in points[1:]] == ["depth control"] * 2 + ["layer budget"] * 3 + ["price"]
 
 
 def test_without_an_adapter_there_is_nothing_to_sweep(model: Any) -> None:
     with model.disable_adapter(), pytest.raises(DrLLMError, match="must be active"):
         sweep_controls(model, [], list)
+
+
+def test_agreement_is_compared_like_accuracy(model: Any) -> None:
+    """Each needed block left out halves the agreement: kinds that need fewer give up more, where the kind is known."""
+
+    def agreeing(asked: Prompt, path: tuple[int, ...]) -> Outcome:
+        lost = sum(path[block] == 0 for block in NEEDED[asked.text.split()[0]])
+        return Outcome(lost == 0, 0.5 / 2**lost, path, agreement=0.5**lost, kl=float(lost))
+
+    def along(prompts: Sequence[Prompt], paths: Sequence[Sequence[tuple[int, ...]]]) -> list[list[Outcome]]:
+        return [[agreeing(asked, path) for path in tried] for asked, tried in zip(prompts, paths, strict=True)]
+
+    kinds = ["early", "both"] * 40
+    prompts = [prompt(kind, number // 2) for number, kind in enumerate(kinds)]
+    # Two blocks and four: three on average.
+    paths = [(1, 1, 0, 0, 0) if kind == "early" else (1, 1, 0, 1, 1) for kind in kinds]
+    routed = along(prompts, [[path] for path in paths])
+    found = []
+    for row in rows(60, ("early", "both")):
+        tried = tuple(agreeing(row.to_prompt(), path.decisions) for path in row.paths)
+        found.append(Row(row.task, row.number, tried))
+    table = compare_with_baselines(
+        model, Tokens(), [outcomes[0] for outcomes in routed], prompts, kinds, found, along, Effort(state_prompts=3)
+    )
+    assert (table.metric, table.oracles) == ("agreement", {})
+    assert "agreement, %" in str([column.header for column in table.table().columns])
+    by_name = {row["name"]: row for row in table.rows}
+    assert (table.routed.value, by_name["base"]["value"]) == (1, 1)
+    assert by_name["task router"]["value"] == 1
+    # Three passes for all: one of the two blocks that "both" needs beside the first two is left out.
+    assert by_name["static, greedy"]["value"] == pytest.approx((1 + 0.5) / 2)
+    low, high = by_name["static, greedy"]["difference_interval"]
+    assert 0.15 < low < 0.25 < high < 0.35

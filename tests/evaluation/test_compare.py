@@ -1,5 +1,6 @@
 """The comparison of base and routed: intervals against published numbers and enumeration, and plain counting."""
 
+import io
 import json
 import math
 import random
@@ -24,6 +25,8 @@ class Outcome:
     correct: bool
     probability: float
     decisions: tuple[int, ...]
+    agreement: float | None = None
+    kl: float | None = None
 
 
 outcomes = st.builds(Outcome, st.booleans(), st.floats(0, 1, width=16), st.tuples(*[st.integers(0, 2)] * BLOCKS))
@@ -235,3 +238,28 @@ def test_figure_in_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: 
     with pytest.raises(DrLLMError, match="could not be written"):
         plot_layers(compare(scores, scores, [None]), tmp_path / "layers.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_agreement_by_kind_with_bootstrapped_intervals() -> None:
+    paths = [(1, 1, 1, 1), (1, 0, 1, 1)]
+    base = [Outcome(True, 0.5, paths[0], agreement=1.0, kl=0.0) for _ in range(40)]
+    routed = [Outcome(n % 2 == 0, 0.4, paths[n % 2], agreement=1 - 0.25 * (n % 2), kl=0.1 * (n % 2)) for n in range(40)]
+    report = compare(base, routed, [None] * 40, ["json", "story"] * 20)
+    assert (report.base.value, report.base.interval, report.routed.value) == (1, (1, 1), 0.875)
+    assert (report.gained, report.lost, report.p_value, report.difference) == (0, 20, None, -0.125)
+    # The standard error of 40 draws of 0 or -0.25 is 0.125 / sqrt(40) = 0.0198.
+    low, high = report.difference_interval
+    assert (low, high) == pytest.approx((-0.125 - 1.96 * 0.0198, -0.125 + 1.96 * 0.0198), abs=0.008)
+    assert report.kl is not None
+    assert report.kl[0] == pytest.approx(0.05)
+    assert report.kl[1] < 0.05 < report.kl[2]
+    assert [(part.name, part.routed.value, part.mean_passes) for part in report.tasks] == [
+        ("json", 1, 4), ("story", 0.75, 3),
+    ]  # fmt: skip
+    plain = json.loads(json.dumps(report.to_json()))
+    assert plain["metric"] == "agreement"
+    assert [part["kl"][0] for part in plain["tasks"]] == [0, pytest.approx(0.1)]
+    printed = io.StringIO()
+    Console(file=printed, width=100).print(report.table())
+    assert "87.5 [8" in printed.getvalue()
+    assert "3.50 (base: 4)" in printed.getvalue()

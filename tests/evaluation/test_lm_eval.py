@@ -142,13 +142,6 @@ def test_the_harness_own_command(folder: Path, counted: tuple[float, float, floa
     assert json.loads(results.read_text())["results"]["local_khop"]["acc,none"] == pytest.approx(counted[1])
 
 
-@pytest.mark.parametrize("first", ["torch", "peft", "transformers", "drllm_adapter"])
-def test_every_order_of_imports(first: str) -> None:
-    """PEFT may import torch, which calls the entry point while PEFT is half made."""
-    code = f"import {first}, torch, peft, drllm_adapter; peft.PeftType.DRLLM; drllm_adapter.DrLLMConfig()"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
-
 def test_models_without_routers_are_scored_as_ever(folder: Path) -> None:
     from lm_eval.models.huggingface import HFLM
 

@@ -184,6 +184,17 @@ def _for_adapter(options: dict[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in options.items() if name not in own}, "adapter_kwargs": own}
 
 
+def logits_of(name: str) -> list[float]:
+    """What an ordinary checkpoint, in a folder or on the Hub, makes of some prompts."""
+    torch, _ = _prepare()
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(name).eval()
+    with torch.no_grad():
+        logits = model(torch.arange(3, 20)[None]).logits
+    return logits[0, -1].tolist()
+
+
 def load_rows(repo: str, **options: Any) -> Any:
     import datasets
 

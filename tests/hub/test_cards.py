@@ -14,15 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import DatasetCard, ModelCard, ModelCardData, metadata_eval_result, metadata_load, metadata_save
-from hypothesis import given
-from hypothesis import strategies as st
+import yaml
+from huggingface_hub import (
+    DatasetCard,
+    ModelCard,
+    ModelCardData,
+    metadata_eval_result,
+    metadata_load,
+    metadata_save,
+    parse_eval_result_entries,
+)
 
 import drllm_adapter
 from drllm_adapter import DrLLMError
 from drllm_adapter.adapter.card_on_push import CardOnPush
 from drllm_adapter.demo import BASE
-from drllm_adapter.hub import TAGS, add_evaluation, sections, write_card
+from drllm_adapter.hub import TAGS, add_evaluation, write_card
 from drllm_adapter.models.download import load_training_record
 from drllm_adapter.search import SearchConfig
 from drllm_adapter.supervision import read_rows
@@ -76,7 +83,7 @@ def test_the_front_matter_of_an_adapter(made: Path) -> None:
     assert data["base_model_relation"] == "adapter"
     assert data["pipeline_tag"] == "text-generation"
     assert data["license"] == "apache-2.0"
-    assert {"dr-llm", "layer-routing", "dynamic-depth"} <= set(data["tags"])
+    assert data["tags"] == [*TAGS, "transformers", "base_model:adapter:acme/tiny-llama"]
 
 
 def test_datasets_are_those_of_the_questions(made: Path) -> None:
@@ -87,6 +94,27 @@ def test_datasets_are_those_of_the_questions(made: Path) -> None:
     assert card.data.datasets == ["allenai/ai2_arc"]
     result = card.data.eval_results[0]
     assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("allenai/ai2_arc", "ARC-Easy", "test")
+
+
+def test_a_benchmark_finds_the_result_where_it_looks(made: Path) -> None:
+    """Read as the Hub's own library reads it."""
+    folder = made / "routers" / ".eval_results"
+    add_evaluation(made / "routers", made / "measured")
+    write_card(made / "routers")
+    assert not folder.exists()  # made questions are no dataset of the Hub
+    for name, config, task in (("openai/gsm8k", "main", "gsm8k"), ("allenai/ai2_arc", "ARC-Easy", "ARC-Easy")):
+        source = {"name": name, "config": config, "split": "test", "hub": True}
+        change_json(made / "routers" / "measured" / "report.json", lambda report: report.update(sources=[source]))  # noqa: B023
+        write_card(made / "routers")
+        (entry,) = parse_eval_result_entries(yaml.safe_load((folder / "measured.yaml").read_text()))
+        report = json.loads((made / "measured" / "report.json").read_text())
+        assert (entry.dataset_id, entry.task_id) == (name, task)
+        assert entry.value == pytest.approx(100 * report["routed"]["right"] / 40)
+        assert "40 questions of test" in str(entry.notes)
+    (folder / "theirs.yaml").write_text("- {dataset: {id: acme/d, task_id: x}, value: 1}\n")
+    shutil.rmtree(made / "routers" / "measured")
+    write_card(made / "routers")
+    assert [path.name for path in folder.iterdir()] == ["theirs.yaml"]
 
 
 def test_results_are_those_of_the_report(made: Path) -> None:
@@ -210,7 +238,7 @@ def test_the_code_on_the_card_runs(made: Path) -> None:
 def test_edits_survive(made: Path) -> None:
     path = made / "routers" / "README.md"
     text = path.read_text()
-    text = text.replace("## Limits", "My own words.\n\n## Limits").replace("the small model that ships", "my model")
+    text = text.replace("## Limits", "My own words.\n\n## Limits").replace("## How it was made", "## Made so")
     text = text.replace("- dr-llm", "- mine\n- dr-llm").replace("pipeline_tag: text-generation\n", "")
     text = text.replace("library_name", "license: mit\nlibrary_name")
     path.write_text(text.replace("\n", "\r\n"), newline="")
@@ -218,10 +246,10 @@ def test_edits_survive(made: Path) -> None:
     for _ in range(2):
         card = ModelCard.load(write_card(made / "routers"))
         assert card.data.license == "mit"
-        assert card.data.tags == ["mine", *TAGS]
+        assert card.data.tags == [*TAGS, "transformers", "mine"]
         assert "My own words." in card.text
-        assert "my model with drllm-adapter" in card.text  # a section changed by hand
-        assert "Nothing has been measured" not in card.text  # one that was not
+        assert "## Made so" in card.text
+        assert "Nothing has been measured" not in card.text  # between markers
         assert card.text.count("| khop (cloze") == 1
         assert len(card.data.eval_results) == 2
 
@@ -252,6 +280,15 @@ def test_a_card_without_markers_keeps_its_text(made: Path) -> None:
     assert card.data.library_name == "peft"
 
 
+def test_a_section_that_was_taken_out_does_not_come_back(made: Path) -> None:
+    path = made / "routers" / "README.md"
+    path.write_text(re.sub(r"## Limits.*<!-- /drllm:limits -->", "", path.read_text(), flags=re.S))
+    add_evaluation(made / "routers", made / "measured")
+    text = write_card(made / "routers").read_text()
+    assert "cannot be merged" not in text
+    assert "| khop (cloze" in text
+
+
 def test_pefts_own_card_gives_way(made: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -264,7 +301,6 @@ def test_pefts_own_card_gives_way(made: Path) -> None:
     for _ in range(2):
         card = ModelCard.load(write_card(made / "saved"))
         assert "Model Card for Model ID" not in card.text
-        assert card.text.count("<!-- drllm written") == 1
         assert set(TAGS) <= set(card.data.tags)
         assert "base_model" not in card.data.to_dict()  # PEFT gives the folder's name
         model.save_pretrained(str(made / "saved"))  # PEFT rewrites the fields of what is there now
@@ -278,7 +314,7 @@ def test_what_was_written_into_a_template_survives(made: Path, description: str 
     card = ModelCard.load(write_card(made / "routers"))
     assert "Model Card for Model ID" not in card.text
     assert (card.data.license, card.data.library_name) == ("mit", "peft")
-    assert card.data.tags == [*TAGS, "mine"]
+    assert card.data.tags == [*TAGS, "transformers", "mine"]
     template.text = template.text.replace("### Model Description", "### Model Description\n\nMy own words.")
     template.save(path)
     card = ModelCard.load(write_card(made / "routers"))
@@ -326,14 +362,12 @@ def test_edits_on_the_hub_survive(made: Path) -> None:
 
 
 def test_a_licence_chosen_here_goes_to_the_hub(made: Path) -> None:
-    path = made / "routers" / "README.md"
     pushed = write_card(made / "routers", license="apache-2.0").read_text()
-    words = sections.seal(pushed.replace("## Limits", "Pushed words.\n\n## Limits"))
+    words = pushed.replace("## Limits", "Pushed words.\n\n## Limits")
     write_card(made / "routers", license="mit")
     card = ModelCard.load(write_card(made / "routers", on_hub=words))
     assert card.data.license == "mit"
     assert "Pushed words." in card.text
-    assert not sections.is_edited(path.read_text())
 
 
 def test_the_name_on_the_hub_is_in_the_code(made: Path) -> None:
@@ -407,26 +441,3 @@ def test_an_unknown_licence_is_not_guessed(made: Path) -> None:
     card = DatasetCard.load(write_card(made / "paths"))
     assert "license" not in card.data.to_dict()
     assert "questions.jsonl: not known here" in card.text
-
-
-# Sections
-
-words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=20)
-SECTION = "<!-- drllm:{} -->\n{}\n<!-- /drllm:{} -->"
-
-
-@given(st.lists(st.tuples(words, words), max_size=4), words, st.data())
-def test_sections_follow_and_the_rest_stays(parts: list[tuple[str, str]], end: str, data: st.DataObject) -> None:
-    def text(contents: list[str], outside: list[str]) -> str:
-        pieces = [f"{mine}\n{SECTION.format(chr(97 + n), theirs, chr(97 + n))}\n"
-                  for n, (mine, theirs) in enumerate(zip(outside, contents, strict=True))]  # fmt: skip
-        return "".join(pieces) + end
-
-    first = [theirs for _, theirs in parts]
-    sealed = sections.seal(text(first, ["x"] * len(parts)))
-    assert not sections.is_edited(sealed)
-    mine = sections.seal(text(first, [outside for outside, _ in parts]))
-    later = [data.draw(words) for _ in parts]
-    got = sections.replace_sections(mine, sections.seal(text(later, ["y"] * len(parts))))
-    assert sections.seal(got) == sections.seal(text(later, [outside for outside, _ in parts]))
-    assert sections.is_edited(sealed.replace("<!-- drllm written", "new\n<!-- drllm written"))

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jobs
@@ -102,7 +103,9 @@ def test_a_file_that_went_away_before_the_upload_is_not_the_networks(
 
 def test_a_card_on_the_hub_that_is_no_text(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "README.md").write_bytes(b"\xff\xfe\x00")
-    monkeypatch.setattr(push_module, "_on_hub", lambda *_: ("0" * 40, None, tmp_path / "README.md"))
+    monkeypatch.undo()
+    monkeypatch.setattr(push_module.HfApi, "repo_info", lambda *_, **__: SimpleNamespace(sha="0" * 40))
+    monkeypatch.setattr(push_module, "hf_hub_download", lambda *_, **__: tmp_path / "README.md")
     with pytest.raises(DrLLMError, match="card of me/it must be UTF-8"), prepare_push(adapter, "me/it"):
         pass
 

@@ -140,8 +140,10 @@ def test_a_push_is_one_commit(client: Any, base: str, tmp_path: Path) -> None:
     name = client.name("one-commit")
     client(jobs.make_adapter, base, str(tmp_path / "adapter"), 0)
     (tmp_path / "adapter" / "notes-to-self.txt").write_text("not for others")
-    printed = client.drllm("push", tmp_path / "adapter", name, "--dry-run", "--json", tmp_path / "push.json")
-    assert "Nothing was uploaded" in printed
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": ""}
+    dry = ("push", tmp_path / "adapter", name, "--dry-run", "--json", tmp_path / "push.json")
+    printed = client.drllm(*dry, environment=nowhere)
+    assert "Nothing was uploaded, and the Hub was not asked" in printed
     assert "adapter_model.safetensors" in printed
     assert "library_name: peft" in printed
     assert json.loads((tmp_path / "push.json").read_text())["head"] is None

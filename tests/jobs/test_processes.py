@@ -85,7 +85,7 @@ def test_a_process_that_dies_is_replaced_and_the_job_can_go_on(folder: Path) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_bundle_and_says_how_to_go_on(folder: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_search_and_says_how_to_go_on(folder: Path, number: signal.Signals) -> None:
     output = folder / number.name
     command = list(map(str, [*ONE, *search(output.name)]))
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
@@ -96,10 +96,10 @@ def test_a_signal_ends_the_bundle_and_says_how_to_go_on(folder: Path, number: si
     assert process.stderr is not None
     said = process.stderr.read()
     assert process.wait() == 130
-    assert "stopping after the bundle in flight" in said
+    assert "stopping after the paths in flight" in said
     saved = len(list((output / "shards").glob("*.parquet")))
     assert saved >= len(started)
-    assert f"questions are saved in {output.name}; go on with the same command and --resume" in said
+    assert f"what was scored for others is saved in {output.name}; go on with the same command and --resume" in said
     assert run([*ONE, *search(output.name, "--resume")], folder).returncode == 0
     assert (output / DATA).read_bytes() == (folder / "one" / DATA).read_bytes()
 

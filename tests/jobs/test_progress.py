@@ -2,8 +2,10 @@
 
 import io
 import json
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from drllm_adapter.jobs import job_progress
 from drllm_adapter.jobs import progress as progress_module
@@ -64,6 +66,42 @@ def test_the_log_is_told_once_a_second_and_at_the_end(clock: Clock) -> None:
             clock.now += 0.4
     told = [json.loads(line) for line in log.getvalue().splitlines()]
     assert [line["done"] for line in told if line["event"] == "progress"] == [0, 3, 5]
+
+
+def test_without_a_terminal_a_line_a_minute_is_told(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with job_progress("search", "questions", 1000, console=Console(file=io.StringIO())) as progress:
+        for done in range(0, 1000, 5):
+            progress.update(done, facts={"fixed": 0.25})
+            clock.now += 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "drllm: search, 300/1,000 questions · 18,000 an hour · fixed 25.0 % · 0:02:20 left",
+        "drllm: search, 600/1,000 questions · 18,000 an hour · fixed 25.0 % · 0:01:20 left",
+        "drllm: search, 900/1,000 questions · 18,000 an hour · fixed 25.0 % · 0:00:20 left",
+    ]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"console": Console(quiet=True)}, {"console": Console(), "log": io.StringIO()}]
+)
+def test_nobody_is_told_who_did_not_ask(
+    clock: Clock, capsys: pytest.CaptureFixture[str], options: dict[str, Any]
+) -> None:
+    with job_progress("search", "questions", 1000, **options) as progress:
+        for done in range(0, 1000, 100):
+            progress.update(done)
+            clock.now += 100
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.filterwarnings("ignore:install")
+@pytest.mark.parametrize("kind", ["force_terminal", "force_jupyter"])
+def test_terminals_and_notebooks_have_a_bar(clock: Clock, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_module, "find_spec", lambda name: name)
+    with job_progress("search", "questions", 10, console=Console(file=io.StringIO(), **{kind: True})) as progress:
+        assert not progress.bar.disable
+        progress.update(4)
+    assert progress.bar.tasks[0].completed == 4
 
 
 def test_a_job_that_fails_says_how_far_it_was(clock: Clock) -> None:

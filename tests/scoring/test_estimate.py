@@ -47,7 +47,7 @@ class Counted:
         self.now += seconds if self.began else 1000
         self.seconds_scoring += seconds
         self.began = True
-        return SimpleNamespace(probability=float(is_base), correct=False)
+        return SimpleNamespace(probability=float(is_base), correct=False, agreement=None, kl=None)
 
 
 @pytest.mark.parametrize("simulations", [4, 10, 20])

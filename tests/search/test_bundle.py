@@ -18,6 +18,8 @@ BLOCKS = 5
 class Reward:
     probability: float
     correct: bool
+    agreement: float | None = None
+    kl: float | None = None
 
 
 def reward(seed: int, name: str, path: tuple[int, ...]) -> Reward:

@@ -27,6 +27,8 @@ from drllm_adapter.tasks import Prompt, Question
 class ToyScore:
     probability: float
     correct: bool
+    agreement: float | None = None
+    kl: float | None = None
 
 
 class ToyScorer:
@@ -123,7 +125,8 @@ def test_the_summary_by_hand(tmp_path: Path, rule: str) -> None:
     assert summary.paths == sum(len(row.paths) for row in rows)
 
 
-def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bundle", [3, 100])
+def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path, bundle: int) -> None:
     whole, scorer = tmp_path / "whole", ToyScorer()
     search(whole, scorer)
 
@@ -135,19 +138,42 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
 
     dies = Dies()
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path / "cut", dies)
+        search(tmp_path / "cut", dies, bundle=bundle)
     with pytest.raises(DrLLMError, match="--resume"):
         read_rows(tmp_path / "cut")
     rest = ToyScorer()
-    search(tmp_path / "cut", rest, resume=True)
+    search(tmp_path / "cut", rest, resume=True, bundle=bundle)
     assert data(tmp_path / "cut") == data(whole)
-    # Only the bundle that was cut is searched again.
-    assert len(rest.scored) < len(scorer.scored)
-    assert sorted(set(dies.scored) | set(rest.scored)) == sorted(scorer.scored)
+    # No path is scored twice, however large the bundle.
+    assert sorted(dies.scored + rest.scored) == sorted(scorer.scored)
+    assert len(dies.scored) > 40
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == sorted(path.name for path in whole.iterdir())
     done = ToyScorer()
-    search(tmp_path / "cut", done, resume=True)
+    search(tmp_path / "cut", done, resume=True, bundle=bundle)
     assert not done.scored
     assert data(tmp_path / "cut") == data(whole)
+
+
+@pytest.mark.parametrize("damage", [lambda line: line[:-9], lambda line: line.replace(b"true", b"false", 1)])
+def test_a_damaged_journal_counts_up_to_the_damage(tmp_path: Path, damage: Any) -> None:
+    whole, cut = ToyScorer(), tmp_path / "cut"
+    search(tmp_path / "whole", whole, bundle=100)
+
+    class Dies(ToyScorer):
+        def score(self, *arguments: Any) -> list[ToyScore]:
+            if len(self.scored) > 40:
+                raise KeyboardInterrupt
+            return super().score(*arguments)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(cut, Dies(), bundle=100)
+    (journal,) = (cut / "in_flight").iterdir()
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:2], damage(lines[2]), *lines[3:]]))
+    rest = ToyScorer()
+    search(cut, rest, resume=True, bundle=100)
+    assert data(cut) == data(tmp_path / "whole")
+    assert len(rest.scored) == len(whole.scored) - 20  # two rounds of ten questions are whole
 
 
 @pytest.mark.parametrize(
@@ -192,7 +218,8 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
         search(tmp_path / "set")
     monkeypatch.setattr(os, "replace", real)
     left = [path for path in (tmp_path / "set").rglob("*") if path.is_file()]
-    assert sorted(path.name.split(".")[0] for path in left) == ["000002", "drllm", "search"]
+    # The shard of one bundle, and the journal of the one that could not be written.
+    assert sorted(path.name.split(".")[0] for path in left) == ["000001", "000002", "drllm", "search"]
     search(tmp_path / "set", resume=True)
     search(tmp_path / "whole")
     assert data(tmp_path / "set") == data(tmp_path / "whole")

@@ -17,6 +17,8 @@ class Path:
     decisions: tuple[int, ...]
     probability: float
     correct: bool = False
+    agreement: float | None = None
+    kl: float | None = None
 
 
 def made(effects: np.ndarray, questions: int, *, noise: float = 0.0, seed: int = 0) -> list[list[Path]]:

@@ -119,7 +119,7 @@ def test_answers_of_a_class_column(tmp_path: Path) -> None:
         ("q.jsonl", lines().encode("utf-16")[:-1], "must be text in UTF-16"),
         ("q.xlsx", b"PK\x03\x04....", "a spreadsheet; unpack it, or save the sheet as CSV"),
         ("q.jsonl.gz", gzip.compress(lines().encode())[:-9], "reading it failed"),
-        ("q.txt", b"hello\nworld", "JSON lines, JSON, CSV, TSV, Parquet or Arrow, but line 1"),
+        ("q.md", b"hello\nworld", "JSON lines, JSON, CSV, TSV, Parquet or Arrow, but line 1"),
         ("q.json", b'[\n {"question": "q", "answer": "a"},\n\n {"question" "q"}]', "line 4 must be JSON"),
         ("q.json", b'[\n {"question": "q", "answer": "a"},\n\n {"question": ""}]', "line 4 must have the text"),
         ("q.csv", b'question,answer\n"two\nlines",x\nq,1,2\n', "line 4 must have a cell for each of the 2 columns"),

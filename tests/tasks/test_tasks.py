@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from drllm_adapter import DrLLMError
-from drllm_adapter.tasks import Question, build_prompt, grade, load_questions, settled, sources_of
+from drllm_adapter.tasks import Question, build_prompt, build_prompts, grade, load_questions, settled, sources_of
 
 GOOD = {"question": "What melts?", "choices": ["ice", "fire"], "answer": 0}
 
@@ -146,7 +146,7 @@ def test_cloze_is_plain_text() -> None:
 def test_free_answers() -> None:
     plain, chat = build_prompt(MATH, "free"), build_prompt(MATH, "free", chat_tokenizer())
     assert (plain.continuations, chat.continuations) == ((" \\boxed{2}",), ("\\boxed{2}",))
-    assert (chat.grader, chat.answer, chat.max_new_tokens) == ("math", "2", 15)
+    assert (chat.grader, chat.answer, chat.max_new_tokens) == ("math-verify", "2", 256)
     assert "\\boxed{}" in chat.text
     assert build_prompt(ARC, "free").continuations == (" stone",)
     assert build_prompt(ARC, "free").grader == "exact"
@@ -189,14 +189,14 @@ def test_exact_grading(generated: str, reference: str, right: bool) -> None:
 )
 def test_mathematical_grading(generated: str, reference: str, right: bool) -> None:
     pytest.importorskip("math_verify")
-    assert grade("math", generated, reference) == right
+    assert grade("math-verify", generated, reference) == right
 
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(DrLLMError, match=r"drllm-adapter\[math\]"):
-        grade("math", "1", "1")
-    with pytest.raises(DrLLMError, match="exact, math"):
+        grade("math-verify", "1", "1")
+    with pytest.raises(DrLLMError, match="exact, last-number"):
         grade("vibes", "1", "1")
 
 
@@ -241,4 +241,65 @@ def test_a_settled_verdict_stands_whatever_follows(begun: str, rest: str, refere
 )
 def test_when_an_exact_verdict_is_settled(begun: str, reference: str, known: bool) -> None:
     assert settled("exact", begun, reference) is known
-    assert not settled("math", begun, reference)
+    assert not settled("math-verify", begun, reference)
+
+
+def test_prompts_need_no_answers(tmp_path: Path) -> None:
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "Because."},
+    ]
+    path = write(
+        tmp_path / "prompts.jsonl",
+        {"prompt": "Say ice.", "kind": "saying", "answer": ["of another", "shape"]},
+        {"id": "chat", "messages": turns, "task": "chatting"},
+        {"prompt": turns[1:2]},
+        {"question": "What melts?", "choices": ["ice", "fire"]},
+    )
+    (tmp_path / "lines.txt").write_text("First.\n\n  {Second}\n")
+    read = load_questions("jsonl", f"{path},{tmp_path / 'lines.txt'}", with_answers=False)
+    assert [question.task for question in read] == ["saying", "chatting", "jsonl", "jsonl", "jsonl", "jsonl"]
+    assert [question.answer for question in read] == [None] * 6
+    assert [question.id for question in read] == [
+        "prompts-0", "chat", "prompts-2", "prompts-3", "lines-4", "lines-5",
+    ]  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    tokenizer.chat_template = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}"
+    alone = write(tmp_path / "one.json", {"messages": turns})  # a document of one conversation, not rows of messages
+    assert [question.question for question in load_questions("jsonl", alone, with_answers=False)] == ["Why?"]
+    chat = build_prompts(read, "self", tokenizer)
+    assert [prompt.text for prompt in chat] == [
+        "<user>Say ice.",
+        "<system>Be brief.<user>Hi<assistant>Hello<user>Why?",
+        "<user>Hi",
+        "<user>What melts?\nA. ice\nB. fire",
+        "<user>First.",
+        "<user>{Second}",
+    ]
+    plain = build_prompts(read[:1] + read[3:], "self", None)
+    assert [prompt.text for prompt in plain] == ["Say ice.", "What melts?\nA. ice\nB. fire", "First.", "{Second}"]
+    assert all(prompt.mode == "self" and not prompt.templated and not prompt.reference for prompt in plain)
+    with pytest.raises(DrLLMError, match=r"chat template, but there is none for 'chat'"):
+        build_prompts(read, "self", None)
+    with pytest.raises(DrLLMError, match=r"mode free needs questions with answers.*--mode self"):
+        build_prompts(read, "free", None)
+    with pytest.raises(DrLLMError, match=r"line 1 must have an answer.*--mode self"):
+        load_questions("jsonl", str(tmp_path / "lines.txt"))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"kind": "a"}, "`prompt` or `messages`"),
+        ({"messages": ["Hi"]}, "`role` and a text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "`role` and a text"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "a message of the user"),
+    ],
+)
+def test_a_bad_prompt_is_named(line: Any, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "bad.jsonl", {"prompt": "Say ice."}, line)
+    with pytest.raises(DrLLMError, match=rf"bad\.jsonl, line 2.*{said}"):
+        load_questions("jsonl", path, with_answers=False)

@@ -19,6 +19,8 @@ class Path:
     decisions: tuple[int, ...]
     probability: float
     correct: bool = False
+    agreement: float | None = None
+    kl: float | None = None
 
 
 def probability(margin: float) -> float:

@@ -60,12 +60,12 @@ def test_a_chat_is_worded_as_in_training(model: Any) -> None:
     chat = tokenizer(TEMPLATE)
     trained = build_prompt(Question("q", "jsonl", "q", None, "w1", prompt=PROMPT), "free", chat)
     assert trained.text == f"w50 {PROMPT} w51 w52"
-    for option in (None, True):
-        assert read_by(model, chat, PROMPT, chat=option) == [50, 5, 6, 7, 8, 51, 52]
-    for given, option in ((chat, False), (tokenizer(None), None), (tokenizer(None), False)):
-        assert read_by(model, given, PROMPT, chat=option) == [60, 5, 6, 7, 8]
+    for option in (None, "chat"):
+        assert read_by(model, chat, PROMPT, wording=option) == [50, 5, 6, 7, 8, 51, 52]
+    for given, option in ((chat, "plain"), (tokenizer(None), None), (tokenizer(None), "plain")):
+        assert read_by(model, given, PROMPT, wording=option) == [60, 5, 6, 7, 8]
     with pytest.raises(DrLLMError, match="chat template"):
-        generate_text(model, tokenizer(None), PROMPT, chat=True)
+        generate_text(model, tokenizer(None), PROMPT, wording="chat")
 
 
 def test_greedy_text_is_that_of_the_unrolled_model(model: Any) -> None:

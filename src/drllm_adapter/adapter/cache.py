@@ -369,6 +369,21 @@ def route_of(cache: Cache, num_blocks: int, batch_size: int) -> Decisions:
     return joint
 
 
+def routed_entries(cache: Cache, num_blocks: int, batch_size: int) -> list[RoutedEntry]:
+    """The entries of a cache with tokens; those that the base model filled are put into routed ones.
+
+    Args:
+        cache, num_blocks, batch_size: see `route_of`.
+    """
+    route = route_of(cache, num_blocks, batch_size)
+    for block, layer in enumerate(list(cache.layers)):
+        if not isinstance(layer, RoutedEntry):
+            entry = routed_entry(cache, block)
+            entry.start(route, block)
+            entry.passes = [layer]
+    return list(cache.layers)  # type: ignore[arg-type]
+
+
 def check_base_route(cache: Cache) -> None:
     """Refuse to go on in the base model with a cache in which not every block executed.
 

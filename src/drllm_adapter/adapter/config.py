@@ -79,6 +79,8 @@ class DrLLMConfig(PeftConfig):
     Args:
         num_windows: contiguous windows the prompt's hidden states are cut into; each is mean-pooled (paper: K = 8).
         router_width: width of the bottleneck of each router (paper: 128).
+        rms_norm: divide the hidden states of each token by their root mean square before they are pooled (the paper
+            does not).
         layers_to_transform: the blocks that get a router, an index or a list of them; None means every block. A block
             without a router always executes.
         depth_control: the paper's p in [-1, 1]: blends the routers' probabilities towards all-skip (-1), all-execute
@@ -99,6 +101,7 @@ class DrLLMConfig(PeftConfig):
 
     num_windows: int = field(default=8, metadata={"help": "Windows the prompt is pooled into, paper: 8."})
     router_width: int = field(default=128, metadata={"help": "Bottleneck width of each router, paper: 128."})
+    rms_norm: bool = field(default=False, metadata={"help": "Normalise each token's states before they are pooled."})
     layers_to_transform: list[int] | int | None = field(
         default=None, metadata={"help": "The blocks that get a router; None means every block."}
     )
@@ -150,6 +153,8 @@ class DrLLMConfig(PeftConfig):
             )
         for name in ("num_windows", "router_width"):
             self._check_positive(name)
+        if not isinstance(self.rms_norm, bool):
+            raise DrLLMError(f"rms_norm must be true or false, but {self.rms_norm!r} was given; correct it.")
         for name in ("num_blocks", "hidden_size"):
             if getattr(self, name) is not None:
                 self._check_positive(name)

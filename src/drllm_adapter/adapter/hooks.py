@@ -64,7 +64,8 @@ class _StackHook:
         # Once for all blocks: what PEFT's properties look up is the same for each of them.
         layer: Any = self.blocks[0]
         name = layer.active_router_adapter
-        call = Call(adapter=name, may_run_again=torch.is_grad_enabled())
+        compiling = torch.compiler.is_compiling()
+        call = Call(adapter=name, may_run_again=torch.is_grad_enabled() and not compiling)
         route.begin(call)
         try:
             self._begin(module, call, next_call, _by_name(self.parameters, args, kwargs), find_cache(args, kwargs))

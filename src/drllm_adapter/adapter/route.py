@@ -7,7 +7,7 @@ the blocks share while one runs; `Route`, what stays.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from .config import DrLLMConfig
 from .policy import blend, choose
 from .router import Router, Windows
 from .rows import BlockDecisions, Cuts, Decisions
+
+if TYPE_CHECKING:
+    from .speculation import Speculation
 
 MIXED = "these rows take different paths; run them one at a time or force one path"
 
@@ -64,6 +67,7 @@ class Call:
     adapter, config: the router adapter in charge; None runs the base model.
     at_prompt: whether decisions are taken in it, or hold from before.
     decisions: these or those.
+    noted: those that routers take while every block executes.
     executes: of a call that continues sequences: at which blocks every row executes, so that these need not find out.
     prompt: `[batch, tokens]` bool, true for the tokens that routers may read.
     forced: the decisions of each row that stand in for the routers'.
@@ -82,6 +86,7 @@ class Call:
     config: DrLLMConfig | None = None
     at_prompt: bool = False
     decisions: Decisions | None = None
+    noted: Decisions | None = None
     executes: list[bool] | None = None
     prompt: Tensor | None = None
     forced: list[list[int]] | None = None
@@ -130,6 +135,9 @@ class Route:
         # Those for all rows, or a list of those of each row; no tensor, so that they can be compiled in.
         self.forced: tuple[int, ...] | list[list[int]] | None = None
         self.observer: RouterInputs | None = None
+        # False while decisions are taken for drafting and every block executes; and what came of that.
+        self.acts = True
+        self.speculation: Speculation | None = None
         # Adapters whose loaded weights have not been checked yet, with the checksum they should have.
         self.unverified: dict[str, str] = {}
         self.next_call = NextCall()
@@ -160,6 +168,7 @@ class Route:
         call.begins_with = tokens if in_generate and not has_cache else None
         call.passes = [0] * batch_size
         call.decisions = Decisions(batch_size, call.num_blocks)
+        call.noted = None if self.acts else Decisions(batch_size, call.num_blocks)
         call.forced = self._forced_for_batch(batch_size, in_generate, tokens)
         if call.config is None or call.config.layer_budget is None or call.forced is None:
             return
@@ -229,7 +238,7 @@ class Route:
             return
         call.decisions.filled = True
         if call.num_blocks == self.num_blocks:
-            self.decisions, self.begins_with = call.decisions, call.begins_with
+            self.decisions, self.begins_with = call.noted or call.decisions, call.begins_with
         if call.may_run_again:
             call.hidden_states, call.cuts, call.windows = None, {}, {}
             self.call = call
@@ -279,7 +288,7 @@ class Route:
         reads = router is not None and call.forced is None
         if reads or (self.observer is not None and again is None):
             windows = call.windows_on(hidden.device, call.config.num_windows)
-            means = windows.mean(hidden)
+            means = windows.mean(hidden, call.config.rms_norm)
             if self.observer is not None and again is None:
                 self.observer(block, means, windows.used)
             if router is not None and call.forced is None:
@@ -298,6 +307,9 @@ class Route:
             values = choose(probabilities, block, self.num_blocks, call.passes, call.config)
         self.check_thread()  # another one had time to begin while the router ran
         call.passes = [made + times for made, times in zip(call.passes, values, strict=True)]
+        if call.noted is not None:
+            call.noted.decide(block, values)
+            values = [EXECUTE] * len(values)
         return call.decisions.decide(block, values), probabilities
 
     def _decided_before(self, block: int, hidden: Tensor) -> BlockDecisions | None:

@@ -48,9 +48,16 @@ class Windows:
         padding = None if bool(prompt.all()) else ~prompt
         return cls(weights=weights, padding=padding, used=used, shares=window_shares(used, num_windows))
 
-    def mean(self, hidden_states: Tensor) -> Tensor:
-        """Mean of each window in float32: `[batch, tokens, width]` to `[batch, windows, width]`."""
+    def mean(self, hidden_states: Tensor, rms_norm: bool = False) -> Tensor:
+        """Mean of each window in float32: `[batch, tokens, width]` to `[batch, windows, width]`.
+
+        Args:
+            rms_norm: divide each token's states by their root mean square first. In trained models the first token's
+                are hundreds of times larger than the others', in a few channels, and are all that a plain mean shows.
+        """
         states = hidden_states.float()
+        if rms_norm:
+            states = F.rms_norm(states, states.shape[-1:], eps=1e-6)
         if self.padding is not None:
             # Zeroed rather than only weighted by zero: states at padding may be infinite or NaN.
             states = torch.where(self.padding[:, :, None], 0.0, states)

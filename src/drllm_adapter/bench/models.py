@@ -39,6 +39,17 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Shapes of known models, to be filled with random weights: speed does not depend on what the weights say."""
 
 
+def sizes_of(shape: str) -> dict[str, Any]:
+    """A known shape, by the names of the configuration.
+
+    Raises:
+        DrLLMError: it has no such name.
+    """
+    if shape not in SHAPES:
+        raise DrLLMError(f"shape must be one of {', '.join(SHAPES)}, but {shape!r} was given; choose one of them.")
+    return SHAPES[shape]
+
+
 def random_model(shape: str, dtype: torch.dtype, device: str, **changes: int) -> Any:
     """A Llama of a known shape with random weights, made on `device`.
 
@@ -48,9 +59,7 @@ def random_model(shape: str, dtype: torch.dtype, device: str, **changes: int) ->
     Raises:
         DrLLMError: the shape has no such name.
     """
-    if shape not in SHAPES:
-        raise DrLLMError(f"shape must be one of {', '.join(SHAPES)}, but {shape!r} was given; choose one of them.")
-    config = LlamaConfig(**SHAPES[shape] | changes, tie_word_embeddings=True, max_position_embeddings=4096)
+    config = LlamaConfig(**sizes_of(shape) | changes, tie_word_embeddings=True, max_position_embeddings=4096)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 

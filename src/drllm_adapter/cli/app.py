@@ -1,5 +1,6 @@
 """The commands of `drllm`. What a command needs is imported when it runs, so that `--help` is quick."""
 
+import io
 import os
 import signal
 import sys
@@ -15,12 +16,14 @@ from .bench import bench
 from .card import card
 from .demo import demo
 from .evaluate import evaluate
+from .export import export
 from .generate import generate
 from .info import info
 from .lm_eval import lm_eval
 from .options import is_main_process
 from .probe import probe
 from .push import push
+from .refine import refine
 from .search import search
 from .train import train
 
@@ -38,8 +41,10 @@ app = typer.Typer(
 app.command()(probe)
 app.command()(search)
 app.command()(train)
+app.command()(refine)
 app.command("eval")(evaluate)
 app.command()(generate)
+app.command()(export)
 app.command()(info)
 app.command()(push)
 app.command()(card)
@@ -72,12 +77,16 @@ def main() -> None:
     """Run the command; a mistake of the user ends in one sentence and exit code 2."""
     _quiet()
     signal.signal(signal.SIGINT, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets another one, and no traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     arguments = sys.argv[1:]
     if "--debug" in arguments and arguments[0] != "lm-eval":  # the harness' own options are its own
         os.environ[_DEBUG] = "1"
         arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        sys.exit(app(arguments, standalone_mode=False))
+        sys.exit(app(arguments, standalone_mode=False) or 0)
     except OtherProcessError:
         sys.exit(2)
     except DrLLMError as error:

@@ -7,7 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DrLLMError
-from .options import Base, Data, Device, Dtype, Mode, Task, Threads, console, numbers, questions, say, writable
+from .options import (
+    AsTrained,
+    Base,
+    Data,
+    Device,
+    Dtype,
+    Mode,
+    Task,
+    Threads,
+    as_trained,
+    console,
+    numbers,
+    questions,
+    say,
+    writable,
+)
 
 if TYPE_CHECKING:
     from ..bench.timing import Comparison
@@ -93,6 +108,36 @@ def search(
 
 
 @bench.command()
+def refine(
+    base: Model = None,
+    shape: Shape = None,
+    output: Output = Path("bench_refine.json"),
+    task: Task = "khop",
+    data: Data = None,
+    mode: Mode = "cloze",
+    limit: Annotated[int, typer.Option(min=1, help="Prompts of the step.")] = 32,
+    num_generations: Annotated[int, typer.Option(min=2, help="Paths sampled for each.")] = 8,
+    repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 5,
+    threads: Threads = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """A step of refinement - sampling paths and scoring them - against each path through the model's own forward.
+
+    Example: drllm bench refine HuggingFaceTB/SmolLM2-135M-Instruct --task jsonl --mode self --data prompts.jsonl
+    """
+    asked = questions(task, data, None, limit, 0, 0, mode=mode)
+    from ..bench.models import model_to_measure
+    from ..bench.refine import bench_refine
+    from ..tasks import build_prompts
+
+    model, tokenizer = model_to_measure(base, shape, dtype=dtype, device=device)
+    prompts = build_prompts(asked, mode, tokenizer)
+    result = bench_refine(model, tokenizer, prompts, generations=num_generations, repetitions=repetitions)
+    _finish([result], output, model, shape or base or "demo", repetitions=repetitions)
+
+
+@bench.command()
 def train(
     base: Model = None,
     shape: Shape = None,
@@ -173,9 +218,9 @@ def adapter(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
     output: Output = Path("bench_adapter.json"),
     base: Base = None,
-    task: Task = "arc",
+    task: Task = None,
     data: Data = None,
-    mode: Mode = "cloze",
+    mode: AsTrained = None,
     limit: Annotated[int, typer.Option(min=1, help="Prompts, the first of the questions.")] = 16,
     batch_sizes: Annotated[str, typer.Option(help="Prompts side by side, several with commas.")] = "1,16",
     repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 5,
@@ -191,7 +236,8 @@ def adapter(
     sizes = numbers(batch_sizes, "--batch-sizes", "whole numbers", "1,16") or []
     if min(sizes) < 1:
         raise DrLLMError(f"--batch-sizes must be numbers from 1, but {batch_sizes!r} was given; correct it.")
-    asked = questions(task, data, None, limit, 0, 0, mode=mode)
+    task, mode = as_trained(adapter, task, mode)
+    asked = questions(task, data, "test", limit, 0, 0, mode=mode)
     from ..bench.adapter import bench_adapter, table
     from ..bench.timing import environment
     from ..files import write_json_atomic
@@ -207,6 +253,63 @@ def adapter(
     settings = {"adapter": adapter, "task": task, "mode": mode, "repetitions": repetitions}
     write_json_atomic(output, {**settings, **environment(model), "results": [item.to_json() for item in results]})
     say(f"Saved in {output}.")
+
+
+@bench.command()
+def lossless(
+    adapter: Annotated[str | None, typer.Argument(help="The adapter: a folder or a name on the Hub.")] = None,
+    shape: Annotated[str | None, typer.Option(help=f"Costs alone, of random weights instead: {SHAPE_NAMES}.")] = None,
+    skip: Annotated[int, typer.Option(min=1, help="Blocks that drafts leave out, with --shape.")] = 5,
+    context: Annotated[int, typer.Option(min=1, help="Tokens in the cache, with --shape.")] = 512,
+    output: Output = Path("bench_lossless.json"),
+    base: Base = None,
+    task: Task = "arc",
+    data: Data = None,
+    mode: Mode = "free",
+    limit: Annotated[int, typer.Option(min=1, help="Prompts, the first of the questions.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 64,
+    repetitions: Annotated[int, typer.Option(min=3, help="Of each cost; medians are reported.")] = 15,
+    threads: Threads = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Lossless decoding against the base: acceptance, costs of drafting and verifying, and whether that pays here.
+
+    Example: drllm bench lossless adapter --task arc --data test.jsonl
+    """
+    if (adapter is None) == (shape is None):
+        raise DrLLMError("either an adapter or --shape must be given, but both or neither were; give one of them.")
+    import torch
+
+    from ..bench.lossless import bench_lossless, costs_of_shape, costs_table, to_json, verdict
+    from ..bench.timing import environment
+    from ..files import write_json_atomic
+    from ..models.loading import load_routed
+    from ..tasks import build_prompts
+
+    hidden, speed, facts = not console.is_terminal, None, {}
+    if shape is not None:
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        kind = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+        costs = costs_of_shape(
+            shape, skip, dtype=kind, device=place, context=context, repetitions=repetitions, hidden=hidden
+        )
+        facts = {"shape": shape, "dtype": str(kind).removeprefix("torch."), "threads": torch.get_num_threads()}
+    else:
+        assert adapter is not None
+        asked = questions(task, data, None, limit, 0, 0, mode=mode)
+        model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+        prompts = build_prompts(asked, mode, tokenizer)
+        speed, costs = bench_lossless(
+            model, tokenizer, prompts, new_tokens=max_new_tokens, repetitions=repetitions, hidden=hidden
+        )
+        facts = {"adapter": adapter, "task": task, "mode": mode, **environment(model)}
+    console.print(costs_table(costs))
+    say(verdict(costs, speed))
+    write_json_atomic(output, {**facts, **to_json(costs, speed)})
+    say(f"Saved in {output}.")
+    if speed is not None and speed.apart and facts["dtype"] == "float32":
+        raise typer.Exit(1)
 
 
 def _finish(results: "Sequence[Comparison]", output: Path, model: Any, name: str, **settings: Any) -> None:

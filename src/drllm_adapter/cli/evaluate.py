@@ -8,27 +8,31 @@ import typer
 from ..errors import DrLLMError
 from .config import Config
 from .options import (
+    AsTrained,
     Base,
     Data,
     Device,
     Dtype,
+    Grader,
     Limit,
     Log,
     LogFormat,
     MaxNewTokens,
-    Mode,
     Resume,
     Seed,
+    SkipBad,
     SkipFirst,
-    Split,
     Task,
     Threads,
+    as_trained,
     check_adapter,
     console,
+    left_out,
     log_stream,
     need_extra,
     questions,
     say,
+    worded_by_template,
 )
 
 
@@ -39,10 +43,10 @@ def evaluate(
         typer.Option(help="Folder for report.json and layers.png; inside the adapter's folder they go on its card."),
     ] = None,
     base: Base = None,
-    task: Task = "arc",
+    task: Task = None,
     data: Data = None,
-    mode: Mode = "letter",
-    split: Split = None,
+    mode: AsTrained = None,
+    split: Annotated[str | None, typer.Option(help="Split of a dataset on the Hub; test by default.")] = None,
     limit: Limit = None,
     skip: SkipFirst = 0,
     depth_control: Annotated[
@@ -61,6 +65,14 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 16,
     max_new_tokens: MaxNewTokens = None,
+    grader: Grader = None,
+    skip_bad: SkipBad = False,
+    chat_template: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat-template/--no-chat-template", help="Word prompts by the tokenizer's; as in training by default."
+        ),
+    ] = None,
     lm_eval: Annotated[
         str | None,
         typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, with commas, instead of --task and --data."),
@@ -86,9 +98,6 @@ def evaluate(
     from ..files import EVALUATION, REPORT, check_claim
     from ..jobs import BEGUN, is_unfinished
 
-    if output is not None:
-        check_claim(output, EVALUATION, resume=resume, unfinished=is_unfinished(output, BEGUN, REPORT))
-    check_adapter(adapter, base)
     if lm_eval is not None:
         if data is not None:
             raise DrLLMError("questions come from --data or from --lm-eval, but both were given; drop one of them.")
@@ -100,6 +109,17 @@ def evaluate(
                     f"out, or evaluate --data."
                 )
         need_extra("lm_eval", "lm-eval", "an evaluation with lm-evaluation-harness")
+    elif include_path is not None:
+        raise DrLLMError("--include-path goes with --lm-eval, but that was not given; name the tasks with --lm-eval.")
+    if baselines != (supervision is not None):
+        raise DrLLMError(
+            "baselines are chosen on the questions of a supervision set, so --baselines and --supervision go together, "
+            "but only one was given; give both or none."
+        )
+    if output is not None:
+        check_claim(output, EVALUATION, resume=resume, unfinished=is_unfinished(output, BEGUN, REPORT))
+    check_adapter(adapter, base)
+    if lm_eval is not None:
         from ..workflow import evaluate_with_lm_eval
 
         harness = evaluate_with_lm_eval(
@@ -120,15 +140,10 @@ def evaluate(
         if output is not None:
             say(f"Saved in {output}: report.json.")
         return
-    if include_path is not None:
-        raise DrLLMError("--include-path goes with --lm-eval, but that was not given; name the tasks with --lm-eval.")
-    if baselines != (supervision is not None):
-        raise DrLLMError(
-            "baselines are chosen on the questions of a supervision set, so --baselines and --supervision go together, "
-            "but only one was given; give both or none."
-        )
-    asked = questions(task, data, split, limit, skip, seed, mode=mode)
-    from ..evaluation import sweep_table
+    task, mode = as_trained(adapter, task, mode)
+    bad = left_out(skip_bad)
+    asked = questions(task, data, split or "test", limit, skip, seed, mode=mode, grader=grader, skip_bad=bad)
+    from ..evaluation import sweep_table, verdict
     from ..workflow import evaluate_adapter
 
     report = evaluate_adapter(
@@ -143,17 +158,23 @@ def evaluate(
         supervision=supervision,
         sweep=sweep,
         max_new_tokens=max_new_tokens,
+        grader=grader,
+        skip_bad=bad,
+        chat_template=worded_by_template(adapter) if chat_template is None else chat_template,
         dtype=dtype,
         device=device,
         resume=resume,
         console=console,
         log=log_stream(log),
     )
+    if bad is not None:
+        bad.say()
     console.print(report.table())
     if report.baselines is not None:
         console.print(report.baselines.table())
     if report.sweep is not None:
         console.print(sweep_table(report.sweep))
+    say(f"Verdict: {verdict(report)}")
     if output is not None:
         figures = "layers.png, tradeoff.png" if baselines or sweep else "layers.png"
         say(f"Saved in {output}: report.json, {figures}.")

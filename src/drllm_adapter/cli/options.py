@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ..errors import DrLLMError
 from ..files import check_file, write_json_atomic
-from ..tasks import MODES, TASKS
+from ..tasks import MODES, TASKS, grader_of, graders_help
 
 if TYPE_CHECKING:
     from ..tasks import Question
@@ -67,14 +67,24 @@ def _use_threads(threads: int | None) -> int | None:
     return threads
 
 
+def _known_grader(name: str | None) -> str | None:
+    if name is not None:
+        grader_of(name)
+    return name
+
+
 Task = Annotated[
-    str, one_of(TASKS, "arc: multiple choice, dart: mathematics, jsonl: your own questions, khop: made here.")
+    str | None,
+    one_of(
+        TASKS,
+        f"{TASKS.help()}. jsonl with --mode self, else arc, by default.",
+    ),
 ]
 Data = Annotated[
     str | None,
     typer.Option(
-        help="File of questions (JSON lines, Parquet) or dataset on the Hub (name or name:config), several with "
-        "commas; the task's own dataset by default."
+        help="File of questions (JSON lines, CSV, Parquet), of prompts (a line each in a .txt) or dataset on the Hub "
+        "(name or name:config), several with commas; the task's own dataset by default."
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="Split of a dataset on the Hub; train by default.")]
@@ -85,10 +95,31 @@ Mode = Annotated[
     one_of(
         MODES,
         "What an answer is. letter: of the right choice. cloze: likelihood of each choice's text. contrast: the same, "
-        "with answers of other questions as choices. free: generated.",
+        "with answers of other questions as choices. free: generated. self: none is needed, paths are compared with "
+        "the base model's own continuation of a prompt.",
     ),
 ]
-MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Length of a generated answer.")]
+Grader = Annotated[
+    str | None,
+    typer.Option(
+        callback=_known_grader, help=f"How a generated answer is judged; by what the references look like by default. "
+        f"{graders_help()}.",
+    ),
+]  # fmt: skip
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out questions that cannot be asked, and count them.")]
+AsTrained = Annotated[
+    str | None, one_of(MODES, "What an answer is, see drllm search --help; as in training by default.")
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Length of a generated answer, by its grader by default, or of the continuation of --mode self: 24.",
+    ),
+]
+ChatTemplate = Annotated[
+    bool, typer.Option("--chat-template/--no-chat-template", help="Word prompts by the tokenizer's, if it has one.")
+]
 Dtype = Annotated[
     str, one_of(DTYPES, "auto: the faster one on a CPU, the model's own on a GPU.", rich_help_panel=RUNNING)
 ]
@@ -115,6 +146,20 @@ Json = Annotated[
 ]
 Base = Annotated[
     str | None, typer.Option(help="Base model, when it is not where the adapter or the supervision set says.")
+]
+
+
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=100,
+        help="Most that the routers may lose against the base on questions held out, in points of the metric (upper "
+        "end of the 95 % interval); where no setting but the base itself keeps it, every block executes.",
+    ),
+]
+MeanPasses = Annotated[
+    float | None, typer.Option(min=0, help="Most mean block passes on the questions held out; --max-loss goes first.")
 ]
 
 
@@ -147,17 +192,52 @@ def say(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True)
 
 
+class LeftOut:
+    """What `--skip-bad` asks for: counts the questions that are left out, and says so once the others are known."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def __call__(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+    def say(self) -> None:
+        """How many were left out since this was last said, and why the first one was."""
+        if self.sentences:
+            say(f"{len(self.sentences):,} questions that cannot be asked are left out; the first: {self.sentences[0]}")
+            self.sentences.clear()
+
+
+def left_out(skip_bad: bool) -> LeftOut | None:
+    """For `questions` and the functions that ask them; None refuses what is bad."""
+    return LeftOut() if skip_bad else None
+
+
 def questions(
-    task: str, data: str | None, split: str | None, limit: int | None, skip: int, seed: int, *, mode: str
+    task: str | None,
+    data: str | None,
+    split: str | None,
+    limit: int | None,
+    skip: int,
+    seed: int,
+    *,
+    mode: str,
+    grader: str | None = None,
+    skip_bad: LeftOut | None = None,
 ) -> "list[Question]":
     """The questions that the options of a command name, which must go with the mode."""
-    from ..tasks import build_prompts, grade, load_questions
+    from ..tasks import load_questions, word_questions
 
-    found = load_questions(task, data, split=split, limit=limit, skip=skip, seed=seed)
-    # What does not go together, and a grader that is not installed, are refused before a model is loaded.
-    free = {prompt.grader: prompt for prompt in build_prompts(found, mode) if prompt.mode == "free"}
-    for grader, prompt in free.items():
-        grade(grader, "", str(prompt.answer))
+    with_answers = mode != "self"
+    found = load_questions(
+        task or ("arc" if with_answers else "jsonl"), data, split=split, limit=limit, skip=skip, seed=seed,
+        with_answers=with_answers, skip_bad=skip_bad,
+    )  # fmt: skip
+    if with_answers:
+        # What does not go together, and a grader that is not installed, are refused before a model is loaded.
+        found, _ = word_questions(found, mode, grader=grader, skip_bad=skip_bad)
+    if skip_bad is not None:
+        skip_bad.say()
     return found
 
 
@@ -168,6 +248,31 @@ def check_adapter(adapter: str, base: str | None) -> Path:
     if base is not None:
         check_model_name(base)
     return fetch_adapter(adapter, weights=False)
+
+
+def as_trained(adapter: str, task: str | None, mode: str | None) -> tuple[str | None, str]:
+    """Task and mode as given, or as the adapter was trained, which is then said."""
+    from ..models.download import load_training_record
+
+    learnt = load_training_record(adapter).get("supervision", {})
+    told = []
+    if mode is None and learnt.get("mode") in MODES:
+        mode = str(learnt["mode"])
+        told.append(f"--mode {mode}")
+    if task is None and learnt.get("tasks"):
+        # Names that rows give themselves are no tasks of a command.
+        task = learnt["tasks"][0] if learnt["tasks"] in [[name] for name in TASKS] else "jsonl"
+        told.append(f"--task {task}")
+    if told:
+        say(f"As in training: {' '.join(told)}.")
+    return task, mode or "letter"
+
+
+def worded_by_template(adapter: str) -> bool:
+    """Whether the prompts of the adapter's training may have been worded by a chat template."""
+    from ..models.download import load_training_record
+
+    return load_training_record(adapter).get("supervision", {}).get("wording", "chat") == "chat"
 
 
 def need_extra(module: str, extra: str, what: str) -> None:

@@ -5,7 +5,22 @@ from typing import Annotated
 
 import typer
 
-from .options import Data, Device, Dtype, Mode, Seed, Split, Task, Threads, console, questions, say
+from .options import (
+    Data,
+    Device,
+    Dtype,
+    Grader,
+    Mode,
+    Seed,
+    SkipBad,
+    Split,
+    Task,
+    Threads,
+    console,
+    left_out,
+    questions,
+    say,
+)
 
 
 def probe(
@@ -23,6 +38,8 @@ def probe(
     ] = 16,
     price: Annotated[float, typer.Option(min=0, help="Of L block passes, in probability of the right answer.")] = 0.4,
     batch_size: Annotated[int, typer.Option(min=1, help="Most questions a forward pass.")] = 64,
+    grader: Grader = None,
+    skip_bad: SkipBad = False,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -37,12 +54,18 @@ def probe(
     """
     from ..files import check_claim
     from ..models.download import check_model_name
+    from ..tasks import names_of
 
     check_claim(output, "probe")
     check_model_name(model)
     # The limit is for each source: what tasks have in common cannot be seen from the first one alone.
-    names = [None] if data is None else [data] if Path(data).exists() else data.split(",")
-    asked = [question for name in names for question in questions(task, name, split, limit, 0, seed, mode=mode)]
+    names = [None] if data is None else names_of(data)
+    bad = left_out(skip_bad)
+    asked = [
+        question
+        for name in names
+        for question in questions(task, name, split, limit, 0, seed, mode=mode, grader=grader, skip_bad=bad)
+    ]
     from ..workflow import probe_model
 
     report = probe_model(
@@ -50,6 +73,8 @@ def probe(
         asked,
         output,
         mode=mode,
+        grader=grader,
+        skip_bad=bad,
         paths=paths,
         edits=edits,
         single_edits=single_edits,
@@ -60,6 +85,8 @@ def probe(
         device=device,
         console=console,
     )
+    if bad is not None:
+        bad.say()
     for table in report.tables():
         console.print(table)
     say(f"Verdict: {report.verdict}")

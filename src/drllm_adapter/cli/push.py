@@ -23,7 +23,7 @@ def push(
         bool, typer.Option("--create-pr", help="Propose the commit as a pull request; nothing else changes.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be uploaded, files and card, and upload nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be uploaded, files and card, without asking the Hub.")
     ] = False,
     commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
     json_file: Json = None,
@@ -40,14 +40,14 @@ def push(
     from ..hub.push import prepare_push
     from ..hub.push import push as upload
 
-    with prepare_push(folder, repo, revision=revision, base=base) as plan:
+    with prepare_push(folder, repo, revision=revision, base=base, ask_hub=not dry_run) as plan:
         facts = plan.to_json()
         console.print(plan.table())
         if plan.advice is not None:
             say(plan.advice)
         if dry_run:
             print(plan.card)
-            say("Nothing was uploaded (--dry-run).")
+            say("Nothing was uploaded, and the Hub was not asked (--dry-run); a push keeps what its card says there.")
         else:
             facts["commit"], facts["url"] = upload(plan, private=private, create_pr=create_pr, message=commit_message)
             facts["changed"] = facts["commit"] != plan.head

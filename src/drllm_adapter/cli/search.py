@@ -13,9 +13,11 @@ from .config import Config
 from .options import (
     PAPER,
     RUNNING,
+    ChatTemplate,
     Data,
     Device,
     Dtype,
+    Grader,
     Json,
     Limit,
     Log,
@@ -24,11 +26,13 @@ from .options import (
     Mode,
     Resume,
     Seed,
+    SkipBad,
     SkipFirst,
     Split,
     Task,
     Threads,
     console,
+    left_out,
     log_stream,
     one_of,
     questions,
@@ -40,7 +44,7 @@ from .options import (
 def search(
     base: Annotated[str, typer.Argument(help="The frozen model: a folder or a name on the Hub (owner/name@revision).")],
     output: Annotated[Path | None, typer.Option(help="Folder for the supervision set.")] = None,
-    task: Task = "arc",
+    task: Task = None,
     data: Data = None,
     mode: Mode = "letter",
     split: Split = None,
@@ -49,11 +53,7 @@ def search(
     simulations: Annotated[int, typer.Option(min=1, help="Paths tried for each question.")] = 50,
     labels: Annotated[
         str,
-        one_of(
-            LABEL_RULES,
-            "What routers are to learn of the paths. weighted: the best ones, by p(right answer) against passes. "
-            "effects: a regression over all. price: the best one. shortest: the paper's, the shortest right one.",
-        ),
+        one_of(LABEL_RULES, f"What routers are to learn of the paths. {LABEL_RULES.help()}."),
     ] = "weighted",
     price: Annotated[
         float, typer.Option(min=0, help="Price of L block passes, in probability of the right answer.")
@@ -103,6 +103,9 @@ def search(
     ] = False,
     json: Json = None,
     max_new_tokens: MaxNewTokens = None,
+    chat_template: ChatTemplate = True,
+    grader: Grader = None,
+    skip_bad: SkipBad = False,
     seed: Seed = 0,
     resume: Resume = False,
     log: Log = LogFormat.bar,
@@ -143,7 +146,8 @@ def search(
     check_model_name(base)
     if output is not None and not estimate:
         check_claim(output, KIND, resume=resume, unfinished=is_unfinished(output, INFO, SUMMARY))
-    asked = questions(task, data, split, limit, skip, seed, mode=mode)
+    bad = left_out(skip_bad)
+    asked = questions(task, data, split, limit, skip, seed, mode=mode, grader=grader, skip_bad=bad)
     if estimate:
         from ..workflow import estimate_paths
 
@@ -155,10 +159,15 @@ def search(
             bundle=bundle,
             memory=memory,
             max_new_tokens=max_new_tokens,
+            chat_template=chat_template,
+            grader=grader,
+            skip_bad=bad,
             dtype=dtype,
             device=device,
             console=console,
         )
+        if bad is not None:
+            bad.say()
         say(str(expected))
         write_json(json, asdict(expected))
         return
@@ -176,11 +185,17 @@ def search(
         bundle=bundle,
         memory=memory,
         max_new_tokens=max_new_tokens,
+        chat_template=chat_template,
+        grader=grader,
+        skip_bad=bad,
         dtype=dtype,
         device=device,
         console=console,
         log=log_stream(log),
     )
+    if bad is not None:
+        bad.say()
     console.print(summary.table())
+    say(f"Verdict: {summary.verdict}")
     write_json(json, asdict(summary))
     say(f"Saved in {output}. Next: drllm train {output} --output adapter")

@@ -16,6 +16,8 @@ from .options import (
     Dtype,
     Log,
     LogFormat,
+    MaxLoss,
+    MeanPasses,
     Resume,
     Seed,
     Threads,
@@ -43,10 +45,7 @@ def train(
     labels: Annotated[
         str | None,
         one_of(
-            LABEL_RULES,
-            "What is learnt of the paths tried; the rule of the search by default. weighted: the best ones, by what "
-            "they are worth. effects: a regression over all. price: the best one. shortest: the paper's, the shortest "
-            "right one.",
+            LABEL_RULES, f"What is learnt of the paths tried; the rule of the search by default. {LABEL_RULES.help()}."
         ),
     ] = None,
     price: Annotated[
@@ -94,6 +93,8 @@ def train(
         Path | None,
         typer.Option(help="Folder that keeps what the routers read, for the next training.", rich_help_panel=RUNNING),
     ] = None,
+    max_loss: MaxLoss = None,
+    mean_passes: MeanPasses = None,
     seed: Seed = 0,
     resume: Resume = False,
     log: Log = LogFormat.bar,
@@ -157,6 +158,8 @@ def train(
         config=config,
         adapter=adapter,
         features=features,
+        max_loss=max_loss,
+        mean_passes=mean_passes,
         dtype=dtype,
         device=device,
         resume=resume,
@@ -168,7 +171,9 @@ def train(
     learnt = load_training_record(output)["supervision"]
     # Names that rows of the task jsonl give themselves are no tasks of a command.
     task = learnt["tasks"][0] if learnt["tasks"] in [[name] for name in TASKS] else "jsonl"
-    data = "--seed ANOTHER_SEED" if task == "khop" else "--data QUESTIONS"
-    say(
-        f"Saved in {output}. Next: drllm eval {output} --task {task} --mode {learnt['mode']} {data} --output evaluation"
-    )
+    # A dataset has a split to test on; other questions are the user's to name.
+    hub = [source for source in learnt["sources"] if source["hub"]]
+    data = "--seed 12345" if task == "khop" else "--data TEST_QUESTIONS"
+    if len(hub) == len(learnt["sources"]) == 1:
+        data = f"--data {hub[0]['name']}{':' + hub[0]['config'] if hub[0]['config'] else ''}"
+    say(f"Saved in {output}. Next: drllm eval {output} {data} --output {output}/evaluation")

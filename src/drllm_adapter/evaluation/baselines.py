@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..adapter.layer import hidden_of, routed_layers
 from ..adapter.steering import force_decisions
-from ..decisions import EXECUTE, SKIP, Decisions, Outcome, execute_all, passes
+from ..decisions import EXECUTE, SKIP, Decisions, Outcome, execute_all, metric, metric_name, passes
 from ..reporting.percentages import with_interval
 from ..supervision.effects import Effects, best_by_effects, predicted, regress_effects
 from ..tasks import Prompt
@@ -69,27 +69,39 @@ class BaselineTable:
     Attributes:
         routed: the router.
         rows: one `contenders.comparison` a baseline.
-        oracles: the oracle of the search and that of chance, on training questions; see `oracles`.
+        static: each path that is the same for all questions, on its own: name, decisions, metric with its interval.
+        oracles: the oracle of the search and that of chance, on training questions, see `oracles`; empty where
+            agreement with the base is measured, which the base's own path has in full.
+        metric: what it is called, "accuracy" or "agreement".
     """
 
     routed: Contender
     rows: list[dict[str, Any]]
+    static: list[dict[str, Any]]
     oracles: dict[str, Any]
+    metric: str = "accuracy"
 
     def to_json(self) -> dict[str, Any]:
         routed = comparison(self.routed, self.routed)
-        own = {name: routed[name] for name in ("accuracy", "interval", "passes")}
-        return {"questions": len(self.routed.right), "routed": own, "baselines": self.rows, "oracles": self.oracles}
+        own = {name: routed[name] for name in ("value", "interval", "passes")}
+        return {
+            "metric": self.metric,
+            "questions": len(self.routed.each),
+            "routed": own,
+            "baselines": self.rows,
+            "static": self.static,
+            "oracles": self.oracles,
+        }
 
     def table(self) -> Table:
         """The table for people."""
-        title = f"Baselines at equal mean passes, {len(self.routed.right)} questions"
-        table = Table("path", "passes", "right, %", "routed - it", title=title, title_justify="left")
+        title = f"Baselines at equal mean passes, {len(self.routed.each)} questions"
+        table = Table("path", "passes", f"{self.metric}, %", "routed - it", title=title, title_justify="left")
         own = comparison(self.routed, self.routed)
-        table.add_row("routed", f"{own['passes']:.2f}", with_interval(own["accuracy"], own["interval"]), "")
+        table.add_row("routed", f"{own['passes']:.2f}", with_interval(own["value"], own["interval"]), "")
         for row in self.rows:
             table.add_row(
-                row["name"], f"{row['passes']:.2f}", with_interval(row["accuracy"], row["interval"]),
+                row["name"], f"{row['passes']:.2f}", with_interval(row["value"], row["interval"]),
                 with_interval(row["difference"], row["difference_interval"], "+"),
             )  # fmt: skip
         for name in ("search", "chance"):
@@ -122,10 +134,10 @@ class PathOutcomes:
     def each(self, paths: Sequence[Sequence[Decisions]]) -> list[Outcomes]:
         """One array of outcomes for each list of paths, in which every question has its own."""
         scores = self._score(self.prompts, list(zip(*paths, strict=True)))
-        return [np.array([float(of_prompt[place].correct) for of_prompt in scores]) for place in range(len(paths))]
+        return [np.array([metric(of_prompt[place]) for of_prompt in scores]) for place in range(len(paths))]
 
     def contender(self, name: str, path: Decisions, what: str = "") -> Contender:
-        return Contender(name, _right(self.along(path)), passes(path), what)
+        return Contender(name, _each(self.along(path)), passes(path), what)
 
 
 def compare_with_baselines(
@@ -152,12 +164,16 @@ def compare_with_baselines(
     """
     effort = effort or Effort()
     blocks = len(routed[0].decisions)
-    own = Contender("routed", _right(routed), float(np.mean([passes(item.decisions) for item in routed])))
+    own = Contender("routed", _each(routed), float(np.mean([passes(item.decisions) for item in routed])))
+    measured = metric_name(routed)
     numbers = sorted({min(max(number, 1), blocks) for number in (math.floor(own.passes), math.ceil(own.passes))})
     tested = PathOutcomes(prompts, score)
     effects = regress_effects(row.paths for row in supervision)
-    chosen = [row.to_prompt() for row in supervision[: effort.greedy_questions]]
-    greedy = greedy_paths(PathOutcomes(chosen, score), effects, numbers[0], effort.greedy_candidates)
+    judged = supervision[: effort.greedy_questions]
+    training = PathOutcomes([row.to_prompt() for row in judged], score)
+    # A kind that gives up more blocks than the mean needs longer lists than the mean does.
+    least = numbers[0] if measured == "accuracy" else max(1, 2 * numbers[0] - blocks)
+    greedy = greedy_paths(training, effects, least, effort.greedy_candidates)
     similarity = state_similarity(model, tokenizer, [row.to_prompt() for row in supervision[: effort.state_prompts]])
     order = block_influence_order(similarity)
     static: dict[str, tuple[str, Callable[[int], Decisions]]] = {
@@ -183,6 +199,10 @@ def compare_with_baselines(
     }
     tested.prepare([execute_all(blocks), *(path_of(number) for _, path_of in static.values() for number in numbers)])
     base = tested.contender("base", execute_all(blocks), "every block once")
+    listed = {"base": execute_all(blocks)} | {
+        f"{name}, {number} passes": path_of(number) for name, (_, path_of) in static.items() for number in numbers
+    }
+    alone = [_static(tested.contender(name, path), path) for name, path in listed.items()]
     table = [base, _random(tested, numbers, base, own.passes, effort.seed)]
     for name, (what, path_of) in static.items():
         points = [base, *(tested.contender(name, path_of(number), what) for number in numbers)]
@@ -198,8 +218,15 @@ def compare_with_baselines(
     ungrouped = [base, *(tested.contender("static", path) for path in paths)]
     for name, what, train_groups, test_groups in (by_task, by_length):
         groups = (train_groups, test_groups)
-        table.append(_grouped(name, what, groups, supervision, effects, tested, ungrouped, own.passes))
-    return BaselineTable(own, [comparison(own, item) for item in table], oracles(supervision, score, effort))
+        along = None if measured == "accuracy" else (training, train_groups[: len(judged)], tuple(greedy.values()))
+        table.append(_grouped(name, what, groups, supervision, effects, along, tested, ungrouped, own.passes))
+    luck = oracles(supervision, score, effort) if measured == "accuracy" else {}
+    return BaselineTable(own, [comparison(own, item) for item in table], alone, luck, measured)
+
+
+def _static(contender: Contender, path: Decisions) -> dict[str, Any]:
+    row = comparison(contender, contender)
+    return {"decisions": list(path), **{name: row[name] for name in ("name", "value", "interval", "passes")}}
 
 
 # Paths that leave out blocks
@@ -275,7 +302,8 @@ def greedy_paths(
 ) -> dict[int, Decisions]:
     """By number of passes: from the base on, the block is left out that costs training questions the least.
 
-    Cost is the mean probability of the right answer, which is smoother than the share of right answers.
+    Cost is in the mean probability of the right answer, which is smoother than the share of right answers, or in
+    agreement with the base.
 
     Args:
         effects: of a regression; says which blocks are tried when `candidates` bounds their number.
@@ -288,9 +316,13 @@ def greedy_paths(
         left = sorted((block for block in range(blocks) if path[block]), key=lambda block: -effects[block, SKIP])
         tried = [without([block, *_skipped(path)], blocks) for block in left[:candidates]]
         training.prepare(tried)
-        path = max(tried, key=lambda option: np.mean([item.probability for item in training.along(option)]))
+        path = max(tried, key=lambda option: np.mean([_smooth(item) for item in training.along(option)]))
         found[number] = path
     return found
+
+
+def _smooth(outcome: Outcome) -> float:
+    return outcome.probability if outcome.agreement is None else outcome.agreement
 
 
 def _skipped(path: Decisions) -> list[int]:
@@ -320,15 +352,19 @@ def _grouped(
     groups: tuple[Sequence[Hashable], Sequence[Hashable]],
     supervision: Sequence[Supervised],
     effects: Effects,
+    measured: tuple[PathOutcomes, Sequence[Hashable], Sequence[Decisions]] | None,
     tested: PathOutcomes,
     ungrouped: Sequence[Contender],
     mean_passes: float,
 ) -> Contender:
     """The best static path of each group, with passes where the group needs them, at the router's mean passes.
 
-    The effects of a group are drawn towards those of all questions. For a price per pass every group takes the number
-    of passes that is worth it; the two prices whose means lie around the router's are scored and mixed. `ungrouped` are
-    static paths for all questions, with which they may be mixed: a router that sees the group may also ignore it.
+    The effects of a group are drawn towards those of all questions, and a path is worth their sum. Where agreement is
+    the metric, which a few prompts show as no few right answers can, it is worth what was `measured`: some training
+    prompts, their groups, and paths that are tried beside those of the group's own effects. For a price per pass every
+    group takes the number of passes that is worth it; the two prices whose means lie around the router's are scored and
+    mixed. `ungrouped` are static paths for all questions, with which they may be mixed: a router that sees the group
+    may also ignore it.
     """
     train_groups, test_groups = groups
     of_group: dict[Hashable, Effects] = {}
@@ -336,15 +372,25 @@ def _grouped(
         rows = [row.paths for row, found in zip(supervision, train_groups, strict=True) if found == group]
         of_group[group] = regress_effects(rows, prior=effects) if rows else effects
     blocks = len(effects)
-    options = {
-        group: [(best_by_effects(own, number), number) for number in range(1, blocks + 3)]
-        for group, own in of_group.items()
-    }
+    options: dict[Hashable, list[tuple[Decisions, float]]] = {}
+    for group, own in of_group.items():
+        if measured is None:
+            paths = [best_by_effects(own, number) for number in range(1, blocks + 3)]
+            options[group] = [(path, predicted(own, path)) for path in paths]
+            continue
+        training, training_groups, others = measured
+        least = min(map(passes, others))
+        paths = [*others, *(best_by_effects(own, number) for number in range(least, blocks + 1))]
+        training.prepare(paths)
+        places = [place for place, name in enumerate(training_groups) if name == group] or range(len(training_groups))
+        options[group] = [
+            (path, float(np.mean([metric(training.along(path)[place]) for place in places]))) for path in paths
+        ]
 
     def assigned(price: float) -> dict[Hashable, Decisions]:
         return {
-            group: max(options[group], key=lambda item: (predicted(own, item[0]) - price * item[1], -item[1]))[0]
-            for group, own in of_group.items()
+            group: max(found, key=lambda item: (item[1] - price * passes(item[0]), -passes(item[0])))[0]
+            for group, found in options.items()
         }
 
     assignments = [assigned(price) for price in np.geomspace(1e-4, 10, 400)]
@@ -398,5 +444,5 @@ def _oracle(questions: Sequence[Sequence[Outcome]]) -> dict[str, float]:
     }
 
 
-def _right(scores: Sequence[Outcome]) -> Outcomes:
-    return np.array([float(item.correct) for item in scores])
+def _each(scores: Sequence[Outcome]) -> Outcomes:
+    return np.array([metric(item) for item in scores])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Outcomes = NDArray[np.float64]
-"""float64 [N]: for each question 1 for right and 0 for wrong, or the chance of being right."""
+"""float64 [N]: the metric of each question, from 0 to 1: right or wrong, the chance of being right, or agreement."""
 
 _DRAWS = 10_000
 
@@ -23,19 +23,19 @@ class Contender:
 
     Attributes:
         name: what it is.
-        right: [N], the chance that each question is answered rightly.
+        each: [N], the metric of each question.
         passes: mean block passes a question.
         what: how it was made, in a few words.
     """
 
     name: str
-    right: Outcomes
+    each: Outcomes
     passes: float
     what: str = ""
 
     @property
-    def accuracy(self) -> float:
-        return float(self.right.mean())
+    def value(self) -> float:
+        return float(self.each.mean())
 
 
 def mix(low: Contender, high: Contender, passes: float) -> Contender:
@@ -47,21 +47,21 @@ def mix(low: Contender, high: Contender, passes: float) -> Contender:
     if not min(low.passes, high.passes) - 1e-9 <= passes <= max(low.passes, high.passes) + 1e-9:
         raise ValueError(f"a mixture of {low.passes} and {high.passes} passes cannot make {passes}")
     if high.passes == low.passes:
-        return max(low, high, key=lambda item: item.accuracy)
+        return max(low, high, key=lambda item: item.value)
     share = (passes - low.passes) / (high.passes - low.passes)
-    return Contender(high.name, (1 - share) * low.right + share * high.right, passes, high.what)
+    return Contender(high.name, (1 - share) * low.each + share * high.each, passes, high.what)
 
 
 def best_mixture(points: Sequence[Contender], passes: float) -> Contender:
-    """The most accurate mixture of two of the points (their upper hull) at a mean number of passes.
+    """The best mixture of two of the points (their upper hull) at a mean number of passes.
 
     Outside of what the points cover, the nearest one: with its own number of passes.
     """
     below = [point for point in points if point.passes <= passes]
     above = [point for point in points if point.passes >= passes]
     if not below or not above:
-        return min(points, key=lambda point: (abs(point.passes - passes), -point.accuracy))
-    return max((mix(low, high, passes) for low in below for high in above), key=lambda item: item.accuracy)
+        return min(points, key=lambda point: (abs(point.passes - passes), -point.value))
+    return max((mix(low, high, passes) for low in below for high in above), key=lambda item: item.value)
 
 
 def paired_bootstrap(first: Outcomes, second: Outcomes, *, seed: int = 0) -> tuple[float, float]:
@@ -84,14 +84,14 @@ def paired_bootstrap(first: Outcomes, second: Outcomes, *, seed: int = 0) -> tup
 
 def comparison(routed: Contender, other: Contender) -> dict[str, Any]:
     """One row of the table as plain values: `difference` is routed minus other."""
-    low, high = paired_bootstrap(routed.right, other.right)
-    own_low, own_high = paired_bootstrap(other.right, np.zeros_like(other.right))
+    low, high = paired_bootstrap(routed.each, other.each)
+    own_low, own_high = paired_bootstrap(other.each, np.zeros_like(other.each))
     return {
         "name": other.name,
         "what": other.what,
         "passes": other.passes,
-        "accuracy": other.accuracy,
+        "value": other.value,
         "interval": [own_low, own_high],
-        "difference": routed.accuracy - other.accuracy,
+        "difference": routed.value - other.value,
         "difference_interval": [low, high],
     }

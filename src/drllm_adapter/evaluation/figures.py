@@ -71,7 +71,7 @@ def plot_tradeoff(report: Report, path: str | os.PathLike[str]) -> None:
                 key=lambda item: item.mean_passes,
             )
             if len(points) > 1:
-                shares = [item.accuracy for item in points]
+                shares = [item.metric for item in points]
                 axes.errorbar(
                     [item.mean_passes for item in points], [share.value for share in shares], yerr=_errors(shares),
                     color=colour, marker=marker, markersize=5, linewidth=1.2, elinewidth=0.7, capsize=2,
@@ -84,11 +84,11 @@ def plot_tradeoff(report: Report, path: str | os.PathLike[str]) -> None:
         for place, row in enumerate(rows):
             offset = 0.008 * report.num_blocks * (place - (len(rows) - 1) / 2)
             colour, marker = _BASELINE_COLOURS[place % len(_BASELINE_COLOURS)], "DPXhp<>dH8"[place % 10]
-            _point(axes, row["passes"] + offset, row["accuracy"], row["interval"], marker, colour, row["name"], 6)
+            _point(axes, row["passes"] + offset, row["value"], row["interval"], marker, colour, row["name"], 6)
         axes.set(
-            title="Accuracy against block passes, 95 % intervals",
+            title=f"{report.routed.name.capitalize()} against block passes, 95 % intervals",
             xlabel="mean block passes" + (" (baselines at the routers' mean, drawn side by side)" if rows else ""),
-            ylabel="share right",
+            ylabel=report.routed.name,
         )
         axes.grid(color=PALE)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -144,7 +144,8 @@ def _passes(axes: "Axes", report: Report) -> None:
 
 
 def _accuracy(axes: "Axes", report: Report) -> None:
-    groups: list[tuple[str, Share, Share]] = [(str(level.name), level.base, level.routed) for level in report.levels]
+    parts = report.levels or (report.tasks if report.routed.name == "agreement" else [])
+    groups: list[tuple[str, Share, Share]] = [(str(part.name), part.base, part.routed) for part in parts]
     groups.append(("all", report.base, report.routed))
     series = (
         (-0.12, "black", "base", [base for _, base, _ in groups]),
@@ -154,9 +155,12 @@ def _accuracy(axes: "Axes", report: Report) -> None:
         positions = [index + offset for index in range(len(groups))]
         axes.errorbar(positions, [share.value for share in shares], yerr=_errors(shares), fmt="o", color=colour,
                       markersize=4, capsize=2, label=label)  # fmt: skip
-    axes.set(title="Accuracy, 95 % intervals", ylabel="share right", ylim=(-0.02, 1.02))
-    axes.set_xlabel("level" if report.levels else "questions")
+    name = report.routed.name
+    axes.set(title=f"{name.capitalize()}, 95 % intervals", ylabel=name, ylim=(-0.02, 1.02))
+    axes.set_xlabel("level" if report.levels else "")
     axes.set_xticks(range(len(groups)), [name for name, *_ in groups])
+    if parts and not report.levels:
+        axes.tick_params("x", rotation=90)
     axes.legend(frameon=False, fontsize=8)
 
 

@@ -1,8 +1,9 @@
 """The scores that a comparison needs, in the base model and along the routers' paths: shared, kept and gone on with."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import TextIO
 
@@ -96,3 +97,28 @@ def score_both(
             found[routed, place] = Score(**{**item, "decisions": tuple(item["decisions"])})
     in_base, along_routers = ([found[routed, place] for place in range(len(prompts))] for routed in (False, True))
     return in_base, along_routers
+
+
+def scoring_all(
+    scorer: Scorer, prompts: Sequence[Prompt], what: str, console: Console | None, log: TextIO | None
+) -> Callable[[], list[Score]]:
+    """Scores of all prompts along the routers' paths, under whatever is set when it is called.
+
+    Args:
+        what: the calls are the steps of; there is a bar for each.
+    """
+    batches = batches_of(prompts, scorer.batch_size)
+    step = count(1)
+
+    def score() -> list[Score]:
+        scores: dict[int, Score] = {}
+        with job_progress(
+            f"{what}, step {next(step)}", "questions", len(prompts), console=console, log=log
+        ) as progress:
+            progress.update(0)
+            for places in batches:
+                scores.update(zip(places, scorer.score([prompts[place] for place in places]), strict=True))
+                progress.update(len(scores))
+        return [scores[place] for place in range(len(prompts))]
+
+    return score

@@ -1,4 +1,4 @@
-"""Accuracy against passes under every control there is at inference: depth control p, layer budget and price."""
+"""The metric against passes under every control there is at inference: depth control p, layer budget and price."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,31 +27,31 @@ class SweepPoint:
     Attributes:
         control: "as trained", "depth control", "layer budget" or "price".
         value: of the control; None as trained.
-        accuracy: share of right answers with its interval.
+        metric: its mean with the interval.
         mean_passes: block passes a question.
     """
 
     control: str
     value: float | None
-    accuracy: Share
+    metric: Share
     mean_passes: float
 
     def to_json(self) -> dict[str, Any]:
         return {
             "control": self.control,
             "value": self.value,
-            "accuracy": self.accuracy.to_json(),
+            "metric": self.metric.to_json(),
             "mean_passes": self.mean_passes,
         }
 
 
 def sweep_table(points: Sequence[SweepPoint]) -> Table:
     """The points for people."""
-    table = Table("control", "value", "mean passes", "right, %", title="Sweep", title_justify="left")
+    table = Table("control", "value", "mean passes", f"{points[0].metric.name}, %", title="Sweep", title_justify="left")
     for point in points:
         table.add_row(
             point.control, "" if point.value is None else f"{point.value:g}", f"{point.mean_passes:.2f}",
-            str(point.accuracy),
+            str(point.metric),
         )  # fmt: skip
     return table
 
@@ -120,5 +120,6 @@ def priced(model: Any, price: float) -> Iterator[None]:
 
 
 def _point(control: str, value: float | None, scores: Sequence[Outcome]) -> SweepPoint:
-    right = Share(sum(item.correct for item in scores), len(scores))
-    return SweepPoint(control, value, right, sum(passes(item.decisions) for item in scores) / len(scores))
+    return SweepPoint(
+        control, value, Share.of_outcomes(scores), sum(passes(item.decisions) for item in scores) / len(scores)
+    )

@@ -9,28 +9,34 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard
 
 from ..adapter.config import DrLLMConfig
 from ..demo import is_demo
-from ..models.download import is_hub_name, load_training_record
-from .reports import FIGURE, Evaluation, Interval, evaluations
-from .wording import ADAPTER_TEMPLATE, TAGS, base_link, base_name, base_option, constants, facts, source_names
+from ..models.download import is_hub_name, load_training_record, split_revision
+from ..reporting.percentages import with_interval
+from .reports import FIGURE, Evaluation, Interval
+from .wording import (
+    ADAPTER_TEMPLATE,
+    MEASURED_BY,
+    TAGS,
+    base_link,
+    base_name,
+    base_option,
+    constants,
+    dataset_link,
+    facts,
+    source_names,
+)
 
-# By this the results that were taken from reports are told from those that somebody wrote into the card.
-MEASURED_BY = "https://pypi.org/project/drllm-adapter/"
 
-
-def adapter_card(folder: Path, config: DrLLMConfig, name: str) -> RepoCard:
-    """The card of an adapter that is called `name` where it will lie.
-
-    Raises:
-        DrLLMError: a report in the folder was measured with other weights, or is damaged.
-    """
+def adapter_card(folder: Path, config: DrLLMConfig, name: str, measured: Sequence[Evaluation]) -> RepoCard:
+    """The card of an adapter that is called `name` where it will lie."""
     base = config.base_model_name_or_path or ""
     on_hub = is_hub_name(base)
     title = f"Layer routers for {base_name(base)}"
-    measured = evaluations(folder, config)
     training = load_training_record(folder)
     supervision = training.get("supervision", {})
     searched = [source["name"] for source in supervision.get("sources", []) if source["hub"]]
-    datasets = dict.fromkeys([*searched, *(name for evaluation in measured for name in evaluation.hub_datasets)])
+    tested = [name for evaluation in measured for name in evaluation.hub_datasets]
+    paths = supervision.get("set")
+    datasets = dict.fromkeys([*searched, *tested, *([split_revision(paths)[0]] if paths else [])])
     routers = len(config.routed_blocks(config.num_blocks or 0))
     weights = sum(map(math.prod, (config.weight_shapes() or {}).values()))
     return ModelCard.from_template(
@@ -39,7 +45,8 @@ def adapter_card(folder: Path, config: DrLLMConfig, name: str) -> RepoCard:
             library_name="peft",
             pipeline_tag="text-generation",
             datasets=list(datasets) or None,
-            tags=list(TAGS),
+            # As PEFT tags its adapters.
+            tags=[*TAGS, "transformers", *([f"base_model:adapter:{split_revision(base)[0]}"] if on_hub else [])],
             model_name=title if measured else None,
             eval_results=[result for evaluation in measured for result in _eval_results(evaluation)] or None,
             # The Hub links the adapter from its base with this.
@@ -62,26 +69,25 @@ def adapter_card(folder: Path, config: DrLLMConfig, name: str) -> RepoCard:
 
 
 def _code(name: str, base: str) -> str:
-    """The lines that load the adapter: PEFT finds a base on the Hub by itself, one in a folder must be loaded first.
+    """The lines that load the adapter, where the package is installed and without its name.
 
-    So must that of an adapter in a folder of its repository, where PEFT would look for the base as well.
+    PEFT finds a base on the Hub by itself. One in a folder must be loaded first, and so must that of an adapter in a
+    folder of its repository, where PEFT would look for the base as well.
     """
     repo, folder = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     if is_hub_name(base) and not folder:
         return (
-            "import drllm_adapter\n"
-            "from peft import AutoPeftModelForCausalLM\n\n"
-            f'model = AutoPeftModelForCausalLM.from_pretrained("{name}")'
+            f'from peft import AutoPeftModelForCausalLM\n\nmodel = AutoPeftModelForCausalLM.from_pretrained("{name}")'
         )
-    imports, where, comment = "import drllm_adapter", f'"{base}"', ""
+    imports, where, comment = [], f'"{base}"', ""
     if is_demo(base):
-        imports, where = "from drllm_adapter.demo import BASE", "BASE"
+        imports, where = ["from drllm_adapter.demo import BASE"], "BASE"
     elif not is_hub_name(base):
         where, comment = f'"{base_name(base)}"', "  # the folder of your copy"
     arguments = f'"{repo}"' + (f', subfolder="{folder}"' if folder else "")
     return "\n".join(
         [
-            imports,
+            *imports,
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM",
             "",
@@ -157,6 +163,23 @@ def _shown(interval: Interval | None, sign: str = "") -> str:
     return "" if interval is None else f" [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
 
 
+def _held_out(found: Mapping[str, Any]) -> str:
+    """What the routers lose on questions that they were not trained on, and what the depth control was set by."""
+    lost = with_interval(found["loss"][0], found["loss"][1:])
+    said = (
+        f"{found['questions']}; {lost} points of {found['metric']} lost at {found['mean_passes']:.2f} of "
+        f"{found['num_blocks']} passes"
+    )
+    limits = []
+    if found["max_loss"] is not None:
+        limits.append(f"at most {100 * found['max_loss']:g} points lost")
+    if found["mean_passes_allowed"] is not None:
+        limits.append(f"at most {found['mean_passes_allowed']:g} mean passes")
+    if not limits:
+        return said
+    return f"{said}; the depth control {found['depth_control']:.4g} was set there for {' and '.join(limits)}"
+
+
 def _training(training: Mapping[str, Any]) -> str:
     if "supervision" not in training:
         return "Not recorded."
@@ -167,10 +190,12 @@ def _training(training: Mapping[str, Any]) -> str:
         {
             "questions": f"{supervision['questions']} of {searched}, mode {supervision['mode']}",
             "base model": base_link(supervision["base_model"], supervision["base_revision"]),
+            **({"set of paths": dataset_link(supervision["set"])} if supervision.get("set") else {}),
             "search": constants(supervision["search"]),
             "labels": constants(supervision["labels"]),
             "training": constants(training["training"]),
             "kept epoch": training.get("best_epoch"),
+            **({"held out": _held_out(held)} if (held := training.get("held_out")) else {}),
             "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         }
     )

@@ -1,12 +1,13 @@
 """The cards of adapters and of supervision sets, from what their own folders say: nothing that was not measured."""
 
 import os
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData, RepoCard
+from huggingface_hub import DatasetCard, ModelCard, ModelCardData, RepoCard
 from peft.utils import CONFIG_NAME
 
 from ..adapter.config import CARD
@@ -14,14 +15,22 @@ from ..errors import DrLLMError, first_sentence
 from ..files import MARKER, REPORT, write_text_atomic
 from ..models.download import is_hub_name
 from ..models.loading import load_adapter_config
+from ..models.unroll import UNROLLED
 from ..supervision.rows import INFO
-from . import sections
-from .adapter_card import MEASURED_BY, adapter_card
-from .reports import FIGURE, read_evaluation
+from .adapter_card import adapter_card
+from .checkpoint_card import checkpoint_card
+from .eval_results import write_eval_results
+from .reports import FIGURE, evaluations, read_evaluation
 from .supervision_card import supervision_card
-from .wording import TAGS
+from .wording import MEASURED_BY
 
-_TITLE = "# Model Card for Model ID"
+# What is rewritten of a card; the rest belongs to whoever edits it. Older cards carry digests in their markers.
+_SECTION = re.compile(r"<!-- drllm:(?P<name>[a-z]+)[^>]* -->\n(?P<content>.*?)<!-- /drllm:(?P=name) -->", re.S)
+_NOTE = re.compile(
+    r"^(?:<!-- drllm (?:rewrites|written) [^>]*-->|# (?:Layer (?:routers for|paths of) .*|.* along one path))$", re.M
+)
+_MEASURED = ("model-index", "dataset_info")
+_TEMPLATE = "# Model Card for Model ID"
 # Lines that PEFT and transformers add to the template of their cards.
 _ADDED_TO_TEMPLATE = (
     "This is the model card of a 🤗 transformers model",
@@ -30,8 +39,6 @@ _ADDED_TO_TEMPLATE = (
     "## Training procedure",
     "The following `bitsandbytes` quantization config",
 )
-
-_TAGS_OF_PEFT = ("base_model:", "transformers")
 
 
 def write_card(
@@ -43,10 +50,10 @@ def write_card(
     on_hub: str | None = None,
     card: Path | None = None,
 ) -> Path:
-    """Write or renew `README.md` in the folder of an adapter or a supervision set.
+    """Write or renew `README.md` in the folder of an adapter or a supervision set, and an adapter's `.eval_results`.
 
-    What somebody wrote into the card stays: text outside of the marked sections, sections changed by hand, and fields
-    of the front matter. The results are those of the evaluations inside the folder, see `add_evaluation`.
+    What somebody wrote into the card stays: text outside of the marked sections, and fields of the front matter. The
+    results are those of the evaluations inside the folder, see `add_evaluation`.
 
     Args:
         folder: with an `adapter_config.json` or made by `drllm search`.
@@ -59,34 +66,46 @@ def write_card(
 
     Raises:
         DrLLMError: the folder holds neither; a report was measured with other weights or is damaged; the front matter
-            is no YAML; the card was edited both here and on the Hub.
+            is no YAML; somebody wrote into the card both here and on the Hub.
     """
     folder = Path(folder)
     path = card or folder / CARD
-    old, fields = _existing(path, on_hub)
     name = repo_id or folder.resolve().name
-    kind: type[RepoCard]
+    kind: type[RepoCard] = ModelCard
     if (folder / CONFIG_NAME).is_file():
-        new, kind = adapter_card(folder, load_adapter_config(str(folder)), name), ModelCard
+        config = load_adapter_config(str(folder))
+        measured = evaluations(folder, config)
+        new = adapter_card(folder, config, name, measured)
+        write_eval_results(folder, measured)
     elif (folder / INFO).is_file():
         new, kind = supervision_card(folder, name), DatasetCard
+    elif (folder / UNROLLED).is_file():
+        new, kind = checkpoint_card(folder, name), ModelCard
     else:
-        found = f"has neither {CONFIG_NAME} nor {INFO}" if folder.is_dir() else "is no folder that exists"
-        raise DrLLMError(
-            f"{folder} must hold an adapter or a supervision set to have a card, but it {found}; correct the name."
+        found = (
+            f"has neither {CONFIG_NAME} nor {INFO} nor {UNROLLED}" if folder.is_dir() else "is no folder that exists"
         )
-    renewed = _renewed(kind, old, new, path)
-    if old is None and path.is_file():
-        _keep_fields(renewed, ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True))
-    if fields is not None and fields != old:
-        newer = kind(fields, ignore_metadata_errors=True).data.to_dict()
-        for field in newer.keys() - {"model-index", "dataset_info", "tags"}:
-            renewed.data[field] = newer[field]
+        raise DrLLMError(
+            f"{folder} must hold an adapter, a supervision set or a checkpoint of drllm export to have a card, "
+            f"but it {found}; correct the name."
+        )
+    here = path.read_text(encoding="utf-8") if path.is_file() else None
+    older = [_parsed(kind, text, path) for text in (here, on_hub) if text is not None]
+    written = [old for old in older if _own_words(old) not in ("", _own_words(new)) and not _is_template(old)]
+    if len(written) == 2 and _own_words(written[0]) != _own_words(written[1]):
+        raise DrLLMError(
+            f"the card must be edited in one place, but {path} and the one on the Hub were both changed; put one's "
+            f"changes into the other, and make the two files equal."
+        )
+    if written:
+        contents = {section["name"]: section[0] for section in _SECTION.finditer(new.text)}
+        new.text = _SECTION.sub(lambda section: contents.get(section["name"], section[0]), written[0].text)
+    _keep_fields(new, older)
     if license is not None:
-        renewed.data["license"] = license
+        new.data["license"] = license
     if base is not None and kind is ModelCard:
-        renewed.data["base_model"] = base
-    write_text_atomic(path, sections.seal(str(renewed)))
+        new.data["base_model"] = base
+    write_text_atomic(path, str(new).rstrip() + "\n")
     return path
 
 
@@ -117,80 +136,44 @@ def add_evaluation(adapter: str | os.PathLike[str], evaluation: str | os.PathLik
     return target
 
 
-# What is there already
-
-
-def _is_template(card: str) -> bool:
-    """Whether the text is what PEFT or transformers wrote: nobody's words, so it gives way."""
-    if _TITLE not in card:
-        return False
+def _parsed(kind: type[RepoCard], text: str, path: Path) -> RepoCard:
     try:
-        found: Any = ModelCard(card, ignore_metadata_errors=True)
-    except yaml.YAMLError:
-        return False
-    template = {
-        line
-        for data in (ModelCardData(), found.data)
-        for line in ModelCard.from_template(data).text.splitlines()
-    }  # fmt: skip
-    lines = (line for line in found.text.splitlines() if line.strip())
-    return all(line in template or line.startswith(_ADDED_TO_TEMPLATE) for line in lines)
-
-
-def _existing(path: Path, on_hub: str | None) -> tuple[str | None, str | None]:
-    """Two cards to renew, None where there is none worth keeping: whose text is kept, and whose front matter."""
-    here = path.read_text(encoding="utf-8") if path.is_file() else None
-    here, there = (None if card is None or _is_template(card) else card for card in (here, on_hub))
-    if here is None or there is None or here == there:
-        return here or there, here or there
-    if sections.is_edited(here) and sections.is_edited(there):
-        raise DrLLMError(
-            f"the card must be edited in one place, but {path} and the one on the Hub were both changed; put one's "
-            f"changes into the other, and make the two files equal."
-        )
-    if sections.is_edited(here):
-        return here, here
-    # What was pushed once may hold somebody's words; the fields here are newer unless somebody edited those there.
-    return there, there if sections.is_edited(there) else here
-
-
-def _renewed(kind: type[RepoCard], old: str | None, new: RepoCard, path: Path) -> RepoCard:
-    """The new card with all that somebody wrote into the old one."""
-    if old is None:
-        return new
-    try:
-        card = kind(sections.replace_sections(old, sections.seal(str(new))), ignore_metadata_errors=True)
+        return kind(text.replace("\r\n", "\n"), ignore_metadata_errors=True)
     except Exception as error:  # whatever YAML makes of it
         raise DrLLMError(
             f"the card {path} must begin with front matter in YAML between lines of ---, but reading it failed "
             f"({first_sentence(error)}); correct it, or delete the file to have it written anew."
         ) from error
-    fields, results = new.data.to_dict(), _results_of(new)
-    others = [result for result in _results_of(card) if result.source_url != MEASURED_BY]
-    if not is_hub_name(str(card.data.get("base_model") or "")):
-        card.data["base_model"] = None  # PEFT puts the base's folder here, when it saves into this one
-    for name, value in fields.items():
-        if name != "model-index" and card.data.get(name) is None:
-            card.data[name] = value
-    card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or ()), *TAGS]))
-    if kind is ModelCard:
-        card.data["eval_results"] = (results + others) or None
-        name = card.data.get("model_name") or new.data.get("model_name")
-        card.data["model_name"] = name if results or others else None
-    if "dataset_info" in fields:  # counts bytes and rows: never a matter of taste
-        card.data["dataset_info"] = fields["dataset_info"]
-    return card
 
 
-def _keep_fields(card: RepoCard, template: RepoCard) -> None:
-    """Take over what somebody had a library write into the front matter of its template: a license, tags."""
-    for name, value in template.data.to_dict().items():
-        if name not in ("base_model", "model-index", "tags") and card.data.get(name) is None:
-            card.data[name] = value
-    tags = [tag for tag in template.data.get("tags") or () if not tag.startswith(_TAGS_OF_PEFT)]
-    card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or ()), *tags]))
+def _own_words(card: RepoCard) -> str:
+    """What a card says outside of its sections, but for our notes and what PEFT adds whenever it saves."""
+    text = _NOTE.sub("", _SECTION.sub(lambda section: section["name"], card.text))
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith(_ADDED_TO_TEMPLATE))
 
 
-def _results_of(card: RepoCard) -> list[EvalResult]:
-    found: list[EvalResult] | None = card.data.get("eval_results")
-    return found or []
+def _is_template(card: RepoCard) -> bool:
+    """Whether the text is what PEFT or transformers wrote: nobody's words, so it gives way."""
+    data: Any = card.data
+    templates = (ModelCard.from_template(fields) for fields in (ModelCardData(), data))
+    known = {line.strip() for template in templates for line in template.text.splitlines()}
+    return _TEMPLATE in card.text and known.issuperset(_own_words(card).splitlines())
+
+
+def _keep_fields(new: RepoCard, older: Sequence[RepoCard]) -> None:
+    """Put what older cards say into the front matter of the new one; of two that differ the first counts."""
+    theirs: dict[Any, Any] = {}
+    for old in reversed(older):
+        for name, value in old.data.to_dict().items():
+            if name in ("tags", "datasets"):
+                more = [item for item in value or () if not item.startswith("base_model:")]
+                new.data[name] = list(dict.fromkeys([*(new.data.get(name) or ()), *more]))
+            elif value is not None and name not in _MEASURED and (name != "base_model" or is_hub_name(str(value))):
+                new.data[name] = value
+        results: list[Any] = old.data.get("eval_results") or []
+        theirs |= {result.unique_identifier: result for result in results if result.source_url != MEASURED_BY}
+        if theirs and new.data.get("model_name") is None:
+            new.data["model_name"] = old.data.get("model_name")
+    if theirs:
+        new.data["eval_results"] = [*(new.data.get("eval_results") or ()), *theirs.values()]

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from peft.utils import CONFIG_NAME
 from rich.table import Table
 
@@ -19,25 +24,20 @@ from ..adapter.integrity import check_adapter_folder
 from ..demo import is_demo
 from ..errors import DrLLMError
 from ..files import MARKER, REPORT, folder_kind, writing
-from ..models.download import ADAPTER, ADAPTER_FILES, HubName, is_hub_name, split_revision
+from ..models.download import ADAPTER, ADAPTER_FILES, CHECKPOINT, HubName, is_hub_name, split_revision
 from ..models.hub_errors import explained
 from ..search.runner import SUMMARY
 from ..supervision.rows import DATA, INFO, read_rows
 from ..supervision.rows import KIND as SUPERVISION
 from .cards import write_card
+from .eval_results import FOLDER as EVAL_RESULTS
 from .shared_base import check_base, share_base
 
 # Nothing else is uploaded, whatever else lies in the folder.
 _FILES = {
-    ADAPTER: (
-        *ADAPTER_FILES,
-        MARKER,
-        "*.png",
-        f"*/{REPORT}",
-        f"*/{MARKER}",
-        "*/*.png",
-    ),
-    SUPERVISION: (f"{DATA.parent}/*.parquet", INFO, SUMMARY, MARKER, "*.png"),
+    ADAPTER: (CARD, *ADAPTER_FILES, MARKER, "*.png", f"*/{REPORT}", f"*/{MARKER}", "*/*.png", f"{EVAL_RESULTS}/*.yaml"),
+    CHECKPOINT: (CARD, "*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"),
+    SUPERVISION: (CARD, f"{DATA.parent}/*.parquet", INFO, SUMMARY, MARKER, "*.png"),
 }
 _LARGE = (".safetensors", ".parquet")
 
@@ -47,15 +47,17 @@ class Push:
     """What a push uploads, and where to.
 
     Attributes:
+        contents: "adapter", "checkpoint" or "supervision set".
         kind: "model" or "dataset".
         repo: `owner/name`.
         revision: branch; None is the main one.
         folder: copy of what is uploaded, with the card as it will be.
         base: the base model, as the uploaded files name it.
         head: commit that the new one follows; None for a new repository or branch.
-        new: "repository" or "branch" where there is none of that name yet.
+        new: "repository" or "branch" where there is none of that name yet; None also where the Hub was not asked.
     """
 
+    contents: str
     kind: str
     repo: str
     revision: str | None
@@ -77,8 +79,8 @@ class Push:
     def table(self) -> Table:
         """The files for people."""
         place = f"{self.repo}@{self.revision}" if self.revision else self.repo
-        state = "new" if self.head is None else f"after commit {self.head[:7]}"
-        table = Table("file", "bytes", title=f"{self.kind} {place}, {state}", title_justify="left")
+        state = f", after commit {self.head[:7]}" if self.head else f", a new {self.new}" if self.new else ""
+        table = Table("file", "bytes", title=f"{self.kind} {place}{state}", title_justify="left")
         for name, size in self.sizes.items():
             table.add_row(name, f"{size:,}")
         table.caption, table.caption_justify = f"base model: {self.base or 'not named'}", "left"
@@ -97,20 +99,18 @@ class Push:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "repo": self.repo,
-            "revision": self.revision,
-            "base": self.base,
-            "head": self.head,
-            "files": self.sizes,
-            "card": self.card,
-        }
+        facts = {name: getattr(self, name) for name in ("kind", "repo", "revision", "base", "head", "card")}
+        return {**facts, "files": self.sizes}
 
 
 @contextmanager
 def prepare_push(
-    folder: str | os.PathLike[str], repo: str, *, revision: str | None = None, base: str | None = None
+    folder: str | os.PathLike[str],
+    repo: str,
+    *,
+    revision: str | None = None,
+    base: str | None = None,
+    ask_hub: bool = True,
 ) -> Iterator[Push]:
     """Look at an adapter or a supervision set and at what the repository holds; nothing is changed anywhere.
 
@@ -120,6 +120,8 @@ def prepare_push(
         revision: branch; None is the one in `repo`, or the main one.
         base: name of the base model on the Hub, `owner/name` or `owner/name@revision`; None is the one in the folder's
             files, where a folder of this disk is cut down to its name.
+        ask_hub: False looks at the folder alone: neither at what was written into the card on the Hub, nor whether
+            `base` is there and fits.
 
     Raises:
         DrLLMError: the folder holds neither, is damaged or unfinished, the Hub cannot be asked, `base` is not there or
@@ -138,29 +140,23 @@ def prepare_push(
         raise DrLLMError(f"a push goes to one branch, but {place.revision!r} and {revision!r} were given; drop one.")
     revision = place.revision or revision
     contents = _contents(folder)
-    kind = "model" if contents == ADAPTER else "dataset"
-    with explained(repo, "looked at"):
-        head, new, card = _on_hub(place.repo, kind, revision)
-    try:
-        on_hub = None if card is None else card.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DrLLMError(f"the card of {repo} must be UTF-8, but it is not; correct {CARD} on the Hub.") from error
-    if base is not None:
+    kind = "dataset" if contents == SUPERVISION else "model"
+    head, new, on_hub = _on_hub(place.repo, kind, revision, repo) if ask_hub else (None, None, None)
+    if base is not None and ask_hub:
         check_base(base, folder)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / folder.resolve().name
         with writing(copy):
-            for path in [folder / CARD, *(path for pattern in _FILES[contents] for path in folder.glob(pattern))]:
-                if path.is_file():
-                    target = copy / path.relative_to(folder)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    if path.suffix in _LARGE:
-                        target.symlink_to(path.resolve())
-                    else:
-                        shutil.copyfile(path, target)
+            for path in (path for pattern in _FILES[contents] for path in folder.glob(pattern) if path.is_file()):
+                target = copy / path.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if path.suffix in _LARGE:
+                    target.symlink_to(path.resolve())
+                else:
+                    shutil.copyfile(path, target)
             named = share_base(copy, base)
             write_card(copy, repo_id=place.repo, base=base and split_revision(base)[0], on_hub=on_hub)
-        yield Push(kind, place.repo, revision, copy, named, head, new)
+        yield Push(contents, kind, place.repo, revision, copy, named, head, new)
 
 
 def push(
@@ -184,13 +180,11 @@ def push(
         raise DrLLMError(
             f"a pull request goes to the main branch, but the branch {plan.revision!r} was given; drop one of them."
         )
-    what = "Routers" if plan.kind == "model" else "Supervision set"
-    made = None
+    what = {ADAPTER: "Routers", CHECKPOINT: "A static path", SUPERVISION: "Supervision set"}[plan.contents]
     files = [CommitOperationAdd(name, plan.folder / name) for name in plan.sizes]
+    api, head, made = HfApi(), plan.head, None
     try:
         with explained(plan.repo, "uploaded"):
-            api = HfApi()
-            head = plan.head
             if head is None:
                 api.create_repo(plan.repo, repo_type=plan.kind, private=private, exist_ok=True)
                 made = "repository" if plan.new == "repository" else None
@@ -198,6 +192,7 @@ def push(
                     api.create_branch(plan.repo, branch=str(plan.revision), repo_type=plan.kind, exist_ok=True)
                     made = plan.new
                 head = api.repo_info(plan.repo, repo_type=plan.kind, revision=plan.revision).sha
+            # Not upload_folder, which commits large folders in parts.
             commit = api.create_commit(
                 plan.repo,
                 files,
@@ -224,22 +219,30 @@ def _contents(folder: Path) -> str:
     if marked == SUPERVISION:
         read_rows(folder)
         return SUPERVISION
+    if marked == CHECKPOINT:
+        return CHECKPOINT
     found = f"holds: {marked}" if marked else ("holds neither" if folder.is_dir() else "does not exist")
     raise DrLLMError(
-        f"{folder} must be an adapter or a supervision set to be pushed, but it {found}; name a folder that drllm "
-        f"train, drllm search or save_pretrained wrote."
+        f"{folder} must be an adapter, a supervision set or an exported checkpoint to be pushed, but it {found}; "
+        f"name a folder that drllm train, drllm search, drllm export or save_pretrained wrote."
     )
 
 
-def _on_hub(repo: str, kind: str, revision: str | None) -> tuple[str | None, str | None, Path | None]:
-    """The repository's commit, what is not there yet ("repository", "branch" or None), and a copy of the card."""
+def _on_hub(repo: str, kind: str, revision: str | None, named: str) -> tuple[str | None, str | None, str | None]:
+    """The repository's commit, what is not there yet ("repository", "branch" or None), and the text of its card."""
+    with explained(named, "looked at"):
+        try:
+            head = HfApi().repo_info(repo, repo_type=kind, revision=revision).sha
+            card = Path(hf_hub_download(repo, CARD, repo_type=kind, revision=head))
+        except RevisionNotFoundError:
+            return None, "branch", None
+        except RepositoryNotFoundError:
+            return None, "repository", None
+        except LocalEntryNotFoundError:  # the network, not the Hub
+            raise
+        except EntryNotFoundError:
+            return head, None, None
     try:
-        head = HfApi().repo_info(repo, repo_type=kind, revision=revision).sha
-    except RevisionNotFoundError:
-        return None, "branch", None
-    except RepositoryNotFoundError:
-        return None, "repository", None
-    try:
-        return head, None, Path(hf_hub_download(repo, CARD, repo_type=kind, revision=head))
-    except EntryNotFoundError:
-        return head, None, None
+        return head, None, card.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DrLLMError(f"the card of {named} must be UTF-8, but it is not; correct {CARD} on the Hub.") from error

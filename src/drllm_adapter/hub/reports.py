@@ -118,7 +118,7 @@ def _of_questions(report: Mapping[str, Any]) -> tuple[Result, ...]:
             dataset=only["name"],
             config=only["config"],
             split=only["split"],
-            metric="accuracy",
+            metric=str(report.get("metric", "accuracy")),
             count=int(report["routed"]["of"]),
             base=float(report["base"]["value"]),
             routed=float(report["routed"]["value"]),

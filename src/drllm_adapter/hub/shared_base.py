@@ -22,6 +22,7 @@ from ..errors import DrLLMError, first_sentence
 from ..files import write_json_atomic
 from ..models.download import is_hub_name, split_revision
 from ..models.hub_errors import explained
+from ..models.unroll import UNROLLED
 from ..supervision.rows import DATA, INFO, read_search_info
 
 # Where the files of adapters, supervision sets and evaluations name their base.
@@ -48,11 +49,13 @@ def check_base(base: str, folder: Path) -> None:
             f"the base {base} must be a model that transformers knows, but reading its configuration failed "
             f"({first_sentence(error)}); correct --base."
         ) from error
+    made_for: str | int | None
     if (folder / CONFIG_NAME).is_file():
         made_for, found = read_adapter_config(folder).base_config, config_hash(SimpleNamespace(config=config))
         what = "dimensions"
     else:
-        made_for = read_search_info(folder)["num_blocks"]
+        unrolled = folder / UNROLLED
+        made_for = len(_read(unrolled)["decisions"]) if unrolled.is_file() else read_search_info(folder)["num_blocks"]
         found = config.get_text_config(decoder=True).num_hidden_layers
         what = "blocks"
     if made_for is not None and made_for != found:
@@ -63,7 +66,7 @@ def check_base(base: str, folder: Path) -> None:
 
 
 def share_base(folder: Path, base: str | None = None) -> str:
-    """Rewrite the files of an adapter or a supervision set for a place where others read them.
+    """Rewrite the files of an adapter, a supervision set or a checkpoint for a place where others read them.
 
     Args:
         folder: a copy; large files may be links, and what they lead to stays as it is.
@@ -75,6 +78,14 @@ def share_base(folder: Path, base: str | None = None) -> str:
     Raises:
         DrLLMError: a file is no JSON.
     """
+    unrolled = folder / UNROLLED
+    if unrolled.is_file():
+        # The other files are the base's: configuration and tokenizer, whose tokens may look like paths.
+        told = _read(unrolled)
+        old = str(told[_FIELDS[2]])
+        told[_FIELDS[2]] = base or (old if is_hub_name(old) else _last_part(old))
+        write_json_atomic(unrolled, told)
+        return str(told[_FIELDS[2]])
     config, info = folder / CONFIG_NAME, folder / INFO
     old = str(_read(config).get(_FIELDS[0]) or "") if config.is_file() else str(_read(info)[_FIELDS[1]] or "")
     new = base or (old if old == "" or is_hub_name(old) else _last_part(old))

@@ -8,6 +8,8 @@ from ..demo import is_demo
 from ..errors import DrLLMError
 from ..models.download import is_hub_name, split_revision
 
+# By this the results that were taken from reports are told from those that somebody wrote into a card.
+MEASURED_BY = "https://pypi.org/project/drllm-adapter/"
 TAGS = ["dr-llm", "layer-routing", "dynamic-depth"]
 
 
@@ -49,6 +51,11 @@ def base_link(base: str, revision: str | None) -> str:
     return f"[{name}](https://huggingface.co/{name}){at}"
 
 
+def dataset_link(name: str) -> str:
+    """A set of paths on the Hub, `owner/name` or `owner/name@revision`."""
+    return f"[{name}](https://huggingface.co/datasets/{split_revision(name)[0]})"
+
+
 def base_option(base: str) -> str:
     """What a command needs beside the name of an adapter or a set whose base is in a folder."""
     return "" if is_hub_name(base) or is_demo(base) else f" --base {base_name(base)}"
@@ -70,3 +77,4 @@ def _template(name: str) -> str:
 # Read when this module is loaded: where they are missing, no long work begins that would end in a card.
 ADAPTER_TEMPLATE = _template("adapter.md")
 SUPERVISION_TEMPLATE = _template("supervision.md")
+CHECKPOINT_TEMPLATE = _template("checkpoint.md")

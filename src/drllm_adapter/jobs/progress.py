@@ -1,17 +1,19 @@
-"""How far a job is: one bar for people, or one JSON object a line for machines."""
+"""How far a job is: a bar for people, a line a minute where there is no terminal, JSON lines for machines."""
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
+from importlib.util import find_spec
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 _LOGGED_EVERY_S = 1.0
-_SHOWN_EVERY_S = 0.1
+_TOLD_EVERY_S = 60.0
 
 
 class JobProgress:
@@ -25,8 +27,9 @@ class JobProgress:
         unit: what is counted, in the plural.
         total: units in all.
         weight: of all units; None is `total`.
-        console: shows a bar when it is a terminal; None shows nothing.
-        log: JSON lines go here, and then no bar is shown.
+        console: shows a bar when it is a terminal, or a notebook with ipywidgets; for pipes and batch jobs a line a
+            minute goes to standard error. None shows nothing, and neither does a quiet one.
+        log: JSON lines go here, and then nothing else is shown.
     """
 
     def __init__(
@@ -37,16 +40,22 @@ class JobProgress:
         self.done, self.weight_done = 0.0, 0.0
         self._started = time.monotonic()
         self._before: tuple[float, float] | None = None
-        self._logged, self._shown = 0.0, 0.0
+        self._logged = 0.0
         self._facts: Mapping[str, float | None] = {}
-        hidden = console is None or not console.is_terminal or log is not None
+        shown = console is not None and not console.quiet and log is None
+        has_bar = (
+            shown
+            and console is not None
+            and (console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None))
+        )
+        self._told = time.monotonic() if shown and not has_bar else float("inf")
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.fields[text]}"),
             console=console,
             transient=True,
-            disable=hidden,
+            disable=not has_bar,
         )
         self._task = self.bar.add_task(job, total=total, text="")
 
@@ -63,9 +72,11 @@ class JobProgress:
         now = time.monotonic()
         if self._before is None:
             self._before, self._started = (self.done, self.weight_done), now
-        if now - self._shown >= _SHOWN_EVERY_S or self.done >= self.total:
-            self._shown = now
+        if not self.bar.disable:
             self.bar.update(self._task, completed=self.done, text=self._text())
+        if now - self._told >= _TOLD_EVERY_S:
+            self._told = now
+            print(f"drllm: {self.job}, {self._text()}", file=sys.stderr, flush=True)
         if now - self._logged >= _LOGGED_EVERY_S or self.done >= self.total:
             self._logged = now
             self.event("progress", **self._figures(), **self._facts)

@@ -17,6 +17,8 @@ from .hub_errors import explained
 
 ADAPTER = "adapter"
 """The kind of an adapter's folder, in its marker."""
+CHECKPOINT = "checkpoint"
+"""The kind of the folder of an unrolled base."""
 TRAINING_REPORT = "training.json"
 # PEFT's names, without loading PEFT: a wrong name is refused at once.
 ADAPTER_CONFIG = "adapter_config.json"
@@ -152,6 +154,15 @@ def fetch_adapter(
 ) -> Path:
     """The folder of an adapter; see `fetch`. Without `weights` they are not downloaded."""
     return fetch(name, "model", ADAPTER_FILES if weights else ADAPTER_FILES[:-1], cache_dir=cache_dir)
+
+
+def is_adapter(name: str | os.PathLike[str]) -> bool:
+    """Whether a folder or a repository on the Hub holds an adapter, and no base model.
+
+    Raises:
+        DrLLMError: there is no such folder and no such repository, or it cannot be reached.
+    """
+    return (fetch_adapter(name, weights=False) / ADAPTER_CONFIG).is_file()
 
 
 def fetch_supervision(name: str | os.PathLike[str]) -> Path:

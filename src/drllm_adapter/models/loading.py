@@ -1,6 +1,5 @@
 """Loading a base model or an adapter by name for the commands: refusals in one sentence, and the choice of a dtype."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,13 +10,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from ..adapter.calling import last_position
 from ..adapter.config import DrLLMConfig
 from ..adapter.integrity import check_adapter_folder, read_adapter_config
 from ..adapter.stack import find_stack
 from ..errors import DrLLMError, first_sentence
 from .download import check_model_name, fetch_adapter, find_base, split_revision
 from .hub_errors import without_tokens
+from .speed import use_the_faster
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -71,8 +70,8 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
     if place is None:
         return model, tokenizer
     model = model.to(place)
-    if dtype == "auto" and place.type == "cpu" and model.dtype != torch.float32:
-        _choose_faster_dtype(model)
+    if place.type == "cpu":
+        use_the_faster(model, any_dtype=dtype == "auto" and model.dtype != torch.float32)
     return model, tokenizer
 
 
@@ -137,33 +136,6 @@ def _device(name: str | None) -> torch.device:
             f"({first_sentence(error)}); correct --device."
         ) from error
     return device
-
-
-@torch.no_grad()
-def _choose_faster_dtype(model: Any) -> None:
-    """Leave the weights in their own dtype or make them float32, whichever takes less time for a short batch here."""
-    own = model.dtype
-    ids = torch.ones(8, 64, dtype=torch.long)
-
-    def seconds() -> float:
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            model(ids, use_cache=False, logits_to_keep=last_position())
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    # Weights alone: what a model keeps in float32, such as the frequencies of its rotary embedding, stays so.
-    weights = [weight for weight in model.parameters() if weight.dtype == own]
-
-    def cast(dtype: torch.dtype) -> None:
-        for weight in weights:
-            weight.data = weight.data.to(dtype)
-
-    in_own = seconds()
-    cast(torch.float32)
-    if seconds() >= in_own:
-        cast(own)
 
 
 @contextmanager

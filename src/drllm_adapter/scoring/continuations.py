@@ -6,7 +6,7 @@ route: not all of them can go on with several tokens at once.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from ..adapter.cache import has_states
 from ..adapter.calling import cache_keyword, last_position
 from ..adapter.layer import routed_layers
 from ..adapter.steering import force_decisions, last_decisions
-from ..decisions import Decisions
+from ..decisions import Decisions, execute_all
 
 Tokens = Sequence[int]
 
@@ -49,6 +49,10 @@ class Predicted(NamedTuple):
         return sum(
             float(part.float().log_softmax(dim=-1).gather(1, target[:, None]).sum()) for part, target in self._parts()
         )
+
+    def log_probabilities(self) -> Tensor:
+        """`[tokens, vocabulary]` float32, of each token given those before it."""
+        return torch.cat(self.logits).log_softmax(dim=-1, dtype=torch.float32)
 
     def is_greedy(self) -> bool:
         """Whether every token is the likeliest."""
@@ -106,6 +110,22 @@ def predict_continuations(
 def forced(model: Any, decisions: Sequence[Decisions] | None) -> AbstractContextManager[None]:
     """`force_decisions`, one path a row, or nothing when the routers decide."""
     return nullcontext() if decisions is None else force_decisions(model, torch.tensor(decisions, dtype=torch.int8))
+
+
+@contextmanager
+def as_base(model: Any) -> Iterator[None]:
+    """Every block executes, whatever the routers and the layer budget say."""
+    layers = routed_layers(model)
+    config = layers[0].active_config
+    budget = None if config is None else config.layer_budget
+    if config is not None:
+        config.layer_budget = None
+    try:
+        with force_decisions(model, execute_all(len(layers))):
+            yield
+    finally:
+        if config is not None:
+            config.layer_budget = budget
 
 
 def _go_on(

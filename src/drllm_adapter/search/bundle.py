@@ -6,6 +6,7 @@ from typing import Protocol
 
 from ..decisions import Decisions
 from ..tasks import Prompt
+from .journal import Journal, Told
 from .random_paths import RandomPaths
 from .tree import PathSearch, SearchConfig
 
@@ -19,6 +20,10 @@ class ScoreOfPath(Protocol):
     def probability(self) -> float: ...
     @property
     def correct(self) -> bool: ...
+    @property
+    def agreement(self) -> float | None: ...
+    @property
+    def kl(self) -> float | None: ...
 
 
 class Prompted(Protocol):
@@ -85,21 +90,29 @@ def search_bundle(
     scorer: PathScorer,
     config: SearchConfig,
     show: Callable[[float], None] = lambda done: None,
+    journal: Journal | None = None,
 ) -> list[AnySearch]:
     """Search several questions side by side: in each round every search proposes a path, and all are scored at once.
 
     Args:
         question_ids, prompts: equally many; `prompts[i]` asks question i.
         show: told after each round how many questions' worth is done.
+        journal: keeps the scores of every round, and has those of an earlier run, which are not computed again.
     """
     method: type[AnySearch] = RandomPaths if config.method == "random" else PathSearch
     searches = [method(scorer.num_blocks, config, name) for name in question_ids]
     prompted = scorer.begin(prompts)
+    kept = iter(()) if journal is None else journal.rounds()
     while True:
         proposals = [(place, path) for place, s in enumerate(searches) if (path := s.propose()) is not None]
         if not proposals:
             return searches
-        scores = prompted.score([place for place, _ in proposals], [path for _, path in proposals])
-        for (place, _), score in zip(proposals, scores, strict=True):
-            searches[place].report(score.probability, score.correct)
+        told = next(kept, None)
+        if told is None:
+            scores = prompted.score([place for place, _ in proposals], [path for _, path in proposals])
+            told = [Told(score.probability, score.correct, score.agreement, score.kl) for score in scores]
+            if journal is not None:
+                journal.write(told)
+        for (place, _), item in zip(proposals, told, strict=True):
+            searches[place].report(item.probability, item.correct, item.agreement, item.kl)
         show(len(searches) * max(search.simulations for search in searches) / max(1, config.simulations))

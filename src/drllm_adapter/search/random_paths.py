@@ -68,8 +68,10 @@ class RandomPaths:
             self._pending = self._left.pop()
         return self._pending
 
-    def report(self, probability: float, correct: bool) -> None:
+    def report(
+        self, probability: float, correct: bool, agreement: float | None = None, kl: float | None = None
+    ) -> None:
         """What came of the path that was proposed last."""
         assert self._pending is not None, "nothing was proposed"
-        self._scores[self._pending] = ScoredPath(self._pending, probability, correct)
+        self._scores[self._pending] = ScoredPath(self._pending, probability, correct, agreement, kl)
         self._pending = None

@@ -44,10 +44,11 @@ from ..supervision.rows import (
 )
 from ..tasks import QUESTIONS_CHANGED, Prompt, Question, digest_of, sources_of
 from .bundle import AnySearch, PathScorer, Work, length_of, search_bundle
+from .journal import Journal
 from .summary import SearchSummary, Tally
 from .tree import SearchConfig
 
-SHARDS = "shards"
+SHARDS, IN_FLIGHT = "shards", "in_flight"
 SUMMARY = "summary.json"
 CHAPTER = 8192
 """Questions that bundles are cut from together: a row group of the finished file, and what is in memory to write it."""
@@ -67,6 +68,7 @@ def run_search(
     base_revision: str | None = None,
     base_fingerprint: str = "",
     dtype: str = "",
+    complete: Callable[[Sequence[Prompt], Path, Locks], Sequence[Prompt]] | None = None,
     processes: Processes = ALONE,
     console: Console | None = None,
     log: TextIO | None = None,
@@ -83,6 +85,8 @@ def run_search(
         resume: go on with an interrupted search of the same questions and constants.
         bundle: questions that are searched side by side.
         base_model, base_revision, base_fingerprint, dtype: of the model behind the scorer; kept in the set.
+        complete: given the prompts, the folder and its locks before the first bundle: the prompts with what only the
+            model knows, the references of the mode "self".
         processes: this one among those that share the work.
         console: for the progress bar; None shows nothing.
         log: progress goes here as JSON lines instead.
@@ -90,7 +94,7 @@ def run_search(
     Raises:
         DrLLMError: no questions, ids that occur twice, a folder that holds something else or another search or that
             another run writes to, a full disk.
-        Interrupted: on SIGINT or SIGTERM, after the bundle in flight.
+        Interrupted: on SIGINT or SIGTERM, after the paths that are being scored; every score is kept.
     """
     _check_questions(questions)
     labels = labels or Labels()
@@ -104,6 +108,7 @@ def run_search(
         "questions": len(questions),
         "questions_digest": digest_of(questions, prompts),
         "sources": sources_of(questions),
+        "mode": _mode_of(questions, prompts),
         "num_blocks": scorer.num_blocks,
         "base_model": base_model,
         "base_revision": base_revision,
@@ -124,13 +129,15 @@ def run_search(
         refusals=refusals,
     ) as locks:
         if not (folder / DATA).exists() or (_saved_summary(folder) is None and (folder / SHARDS).exists()):
-            run = _Run(questions, prompts, scorer, config, info, folder)
+            completed = prompts if complete is None else complete(prompts, folder, locks)
+            run = _Run(questions, completed, scorer, config, info, folder)
             run.search(locks, processes, console if processes.is_main else None, log if processes.is_main else None)
         elif processes.is_main and _saved_summary(folder) is None:
             tally = Tally.of(iterate_file(folder / DATA))
             write_json_atomic(folder / SUMMARY, asdict(SearchSummary.of(tally, scorer.num_blocks)))
         if processes.is_main:
-            shutil.rmtree(folder / SHARDS, ignore_errors=True)
+            for name in (SHARDS, IN_FLIGHT):
+                shutil.rmtree(folder / name, ignore_errors=True)
     summary = _saved_summary(folder)
     assert summary is not None
     return summary
@@ -154,6 +161,7 @@ class _Run:
         lengths = [length_of(prompt) for prompt in prompts]
         self.bundles = cut_bundles(lengths, info["bundle"])
         self.weights = [sum(lengths[place] for place in places) for places in self.bundles]
+        self.replayed = 0
         self._forget()
 
     def search(self, locks: Locks, processes: Processes, console: Console | None, log: TextIO | None) -> None:
@@ -161,7 +169,7 @@ class _Run:
         started = time.perf_counter()
         longest_first = sorted(range(len(self.bundles)), key=lambda number: -self.weights[number])
         with (
-            stop_on_signals("bundle", loud=processes.is_main) as stop,
+            stop_on_signals("paths", loud=processes.is_main) as stop,
             job_progress(
                 "search", "questions", len(self.questions), weight=sum(self.weights), console=console, log=log
             ) as progress,
@@ -172,7 +180,12 @@ class _Run:
                     self._look(progress)
 
             def do(number: int) -> bytes:
-                return self._search(number, lambda done: self._show(progress, number, done))
+                def show(done: float) -> None:
+                    self._show(progress, number, done)
+                    if stop.asked:
+                        raise Interrupted("stopped in a bundle, whose journal has all that was scored")
+
+                return self._search(number, show)
 
             look()
             before = self.tally.paths
@@ -184,11 +197,11 @@ class _Run:
             except Interrupted as error:
                 look()
                 raise Interrupted(
-                    f"stopped; {self.tally.questions:,} of {len(self.questions):,} questions are saved in "
-                    f"{self.folder}; go on with the same command and --resume."
+                    f"stopped; {self.tally.questions:,} of {len(self.questions):,} questions are finished and what was "
+                    f"scored for others is saved in {self.folder}; go on with the same command and --resume."
                 ) from error
         if processes.is_main:
-            seconds, scored = time.perf_counter() - started, self.tally.paths - before
+            seconds, scored = time.perf_counter() - started, self.tally.paths - before - self.replayed
             summary = SearchSummary.of(self.tally, self.scorer.num_blocks, self.work, seconds=seconds, scored=scored)
             write_json_atomic(self.folder / SUMMARY, asdict(summary))
 
@@ -196,18 +209,24 @@ class _Run:
         """The shard of one bundle."""
         places = self.bundles[number]
         before = self.scorer.work
+        journal = self._journal(number)
         searches = search_bundle(
             [self.questions[place].id for place in places],
             [self.prompts[place] for place in places],
             self.scorer,
             self.config,
             show,
+            journal,
         )
+        self.replayed += journal.replayed
         rows = [
             _row(self.questions[place], self.prompts[place], search, self.info)
             for place, search in zip(places, searches, strict=True)
         ]
         return encode_shard(rows, {"tally": asdict(Tally.of(rows)), "work": asdict(self.scorer.work - before)})
+
+    def _journal(self, number: int) -> Journal:
+        return Journal(self.folder / IN_FLIGHT / f"{number:06d}.jsonl")
 
     def _look(self, progress: JobProgress) -> None:
         """Count the shards that were finished since the last look, by any process."""
@@ -222,6 +241,7 @@ class _Run:
         self.work += Work(**note["work"])
         self.weight += self.weights[number]
         self.counted.add(number)
+        self._journal(number).remove()
 
     def _forget(self) -> None:
         """Nothing is counted: neither what the rows say, nor what they cost, nor how much of the work they are."""
@@ -303,10 +323,11 @@ def _row(question: Question, prompt: Prompt, search: AnySearch, info: dict[str, 
         prompt=prompt.text,
         templated=prompt.templated,
         continuations=prompt.continuations,
+        reference=prompt.reference or None,
         answer_index=prompt.answer if isinstance(prompt.answer, int) else None,
         answer=answer,
         level=question.level,
-        score="reference" if prompt.mode == "free" else "choices",
+        score="reference" if prompt.mode in ("free", "self") else "choices",
         base_correct=paths[0].correct,
         decisions=choose_label(paths, info["rule"], info["price"]),
         paths=paths,
@@ -316,6 +337,14 @@ def _row(question: Question, prompt: Prompt, search: AnySearch, info: dict[str, 
         base_revision=info["base_revision"],
         search=search_column(info),
     )
+
+
+def _mode_of(questions: Sequence[Question], prompts: Sequence[Prompt]) -> str:
+    """What an answer is, as a command names it: prompts of the mode contrast are worded as those of cloze."""
+    with_others = any(
+        question.choices is None and prompt.mode == "cloze" for question, prompt in zip(questions, prompts, strict=True)
+    )
+    return "contrast" if with_others else prompts[0].mode
 
 
 def _check_questions(questions: Sequence[Question]) -> None:

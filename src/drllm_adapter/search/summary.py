@@ -143,6 +143,23 @@ class SearchSummary:
             paths_per_second=scored / seconds if scored else None,
         )
 
+    @property
+    def verdict(self) -> str:
+        """What the figures mean, in a sentence or two."""
+        if not self.kept:
+            return "no question has a label, so nothing can be learnt; try other labels, or a task that fits the model."
+        tries = round(self.paths / self.questions)
+        base, labels = 100 * self.base_accuracy, 100 * self.label_accuracy
+        luck = (
+            f"The labels are the best of about {tries} paths a question, chosen with the answer known, so part of what "
+            f"they gain is luck that no router can learn; what is learnt shows in drllm eval, on other questions."
+        )
+        if not self.base_accuracy:
+            return f"the base is right on no question: look at some answers, and at --mode, before training. {luck}"
+        saved = self.num_blocks - self.mean_passes
+        passes = f"{abs(saved):.2f} passes {'fewer' if saved >= 0 else 'more'}"
+        return f"{labels:.1f} % are right along the labels, {base:.1f} % in the base, with {passes}. {luck}"
+
     @classmethod
     def from_json(cls, value: Any) -> "SearchSummary | None":
         """What `dataclasses.asdict` made of one; None for anything else."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..decisions import EXECUTE, REPEAT, Decisions, ScoredPath, execute_all, passes, to_path
 from ..errors import DrLLMError
+from ..supervision.labels import LABEL_RULES
 
 REWARDS = ("probability", "correct")
 METHODS = ("tree", "random")
@@ -74,11 +75,8 @@ class SearchConfig:
 
     @classmethod
     def for_rule(cls, rule: str, **changes: Any) -> "SearchConfig":
-        """The constants that go with a label rule: the paper's search for "shortest", the probability's for "price"."""
-        config = cls()
-        if rule == "shortest":
-            config = cls(length_penalty=3.0, reward="correct", early_stop=True)
-        return replace(config, **changes)
+        """The constants that go with a label rule: the paper's search for "shortest", the defaults for most others."""
+        return replace(cls(), **{**LABEL_RULES[rule].search, **changes})
 
 
 @dataclass
@@ -133,10 +131,12 @@ class PathSearch:
             self._back_up(trail, known)
         return None
 
-    def report(self, probability: float, correct: bool) -> None:
+    def report(
+        self, probability: float, correct: bool, agreement: float | None = None, kl: float | None = None
+    ) -> None:
         """What came of the path that was proposed last; a probability of NaN is worth nothing."""
         assert self._trail, "nothing was proposed"
-        score = ScoredPath(self._trail[-1].decisions, probability, correct)
+        score = ScoredPath(self._trail[-1].decisions, probability, correct, agreement, kl)
         self._scores[score.decisions] = score
         self._back_up(self._trail, score)
         self._trail = []

@@ -1,10 +1,11 @@
 """What is learnt from: the set of paths tried, the rules that choose among them, what each decision does on average."""
 
-from .labels import LABEL_RULES, Labels, choose_label, choose_labels
+from .labels import LABEL_RULES, LabelRule, Labels, choose_label, choose_labels
 from .rows import Row, iterate_rows, read_rows, read_search_info
 
 __all__ = [
     "LABEL_RULES",
+    "LabelRule",
     "Labels",
     "Row",
     "choose_label",

@@ -1,11 +1,14 @@
-"""Which of the paths that were tried becomes the label: small pure functions, so that a set is relabelled for free."""
+"""Which of the paths that were tried become labels: small rules by name, so that a set is relabelled for free."""
 
 import math
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from ..decisions import Decisions, ScoredPath, passes
 from ..errors import DrLLMError
+from ..registry import Registry
 
 
 @dataclass(frozen=True)
@@ -13,8 +16,7 @@ class Labels:
     """What is learnt from the paths that were tried.
 
     Attributes:
-        rule: "weighted" (several paths a question), or "price" or "shortest" (the paper's), one;
-            or "effects", a regression over all of them, see `training.objectives`.
+        rule: the name of a label rule, see `LABEL_RULES`.
         price: of L block passes, in probability of the right answer.
     """
 
@@ -22,48 +24,84 @@ class Labels:
     price: float = 0.4
 
 
-def shortest(paths: Sequence[ScoredPath], price: float = 0.0) -> Decisions | None:
-    """The published rule: the shortest right path, the likelier of equals; None (no label) when none was right.
+class LabelRule(ABC):
+    """What is learnt of the paths tried on a question.
 
-    It learns lucky guesses: with few possible answers some short path is right by chance. `price` is not used.
+    Attributes:
+        summary: a few words for `--help`.
+        search: constants of a `SearchConfig` that go with the rule, where they are not the defaults.
+        regresses: routers learn what every decision adds to the answer, from all paths (`training.EffectRegression`);
+            `choose` then serves the metrics alone.
     """
-    right = [path for path in paths if path.correct]
-    if not right:
-        return None
-    return min(right, key=lambda path: (passes(path.decisions), -path.probability, path.decisions)).decisions
+
+    summary: ClassVar[str]
+    search: ClassVar[Mapping[str, Any]] = {}
+    regresses: ClassVar[bool] = False
+
+    @abstractmethod
+    def choose(self, paths: Sequence[ScoredPath], price: float) -> Decisions | None:
+        """The one path that stands for a question; None drops the question. The order of `paths` must not matter."""
+
+    def weigh(self, paths: Sequence[ScoredPath], price: float) -> list[tuple[Decisions, float]]:
+        """The paths to imitate and their weights, which add up to 1, the chosen one first; empty drops the question."""
+        label = self.choose(paths, price)
+        return [] if label is None else [(label, 1.0)]
 
 
-def price(paths: Sequence[ScoredPath], price: float = 0.4) -> Decisions | None:
+LABEL_RULES: Registry[LabelRule] = Registry("label rule", "drllm_adapter.label_rules")
+
+
+class _ByWorth(LabelRule):
     """The path of highest p(right answer) - price x passes / L; of equals the shorter.
 
     Every question has one, unless the model gave no finite numbers along any path.
     """
-    ranked = _by_worth(paths, price)
-    return ranked[0][0] if ranked else None
+
+    def choose(self, paths: Sequence[ScoredPath], price: float) -> Decisions | None:
+        ranked = _by_worth(paths, price)
+        return ranked[0][0] if ranked else None
 
 
-def _by_worth(paths: Sequence[ScoredPath], price: float) -> list[tuple[Decisions, float]]:
-    """The paths that have a score and their worth, p(right answer) - price x passes / L; the best first.
+@LABEL_RULES.register("weighted")
+class Weighted(_ByWorth):
+    """The best paths of a question, weighted by what they are worth, see `weighted`."""
 
-    Of equals the shorter is first, then the one of higher decisions, so that the order of `paths` does not matter.
+    summary = "the best paths, weighted by p(right answer) against passes"
+
+    def weigh(self, paths: Sequence[ScoredPath], price: float) -> list[tuple[Decisions, float]]:
+        return weighted(paths, price)
+
+
+@LABEL_RULES.register("effects")
+class Effects(_ByWorth):
+    """A regression over all paths, see `training.EffectRegression`."""
+
+    summary = "a regression over all paths of what each decision adds"
+    regresses = True
+
+
+@LABEL_RULES.register("price")
+class Price(_ByWorth):
+    """One path a question."""
+
+    summary = "the best path by p(right answer) against passes"
+
+
+@LABEL_RULES.register("shortest")
+class Shortest(LabelRule):
+    """The published rule: the shortest right path, the likelier of equals; no label when none was right.
+
+    It learns lucky guesses: with few possible answers some short path is right by chance. The price is not used.
     """
-    # Rounded, so that equal worth is found equal whatever its last bits are.
-    ranked = [
-        (path.decisions, round(path.probability - price * passes(path.decisions) / len(path.decisions), 9))
-        for path in paths
-        if not math.isnan(path.probability)
-    ]
-    return sorted(ranked, key=lambda item: (item[1], -passes(item[0]), item[0]), reverse=True)
 
+    summary = "the published rule: the shortest right path"
+    search: ClassVar[Mapping[str, Any]] = {"length_penalty": 3.0, "reward": "correct", "early_stop": True}
 
-LABEL_RULES: dict[str, Callable[[Sequence[ScoredPath], float], Decisions | None]] = {
-    "weighted": price,
-    "effects": price,
-    "price": price,
-    "shortest": shortest,
-}
-"""The one path that stands for a question. "weighted" adds others to it, see `choose_labels`; "effects" learns from all
-paths and uses this one for its metrics only."""
+    def choose(self, paths: Sequence[ScoredPath], price: float) -> Decisions | None:
+        right = [path for path in paths if path.correct]
+        if not right:
+            return None
+        return min(right, key=lambda path: (passes(path.decisions), -path.probability, path.decisions)).decisions
 
 
 def choose_label(paths: Sequence[ScoredPath], rule: str, price: float) -> Decisions | None:
@@ -72,13 +110,7 @@ def choose_label(paths: Sequence[ScoredPath], rule: str, price: float) -> Decisi
     Raises:
         DrLLMError: there is no such rule, or the price is not a number from 0.
     """
-    if rule not in LABEL_RULES:
-        raise DrLLMError(
-            f"the label rule must be one of {', '.join(LABEL_RULES)}, but {rule!r} was given; choose one of them."
-        )
-    if isinstance(price, bool) or not isinstance(price, (int, float)) or not price >= 0:
-        raise DrLLMError(f"price must be a number of at least 0, but {price!r} was given; correct it.")
-    return LABEL_RULES[rule](paths, price)
+    return _checked(rule, price).choose(paths, price)
 
 
 def choose_labels(paths: Sequence[ScoredPath], rule: str, price: float) -> list[tuple[Decisions, float]]:
@@ -87,10 +119,14 @@ def choose_labels(paths: Sequence[ScoredPath], rule: str, price: float) -> list[
     Raises:
         DrLLMError: as `choose_label`.
     """
-    label = choose_label(paths, rule, price)
-    if label is None:
-        return []
-    return weighted(paths, price) if rule == "weighted" else [(label, 1.0)]
+    return _checked(rule, price).weigh(paths, price)
+
+
+def _checked(rule: str, price: float) -> LabelRule:
+    chosen = LABEL_RULES[rule]
+    if isinstance(price, bool) or not isinstance(price, (int, float)) or not price >= 0:
+        raise DrLLMError(f"price must be a number of at least 0, but {price!r} was given; correct it.")
+    return chosen()
 
 
 def weighted(
@@ -114,3 +150,17 @@ def weighted(
     weights = [math.exp((worth - best[0][1]) / temperature) for _, worth in best]
     kept = [weight for weight in weights if weight >= 0.02 * sum(weights)]
     return [(decisions, weight / sum(kept)) for (decisions, _), weight in zip(best, kept, strict=False)]
+
+
+def _by_worth(paths: Sequence[ScoredPath], price: float) -> list[tuple[Decisions, float]]:
+    """The paths that have a score and their worth, p(right answer) - price x passes / L; the best first.
+
+    Of equals the shorter is first, then the one of higher decisions, so that the order of `paths` does not matter.
+    """
+    # Rounded, so that equal worth is found equal whatever its last bits are.
+    ranked = [
+        (path.decisions, round(path.probability - price * passes(path.decisions) / len(path.decisions), 9))
+        for path in paths
+        if not math.isnan(path.probability)
+    ]
+    return sorted(ranked, key=lambda item: (item[1], -passes(item[0]), item[0]), reverse=True)

@@ -29,15 +29,16 @@ class Row:
 
     Attributes:
         id, task: of the question; ids are unique in a set.
-        mode: "letter", "cloze" or "free".
+        mode: "letter", "cloze", "free" or "self".
         prompt: the text that routers read; `templated` when a chat template made it, special tokens included.
         continuations, answer_index: the texts scored after the prompt, and which of them is right; None for a free
             answer.
-        answer: the text of the right answer.
+        reference: in the mode "self" the token ids of the base model's own continuation; None in others.
+        answer: the text of the right answer, or of the reference.
         level: difficulty where the task has one.
         score: what a path's probability is: "choices" (softmax over the choices) or "reference" (geometric mean over
-            the reference answer's tokens).
-        base_correct: whether the base model's own path was right.
+            the reference's tokens).
+        base_correct: whether the base model's own path was right; in the mode "self" it is.
         decisions: the label under the rule of the search; None when the rule drops the question.
         paths: every path tried, in that order; the first is the base model's.
         simulations, seed: of the search.
@@ -51,6 +52,7 @@ class Row:
     prompt: str
     templated: bool
     continuations: tuple[str, ...]
+    reference: tuple[int, ...] | None
     answer_index: int | None
     answer: str
     level: int | None
@@ -70,6 +72,11 @@ class Row:
         Raises:
             DrLLMError: the answer is free; generated answers need the question itself.
         """
+        if self.reference is not None:
+            return Prompt(
+                self.prompt, self.templated, self.continuations, self.answer, self.mode,
+                max_new_tokens=len(self.reference), reference=self.reference,
+            )  # fmt: skip
         if self.answer_index is None:
             raise DrLLMError(
                 f"only questions with choices can be scored again from a supervision set, but {self.id!r} has a free "
@@ -78,7 +85,15 @@ class Row:
         return Prompt(self.prompt, self.templated, self.continuations, self.answer_index, self.mode, max_new_tokens=1)
 
 
-_PATH = pa.struct([("decisions", pa.list_(pa.int8())), ("probability", pa.float64()), ("correct", pa.bool_())])
+_PATH = pa.struct(
+    [
+        ("decisions", pa.list_(pa.int8())),
+        ("probability", pa.float64()),
+        ("correct", pa.bool_()),
+        ("agreement", pa.float64()),
+        ("kl", pa.float64()),
+    ]
+)
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -87,6 +102,7 @@ SCHEMA = pa.schema(
         ("prompt", pa.string()),
         ("templated", pa.bool_()),
         ("continuations", pa.list_(pa.string())),
+        ("reference", pa.list_(pa.int64())),
         ("answer_index", pa.int64()),
         ("answer", pa.string()),
         ("level", pa.int64()),
@@ -102,7 +118,7 @@ SCHEMA = pa.schema(
     ]
 )
 # The fields of `search.json` that hold for every row, and are kept with each.
-_OF_EVERY_ROW = ("search", "rule", "price", "sources", "num_blocks", "base_fingerprint", "dtype")
+_OF_EVERY_ROW = ("search", "rule", "price", "mode", "sources", "num_blocks", "base_fingerprint", "dtype")
 
 
 def search_column(info: Mapping[str, Any]) -> str:
@@ -253,7 +269,7 @@ def _info_of_rows(source: str | os.PathLike[str]) -> dict[str, Any]:
     first = infos[0]
     info: dict[str, Any] = {
         name: first.get(name) if all(other.get(name) == first.get(name) for other in infos) else None
-        for name in ("rule", "price", "num_blocks", "base_fingerprint", "base_revision", "dtype")
+        for name in ("rule", "price", "mode", "num_blocks", "base_fingerprint", "base_revision", "dtype")
     }
     searches = [other.get("search", {}) for other in infos]
     info["base_model"] = first["base_model"]
@@ -279,8 +295,9 @@ def _read_columns(path: Path, names: Sequence[str]) -> pa.Table:
 
 def _conformed(table: pa.Table) -> pa.Table:
     """The columns of `SCHEMA`, whatever was added, and whatever the order and the widths of numbers have become."""
-    if "search" not in table.column_names and "paths" in table.column_names:
-        table = table.append_column("search", pa.array([""] * len(table), pa.string()))
+    for name, value in (("search", ""), ("reference", None)):
+        if name not in table.column_names and "paths" in table.column_names:
+            table = table.append_column(name, pa.array([value] * len(table), SCHEMA.field(name).type))
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise DrLLMError(
@@ -293,12 +310,20 @@ def _conformed(table: pa.Table) -> pa.Table:
 def _row(item: dict[str, Any]) -> Row:
     paths: Sequence[dict[str, Any]] = item.pop("paths")
     decisions = item.pop("decisions")
-    continuations = item.pop("continuations")
+    continuations, reference = item.pop("continuations"), item.pop("reference")
     return Row(
         **item,
         continuations=tuple(continuations),
+        reference=None if reference is None else tuple(reference),
         decisions=None if decisions is None else tuple(decisions),
         paths=tuple(
-            ScoredPath(tuple(path["decisions"]), float(path["probability"]), bool(path["correct"])) for path in paths
+            ScoredPath(
+                tuple(path["decisions"]),
+                float(path["probability"]),
+                bool(path["correct"]),
+                path["agreement"],
+                path["kl"],
+            )
+            for path in paths
         ),
     )

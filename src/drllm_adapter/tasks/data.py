@@ -1,8 +1,8 @@
 """The rows of files, folders, data sets in memory and on the Hub, each with where it stands.
 
 The format is read from the content: JSON lines, a JSON array or document (pretty-printed or as pandas writes it), CSV,
-TSV, Parquet, Arrow; plain or compressed by gzip, bzip2 or xz; text in UTF-8, UTF-16 or UTF-32. Bytes that are none of
-these are refused with file and line, never replaced.
+TSV, Parquet, Arrow, or, in a `.txt` of nothing else, a prompt a line; plain or compressed by gzip, bzip2 or xz; text in
+UTF-8, UTF-16 or UTF-32. Bytes that are none of these are refused with file and line, never replaced.
 """
 
 import bz2
@@ -30,7 +30,7 @@ _REFUSED = {
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it, or compress it by gzip"),
     b"\xd0\xcf\x11\xe0": ("an old Excel file", "save the sheet as CSV"),
 }
-QUESTION_FIELDS = ("question", "query", "problem", "question_stem", "prompt")
+QUESTION_FIELDS = ("question", "query", "problem", "question_stem", "prompt", "messages")
 """Names of the field that a row must have; the first that is there counts."""
 
 Row = tuple[str, Mapping[str, Any] | DrLLMError]
@@ -215,6 +215,8 @@ def _text_rows(file: Any, head: bytes, path: Path) -> Iterator[Row]:
         yield from _table_rows(lines, "\t" if ".tsv" in suffixes else _delimiter(first[1]) or ",", path)
     elif _is_json(first[1], suffixes):
         yield from _json_rows(lines, path)
+    elif suffixes[-1:] == [".txt"]:
+        yield from ((f"{path}, line {number}", {"prompt": line.strip()}) for number, line in lines if line.strip())
     else:
         raise DrLLMError(
             f"the data file {path} must be JSON lines, JSON, CSV, TSV, Parquet or Arrow, but line {first[0]} begins "
@@ -222,14 +224,24 @@ def _text_rows(file: Any, head: bytes, path: Path) -> Iterator[Row]:
         )
 
 
-def _lines(file: Any, encoding: str, path: Path) -> Iterator[tuple[int, str]]:
+def decoded(content: bytes, name: str) -> str:
+    """The text of a file or stream called `name`: UTF-8, or UTF-16 or UTF-32 as its first bytes say.
+
+    Raises:
+        DrLLMError: it is neither; names the line.
+    """
+    encoding = json.detect_encoding(content)
+    return "".join(line for _, line in _lines(io.BytesIO(content), encoding, name))
+
+
+def _lines(file: Any, encoding: str, name: str | Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file with their numbers, decoded as strictly as can be."""
     if not encoding.startswith("utf-8"):  # whose line ends are not found in the bytes
         try:
             yield from enumerate(io.StringIO(file.read().decode(encoding), newline="\n"), 1)
         except UnicodeDecodeError as error:
             raise DrLLMError(
-                f"{path} must be text in {encoding.upper()}, as it begins, but byte {error.start + 1} is not; save it "
+                f"{name} must be text in {encoding.upper()}, as it begins, but byte {error.start + 1} is not; save it "
                 f"as UTF-8."
             ) from error
         return
@@ -238,9 +250,9 @@ def _lines(file: Any, encoding: str, path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise DrLLMError(
-                f"{path}, line {number} must be UTF-8 (or UTF-16), but byte {error.start + 1} of it, "
-                f"0x{line[error.start]:02x}, is not; if the file is in an older encoding, convert it: iconv -f cp1252 "
-                f"-t utf-8 {path.name} > new.{path.name}."
+                f"{name}, line {number} must be UTF-8 (or UTF-16), but byte {error.start + 1} of it, "
+                f"0x{line[error.start]:02x}, is not; if it is in an older encoding, convert it: iconv -f cp1252 -t "
+                f"utf-8 OLD > NEW."
             ) from error
 
 
@@ -362,7 +374,7 @@ def _rows_of_document(value: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]
     rows: list[Any] = []
     if asked and isinstance(asked[0], dict) and "stem" not in asked[0]:  # columns of rows by index
         rows = [{name: column.get(key) for name, column in value.items()} for key in asked[0]]
-    elif asked and isinstance(asked[0], list):  # columns
+    elif asked and isinstance(asked[0], list) and not is_conversation(asked[0]):  # columns
         rows = [dict(zip(value, cells, strict=False)) for cells in zip(*items, strict=False)]
     elif asked:
         return None
@@ -376,6 +388,11 @@ def _rows_of_document(value: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]
             return None
         rows = [item.get("row", item) for item in lists[0] if isinstance(item, dict)]
     return list(enumerate(rows, 1))
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether it is a list of messages, which have a role each."""
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and "role" in turn for turn in value)
 
 
 def parsed(value: Any) -> Any:

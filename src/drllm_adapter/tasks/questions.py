@@ -1,4 +1,4 @@
-"""Rows as questions: what their fields are called and mean, and refusing what cannot be asked, by file and line."""
+"""Rows as questions and prompts: what their fields mean, and refusing what cannot be asked, by file and line."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -7,14 +7,12 @@ from itertools import islice
 from typing import Any
 
 from ..errors import DrLLMError
-from .data import QUESTION_FIELDS, Row, Source, names_of, parsed, rows_in_memory, rows_of
+from .data import QUESTION_FIELDS, Row, Source, is_conversation, names_of, parsed, rows_in_memory, rows_of
+from .task import TASKS, Task
 from .values import text_of, whole_number, without_surrogates
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-TASKS = ("arc", "dart", "jsonl", "khop")
-_HUB_DEFAULTS = {"arc": "allenai/ai2_arc:ARC-Easy", "dart": "hkust-nlp/dart-math-pool-math"}
-_KHOP_QUESTIONS = 500
 _CHOICES_FIELDS = ("choices", "options", "endings")
 # Fields that say the answer; where a row has several, they must say the same.
 _ANSWER_FIELDS = ("answer", "answerKey", "answer_key", "answer_index", "answer_idx", "gt_ans", "correct_answer")
@@ -25,17 +23,18 @@ _NUMBERED = re.compile(r"(?:option|choice|ending|sol)[ _]?(\d+|[A-Za-z])", re.IG
 
 @dataclass(frozen=True)
 class Question:
-    """One question.
+    """One question, or a prompt without an answer.
 
     Attributes:
         id: unique in its file.
         task: the name of a task, which decides the wording of the prompt, or the name that a row of "jsonl" gives
-            itself in the field `task`.
-        question: its text.
+            itself in the field `task` or `kind`.
+        question: its text; of a conversation what the user said last.
         choices: 2 to 26 texts; None for a free answer.
-        answer: index of the right choice, or the reference answer.
+        answer: index of the right choice, or the reference answer; None where answers were not read.
         level: difficulty where the task has one.
         prompt: ready-made text that replaces the task's wording.
+        messages: a conversation up to the user's last turn, (role, text) each, in place of a text.
         source, where: the set and the line that it was read from; they say nothing about what is asked, so questions
             are compared without them.
     """
@@ -44,9 +43,10 @@ class Question:
     task: str
     question: str
     choices: tuple[str, ...] | None
-    answer: int | str
+    answer: int | str | None
     level: int | None = None
     prompt: str | None = None
+    messages: tuple[tuple[str, str], ...] | None = None
     source: Source | None = field(default=None, compare=False)
     where: str | None = field(default=None, compare=False)
 
@@ -64,28 +64,31 @@ def load_questions(
     limit: int | None = None,
     skip: int = 0,
     seed: int = 0,
+    with_answers: bool = True,
     skip_bad: Callable[[str], None] | None = None,
 ) -> list[Question]:
     """The questions of a task, in the order of the data.
 
     Args:
-        task: "arc" (multiple choice), "dart" (free mathematical answers), "jsonl" (either) or "khop" (made here).
+        task: the name of a task, see `TASKS`: "arc" (multiple choice), "dart" (free mathematical answers), "jsonl"
+            (either), "khop" (made here).
         data: a file (JSON lines, JSON, CSV, TSV, Parquet, Arrow; see `data`), a folder that `datasets` saved or the
             name of a dataset on the Hub, `name:config` where it has several, or some of these with commas between
             them; or rows: a list of mappings, a `datasets.Dataset`, a pandas frame. None is the task's own dataset.
-            A row has `question` (or `query`, `problem`, `prompt`), `answer` (or `answerKey`, `gt_ans`, ...), and
-            optionally `choices`, `id`, `level` and `task`.
+            A row has `question` (or `query`, `problem`, `prompt`; or `messages`, a conversation, of which what follows
+            the user's last turn is left out), `answer` (or `answerKey`, `gt_ans`, ...), and optionally `choices`,
+            `id`, `level` and `task` (or `kind`).
         split: of a dataset on the Hub; None is "train".
         limit: most questions to give; None is all.
         skip: questions to leave out at the beginning.
         seed: for made questions.
+        with_answers: whether answers are read, and every row must have one.
         skip_bad: told, in a sentence, of every row that cannot be asked and is left out; None refuses it.
 
     Raises:
         DrLLMError: nothing is there, or a row is not a question that can be asked; names file and line.
     """
-    if task not in TASKS:
-        raise DrLLMError(f"task must be one of {', '.join(TASKS)}, but {task!r} was given; choose one of them.")
+    kind = TASKS[task]()
     if limit is not None and limit < 1:
         raise DrLLMError(f"limit must be at least 1 question, but {limit} was given; raise it or leave it out.")
     if skip < 0:
@@ -95,7 +98,7 @@ def load_questions(
     seen: dict[str, str] = {}
     bad = 0
     place = 0
-    for source, rows in _sources(task, data, split, end, seed):
+    for source, rows in _sources(task, kind, data, split, end, seed):
         answers = _Answers()
         begin = len(questions)
         for where, fields in islice(rows, None if end is None else end - place):
@@ -105,7 +108,8 @@ def load_questions(
             try:
                 if isinstance(fields, DrLLMError):
                     raise fields
-                question = _question(task, fields, where, f"{source.stem}-{place - 1}", source, answers)
+                name = f"{source.stem}-{place - 1}"
+                question = _question(task, fields, where, name, source, answers if with_answers else None)
                 if question.id in seen:
                     raise DrLLMError(
                         f"question ids must be unique, but {question.id!r} is in {seen[question.id]} and in {where}; "
@@ -134,79 +138,98 @@ def sources_of(questions: Iterable[Question]) -> list[dict[str, Any]]:
 
 
 def _sources(
-    task: str, data: str | Iterable[Mapping[str, Any]] | None, split: str | None, end: int | None, seed: int
+    name: str, task: Task, data: str | Iterable[Mapping[str, Any]] | None, split: str | None, end: int | None, seed: int
 ) -> Iterator[tuple[Source, Iterator[Row]]]:
     """Every source that is named and its rows."""
-    if task == "khop":
+    if task.makes_questions:
         if data is not None:
             raise DrLLMError(
-                f"the task khop makes its own questions, but --data {data} was given; leave it out, or choose another "
-                f"--task."
+                f"the task {name} makes its own questions, but --data {data} was given; leave it out, or choose "
+                f"another --task."
             )
-        from ..demo.khop import generate
-
-        made = generate(end or _KHOP_QUESTIONS, seed)
-        yield Source(task), ((f"made question {number}", row) for number, row in enumerate(made))
+        made = task.make(end, seed)
+        yield Source(name), ((f"made question {number}", row) for number, row in enumerate(made))
         return
-    if data is None and task == "jsonl":
-        raise DrLLMError("the task jsonl needs a file, but none was given; name it with --data.")
-    if data is None or isinstance(data, str):
-        for name in names_of(_HUB_DEFAULTS[task] if data is None else data):
-            source, rows = rows_of(name, split)
-            yield source, _without_repeats(rows) if task == "dart" else rows
+    data = task.data if data is None else data
+    if data is None:
+        raise DrLLMError(f"the task {name} needs a file, but none was given; name it with --data.")
+    if isinstance(data, str):
+        for one in names_of(data):
+            source, rows = rows_of(one, split)
+            yield source, task.rows(rows)
     else:
-        yield Source("rows"), rows_in_memory(data)
-
-
-def _without_repeats(rows: Iterator[Row]) -> Iterator[Row]:
-    """Every query once: the pool of DART has many sampled responses to each."""
-    seen: set[Any] = set()
-    for where, fields in rows:
-        query = None if isinstance(fields, DrLLMError) else fields.get("query")
-        if not isinstance(query, str) or query not in seen:
-            seen.add(query)
-            yield where, fields
+        yield Source("rows"), task.rows(rows_in_memory(data))
 
 
 def _question(
-    task: str, fields: Mapping[str, Any], where: str, default_id: str, source: Source, answers: "_Answers"
+    task: str, fields: Mapping[str, Any], where: str, default_id: str, source: Source, answers: "_Answers | None"
 ) -> Question:
     name, text = next(((name, parsed(fields[name])) for name in QUESTION_FIELDS if fields.get(name)), ("", None))
     if isinstance(text, Mapping) and "stem" in text:  # {"stem": ..., "choices": [...]}, as AI2 publishes its sets
         fields = {**fields, **{key: value for key, value in text.items() if key != "stem"}}
         text = text["stem"]
+    messages = None
+    if name == "messages" or is_conversation(text):
+        messages = _messages(text, where)
+        text = messages[-1][1]
     elif not isinstance(text, (str, Mapping)):
         text = fields.get(name) if isinstance(fields.get(name), str) else text_of(text)
     if not isinstance(text, str) or not text.strip():
-        raise DrLLMError(f"{where} must have the text of a question, but it has none; add the field `question`.")
+        wanted = "`prompt` or `messages`" if answers is None else "`question`"
+        raise DrLLMError(f"{where} must have the text of a question, but it has none; add the field {wanted}.")
     choices, labels = _choices(fields, where)
-    if task == "arc" and choices is None:
+    kind = TASKS[task]
+    if kind.needs_choices and choices is None:
         raise DrLLMError(
-            f"{where} must have choices, as every arc question does, but it has none; add `choices`, or read questions "
-            f"without choices with --task jsonl --mode free."
+            f"{where} must have choices, as every {task} question does, but it has none; add `choices`, or read "
+            f"questions without choices with --task jsonl --mode free."
         )
     given = {name: fields[name] for name in _ANSWER_FIELDS if fields.get(name) not in (None, "")}
     if not given:
         given = {name: fields[name] for name in _OTHER_ANSWER_FIELDS if fields.get(name) not in (None, "")}
         given = dict(list(given.items())[:1])
-    if not given:
-        raise DrLLMError(f"{where} must have an answer, but it has none; add the field `answer`.")
+    if not given and answers is not None:
+        raise DrLLMError(
+            f"{where} must have an answer, but it has none; add the field `answer`, or compare with the model's own "
+            f"continuation with --mode self."
+        )
     prompt = fields.get("prompt")
     question = Question(
         id=text_of(fields["id"]) or str(fields["id"]) if fields.get("id") not in (None, "") else default_id,
         # A mixture of tasks names each row's own.
-        task=str(fields["task"]) if task == "jsonl" and fields.get("task") else task,
+        task=str(fields.get("task") or fields.get("kind") or task) if kind.names_rows else task,
         question=text,
         choices=choices,
-        answer=_free_answer(given, where) if choices is None else -1,
+        answer=None if answers is None else _free_answer(given, where) if choices is None else -1,
         level=_level(fields, where),
         prompt=prompt if isinstance(prompt, str) and prompt.strip() else None,
+        messages=messages,
         source=source,
         where=where,
     )
-    for said in (question.id, question.question, question.prompt or "", str(question.answer), *(choices or ())):
+    turns = [said for _, said in messages or ()]
+    for said in (question.id, question.question, question.prompt or "", str(question.answer), *(choices or ()), *turns):
         without_surrogates(said, where)
-    return question if choices is None else replace(question, answer=answers.read(question, given, labels))
+    return (
+        question
+        if choices is None or answers is None
+        else replace(question, answer=answers.read(question, given, labels))
+    )
+
+
+def _messages(found: Any, where: str) -> tuple[tuple[str, str], ...]:
+    """A conversation up to the user's last turn."""
+    if not is_conversation(found) or not all(
+        isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str) for turn in found
+    ):
+        raise DrLLMError(
+            f"{where} must have a list of messages with a `role` and a text as `content` each, but it has not; correct "
+            f"`messages`."
+        )
+    last = max((place for place, turn in enumerate(found) if turn["role"] == "user"), default=-1)
+    if last < 0:
+        raise DrLLMError(f"{where} must have a message of the user, to be answered, but it has none; add it.")
+    return tuple((turn["role"], turn["content"]) for turn in found[: last + 1])
 
 
 def _level(fields: Mapping[str, Any], where: str) -> int | None:

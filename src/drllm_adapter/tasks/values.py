@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-import numpy as np
-
 from ..errors import DrLLMError
 
 
@@ -19,12 +17,10 @@ def plain(value: Any) -> Any:
     """The value in the types of JSON: arrays as lists, NumPy's numbers as Python's; None for NaN, NaT, `pandas.NA`."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "tolist"):  # NumPy's arrays and numbers, without importing it
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
     if isinstance(value, Decimal):
         value = int(value) if value == value.to_integral_value() else float(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):

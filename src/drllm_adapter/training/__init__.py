@@ -6,16 +6,19 @@
 
 from .collect import collect_features
 from .config import TrainingConfig
-from .curves import plot_curves
+from .curves import plot_curves, plot_refinement
 from .features import FeatureStore
 from .loss import effective_number_weights, focal_loss
 from .objectives import EffectRegression
-from .routers import load_weights_into
-from .trainer import TrainingResult, check_labels, train_routers
+from .refine import RefineConfig, Refined, refine_routers
+from .routers import load_weights_into, read_weights
+from .trainer import TrainingResult, check_labels, split_questions, train_routers
 
 __all__ = [
     "EffectRegression",
     "FeatureStore",
+    "RefineConfig",
+    "Refined",
     "TrainingConfig",
     "TrainingResult",
     "check_labels",
@@ -24,5 +27,9 @@ __all__ = [
     "focal_loss",
     "load_weights_into",
     "plot_curves",
+    "plot_refinement",
+    "read_weights",
+    "refine_routers",
+    "split_questions",
     "train_routers",
 ]

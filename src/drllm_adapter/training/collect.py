@@ -92,6 +92,7 @@ def collect_features(
         "ids": _digest(names),
         "layers": layers,
         "windows": config.num_windows,
+        "rms_norm": config.rms_norm,
         "width": width,
     }
     key = _digest(identity)

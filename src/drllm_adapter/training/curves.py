@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..reporting.plotting import BLUE, CLASS_COLOURS, GREY, PALE, figure, whole_numbers
+from .refine import Refined
 from .trainer import TrainingResult
 
 if TYPE_CHECKING:
@@ -39,6 +40,32 @@ def plot_curves(result: TrainingResult, path: str | os.PathLike[str]) -> None:
         for axes in (loss, f1, passes):
             axes.axvline(result.best_epoch, color="#CCCCCC", linewidth=5, alpha=0.5, zorder=0)
             axes.set_xlabel("epoch (grey band: kept)")
+            whole_numbers(axes)
+            axes.grid(axis="y", color=PALE)
+            axes.legend(frameon=False, fontsize=8)
+
+
+def plot_refinement(result: Refined, path: str | os.PathLike[str]) -> None:
+    """Draw reward, passes and entropy by step as a PNG at `path`: of the sampled paths, and of the held-out prompts'.
+
+    Raises:
+        DrLLMError: the file cannot be written.
+    """
+    steps = [entry for entry in result.history if "reward" in entry]
+    looks = [entry for entry in result.history if "validation_reward" in entry]
+    with figure(path, 11, 3.4, width_ratios=(1, 1, 1)) as (reward, passes, entropy):
+        for axes, sampled, held_out, title in (
+            (reward, "reward", "validation_reward", "Reward, before passes are paid for"),
+            (passes, "mean_passes", "validation_passes", "Mean passes a prompt"),
+        ):
+            _line(axes, [entry["step"] for entry in steps], steps, sampled, GREY, "sampled paths")
+            _line(axes, [entry["step"] for entry in looks], looks, held_out, BLUE, "held-out prompts, likeliest path")
+            axes.set_title(title)
+        _line(entropy, [entry["step"] for entry in steps], steps, "entropy", GREY, "sampled paths")
+        entropy.set_ylim(bottom=0)
+        entropy.set_title("Entropy, nats a decision")
+        for axes in (reward, passes, entropy):
+            axes.set_xlabel("step")
             whole_numbers(axes)
             axes.grid(axis="y", color=PALE)
             axes.legend(frameon=False, fontsize=8)

@@ -1,5 +1,6 @@
 """What a training says of itself: the file of its report, and the three lines that a person wants to read."""
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +30,20 @@ def training_line(metrics: dict[str, Any], best: dict[str, Any]) -> str:
         f"training  {metrics['epochs']} epochs of {metrics['steps_per_epoch']} steps, {metrics['seconds']:.1f} s, "
         f"{metrics['weights']:,} weights; lowest validation loss {best['validation_loss']:.4f} after epoch "
         f"{best['epoch']}"
+    )
+
+
+def verdict_line(metrics: dict[str, Any]) -> str:
+    """Whether the routers tell questions apart, in words."""
+    routers, static = metrics["routers"]["macro_f1"], metrics["static"]["macro_f1"]
+    questions, better = metrics["validation_questions"], routers > static
+    # Two standard errors of a share from so many questions; decisions of one question are hardly independent.
+    luck = 1 / math.sqrt(questions)
+    certain = "" if abs(routers - static) > luck else f", which may be luck on {questions:,} questions"
+    what = "tell questions apart better" if better else "tell questions apart no better"
+    return (
+        f"verdict   the routers {what} than one path for all ({routers:.3f} against {static:.3f}){certain}; what it is "
+        f"worth in answers shows drllm eval"
     )
 
 

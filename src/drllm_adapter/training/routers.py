@@ -30,6 +30,18 @@ def fresh_weights(routers: int, width: int, router_width: int, generator: torch.
     }
 
 
+def read_weights(model: nn.Module) -> tuple[Weights, tuple[int, ...]]:
+    """The routers of the active adapter as a stack, a copy, and the block of each."""
+    blocks = routed_layers(model)
+    name = blocks[0].active_router_adapter
+    assert name is not None
+    layers = tuple(block.index for block in blocks if name in block.drllm_router)
+    routers = [dict(blocks[layer].drllm_router[name].named_parameters()) for layer in layers]
+    return {
+        key.replace(".", "_"): torch.stack([router[key].detach().clone() for router in routers]) for key in routers[0]
+    }, layers
+
+
 @torch.no_grad()
 def load_weights_into(
     model: nn.Module,

@@ -30,7 +30,7 @@ from .features import FeatureStore
 from .loss import effective_number_weights
 from .metrics import decision_metrics, static_decisions
 from .objectives import EffectRegression, Imitation, Objective, WeightedImitation
-from .report import data_line, result_line, training_line
+from .report import data_line, result_line, training_line, verdict_line
 from .routers import Weights, fresh_weights, stacked_logits
 
 DEFAULT_MEMORY = 4 * 2**30
@@ -163,7 +163,8 @@ def train_routers(
         "steps_per_epoch": math.ceil(len(train_rows) / config.batch_size),
         "seconds": time.perf_counter() - started,
     }
-    for line in (training_line(metrics, history[best_epoch - 1]), result_line(metrics)):
+    told = (training_line(metrics, history[best_epoch - 1]), result_line(metrics), verdict_line(metrics))
+    for line in told:
         lines.append(line)
         console.print(line, highlight=False, markup=False)
     return TrainingResult(

@@ -4,6 +4,7 @@ from ..supervision import Labels
 from .demo import run_demo
 from .evaluate import evaluate_adapter, evaluate_with_lm_eval
 from .probe import probe_model
+from .refine import refine_adapter
 from .search import estimate_paths, search_paths
 from .train import train_adapter
 
@@ -13,6 +14,7 @@ __all__ = [
     "evaluate_adapter",
     "evaluate_with_lm_eval",
     "probe_model",
+    "refine_adapter",
     "run_demo",
     "search_paths",
     "train_adapter",

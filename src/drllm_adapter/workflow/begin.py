@@ -4,7 +4,6 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from rich.console import Console
 
 from ..errors import DrLLMError
 from ..jobs import Processes
-from ..tasks import Prompt, Question, build_prompts
+from ..scoring.plain import Scorer
+from ..tasks import Prompt, Question, word_questions
 
 
 def load_once(
@@ -54,12 +54,30 @@ def begun_dtype(output: str | os.PathLike[str], name: str) -> str:
         return "auto"
 
 
-def prompts_of(questions: Sequence[Question], mode: str, tokenizer: Any, max_new_tokens: int | None) -> list[Prompt]:
-    """The questions as they are put to the model, with another length of generated answers if one is given."""
-    prompts = build_prompts(questions, mode, tokenizer)
-    if max_new_tokens is None:
-        return prompts
-    return [replace(prompt, max_new_tokens=max_new_tokens) for prompt in prompts]
+def prompts_of(
+    questions: Sequence[Question],
+    mode: str,
+    scorer: Scorer,
+    *,
+    max_new_tokens: int | None = None,
+    chat_template: bool = True,
+    grader: str | None = None,
+    skip_bad: Callable[[str], None] | None = None,
+) -> tuple[list[Question], list[Prompt]]:
+    """The questions as they are put to the model, see `word_questions`; what does not fit it is refused.
+
+    Args:
+        chat_template: whether the tokenizer's is used, where it has one.
+    """
+    return word_questions(
+        questions,
+        mode,
+        scorer.tokenizer if chat_template else None,
+        grader=grader,
+        max_new_tokens=max_new_tokens,
+        check=scorer.check,
+        skip_bad=skip_bad,
+    )
 
 
 def teller(console: Console | None) -> Callable[[str], None]:

@@ -1,7 +1,7 @@
 """`drllm demo`: the whole loop on the embedded model, through the same functions as the commands.
 
-Search paths, train routers on them, evaluate on fresh questions, compare with every baseline at the same number of
-passes, save, load again with PEFT's own call, generate.
+Search paths, train routers on them, refine them on policy, evaluate on fresh questions, compare with every baseline at
+the same number of passes, save, load again with PEFT's own call, generate.
 """
 
 import time
@@ -14,15 +14,16 @@ from rich.console import Console
 from ..decisions import draw
 from ..demo import BASE
 from ..errors import DrLLMError
-from ..evaluation import BaselineTable, Part, Report, plot_layers
+from ..evaluation import BaselineTable, Part, Report, plot_layers, verdict
 from ..files import claim_folder, write_json_atomic
 from ..models.loading import load_routed
 from ..search import SearchConfig
 from ..supervision import Labels
 from ..tasks import Question, load_questions
-from ..training import TrainingConfig
+from ..training import RefineConfig, TrainingConfig
 from .evaluate import evaluate_adapter
 from .generate import generate_text
+from .refine import refine_adapter
 from .search import search_paths
 from .train import train_adapter
 
@@ -65,7 +66,18 @@ def run_demo(
 
     console.rule("train")
     training = TrainingConfig(seed=seed)
-    train_adapter(folder / "paths", folder / "adapter", config=training, console=console)
+    train_adapter(folder / "paths", folder / "trained", config=training, console=console)
+
+    console.rule("refine")
+    # Questions cost nothing once no paths are searched for them: the searched ones, and as many again.
+    refine_adapter(
+        str(folder / "trained"),
+        load_questions("khop", limit=2 * questions, seed=2 * seed),
+        folder / "adapter",
+        mode="cloze",
+        config=RefineConfig(max_steps=120, price=labels.price, seed=seed),
+        console=console,
+    )
 
     console.rule("evaluate")
     # Inside the adapter's folder, so that its card shows the results.
@@ -80,6 +92,7 @@ def run_demo(
     assert report.baselines is not None
     console.print(report.table())
     console.print(report.baselines.table())
+    console.print(f"Verdict: {verdict(report)}", highlight=False)
 
     console.rule("load again and generate")
     shown = _generate(folder / "adapter", to_test)
@@ -101,7 +114,8 @@ def run_demo(
     write_json_atomic(folder / "report.json", result)
     plot_layers(report, folder / "layers.png")
     console.print(
-        f"{result['seconds']:.0f} s. In {folder}: report.json, layers.png, adapter/, paths/. Try: drllm generate "
+        f"{result['seconds']:.0f} s. In {folder}: report.json, layers.png, adapter/, and what led to it, paths/ and "
+        f"trained/. Try: drllm generate "
         f'{folder}/adapter "{shown[0]["prompt"]}" --show-path',
         highlight=False,
         soft_wrap=True,

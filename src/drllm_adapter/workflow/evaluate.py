@@ -21,13 +21,14 @@ from ..evaluation import (
     Effort,
     Report,
     ScorePaths,
-    batches_of,
     compare,
     compare_with_baselines,
     plot_layers,
     plot_tradeoff,
     score_both,
+    scoring_all,
     sweep_controls,
+    verdict,
 )
 from ..evaluation.lm_eval import HarnessReport, evaluate_with_harness
 from ..files import EVALUATION, REPORT, check_claim, claim_folder, write_json_atomic
@@ -37,11 +38,13 @@ from ..jobs import BEGUN, Processes, is_unfinished, job_progress, open_folder
 from ..models.download import fetch_supervision, load_training_record
 from ..models.loading import load_routed
 from ..scoring.plain import Score, Scorer
+from ..scoring.references import REFERENCES, add_references
 from ..scoring.shared_prefix import SharingScorer, score_paths
 from ..supervision import Row, read_rows
 from ..tasks import QUESTIONS_CHANGED, Prompt, Question, digest_of, sources_of
 from ..training.trained_on import trained_on
 from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
+from .floor import floor_sentence
 
 
 def evaluate_adapter(
@@ -60,6 +63,9 @@ def evaluate_adapter(
     dtype: str = "auto",
     device: str | None = None,
     max_new_tokens: int | None = None,
+    chat_template: bool = True,
+    grader: str | None = None,
+    skip_bad: Callable[[str], None] | None = None,
     resume: bool = False,
     console: Console | None = None,
     log: TextIO | None = None,
@@ -77,6 +83,7 @@ def evaluate_adapter(
         supervision: a supervision set of the same base, on whose questions baselines are chosen; None compares with
             none.
         effort: how much is spent on choosing them.
+        max_new_tokens, chat_template, grader, skip_bad: see `search_paths`.
         sweep: also run every control over its range; with this or baselines, `output` gets `tradeoff.png` as well.
         resume: go on with what an interrupted evaluation left in `output`.
         log: progress goes here as JSON lines, in place of a bar.
@@ -107,20 +114,21 @@ def evaluate_adapter(
         set_layer_budget(model, layer_budget)
     config: Any = model.peft_config["default"]
     budget = config.layer_budget
-    prompts = prompts_of(questions, mode, tokenizer, max_new_tokens)
+    scorer = Scorer(model, tokenizer, batch_size=batch_size)
+    questions, prompts = prompts_of(
+        questions, mode, scorer, max_new_tokens=max_new_tokens, chat_template=chat_template, grader=grader,
+        skip_bad=skip_bad,
+    )  # fmt: skip
     settings = {
         **_settings(adapter, base, model),
         "tasks": sorted({question.task for question in questions}),
         "sources": sources_of(questions),
         "mode": mode,
     }
-    warning = trained_on(
-        load_training_record(adapter), [prompt.text for prompt in prompts], prompts[0].mode, settings["sources"]
-    )
+    warning = trained_on(load_training_record(adapter), [prompt.text for prompt in prompts], mode, settings["sources"])
     if warning is not None and processes.is_main:
         teller(console)(f"Warning: {warning}")
     begun = {**settings, "questions_digest": digest_of(questions, prompts), "batch_size": batch_size}
-    scorer = Scorer(model, tokenizer, batch_size=batch_size)
     with nullcontext(output) if output is not None else tempfile.TemporaryDirectory() as place:
         assert place is not None
         folder = Path(place)
@@ -134,6 +142,9 @@ def evaluate_adapter(
             finished_as=REPORT,
             refusals={"questions_digest": QUESTIONS_CHANGED},
         ) as locks:
+            prompts = add_references(
+                scorer, prompts, folder=folder, locks=locks, processes=processes, console=console, log=log
+            )
             in_base, routed = score_both(
                 scorer, prompts, folder, locks, processes, layer_budget=budget, console=console, log=log
             )
@@ -141,8 +152,13 @@ def evaluate_adapter(
             report = compare(in_base, routed, [question.level for question in questions], tasks)
             processes.meet()  # everybody has read the scores
             if processes.is_main:
+                floor = floor_sentence(
+                    prompts, sum(score.correct for score in in_base), lambda prompt: in_base[prompts.index(prompt)].text
+                )
+                if floor is not None:
+                    teller(console)(f"Warning: {floor}")
                 if sweep:
-                    points = sweep_controls(model, routed, _scoring_all(scorer, prompts, console, log))
+                    points = sweep_controls(model, routed, scoring_all(scorer, prompts, "sweep", console, log))
                     report = replace(report, sweep=points)
                 if training_rows is not None:
                     set_layer_budget(model, None)
@@ -163,9 +179,13 @@ def evaluate_adapter(
                     plot_layers(report, folder / FIGURE)
                     if report.baselines is not None or report.sweep is not None:
                         plot_tradeoff(report, folder / "tradeoff.png")
-                    write_json_atomic(folder / REPORT, {**settings, "trained_on": warning, **report.to_json()})
+                    write_json_atomic(
+                        folder / REPORT,
+                        {**settings, "trained_on": warning, "verdict": verdict(report), **report.to_json()},
+                    )
                 (folder / BEGUN).unlink()
                 shutil.rmtree(folder / SCORES)
+                shutil.rmtree(folder / REFERENCES, ignore_errors=True)
     if output is not None and processes.is_main:
         _show_on_card(adapter, folder)
     return report
@@ -235,25 +255,6 @@ def _with_bars(sharing: SharingScorer, console: Console | None, log: TextIO | No
         job = f"baselines, step {next(step)}"
         with job_progress(job, "questions", len(asked), console=console, log=log) as progress:
             return score_paths(sharing, asked, paths, show=progress.update)
-
-    return score
-
-
-def _scoring_all(
-    scorer: Scorer, prompts: Sequence[Prompt], console: Console | None, log: TextIO | None
-) -> Callable[[], list[Score]]:
-    """Scores of all prompts along the routers' paths, with a bar for each of the settings that they are swept over."""
-    batches = batches_of(prompts, scorer.batch_size)
-    step = count(1)
-
-    def score() -> list[Score]:
-        scores: dict[int, Score] = {}
-        with job_progress(f"sweep, step {next(step)}", "questions", len(prompts), console=console, log=log) as progress:
-            progress.update(0)
-            for places in batches:
-                scores.update(zip(places, scorer.score([prompts[place] for place in places]), strict=True))
-                progress.update(len(scores))
-        return [scores[place] for place in range(len(prompts))]
 
     return score
 

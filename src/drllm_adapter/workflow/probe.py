@@ -1,16 +1,16 @@
 """A base and questions in; out comes whether routers can help."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
-from rich.progress import Progress
 
 from .. import __version__
 from ..adapter.base_identity import fingerprint
 from ..evaluation.figures import plot_probe
 from ..evaluation.probe import ProbeReport, analyse, measure
 from ..files import check_claim, claim_folder, write_json_atomic
+from ..jobs import job_progress
 from ..models.loading import load_base, route_base
 from ..scoring.shared_prefix import SharingScorer
 from ..tasks import Question, sources_of
@@ -31,6 +31,8 @@ def probe_model(
     price: float = 0.4,
     batch_size: int = 64,
     seed: int = 0,
+    grader: str | None = None,
+    skip_bad: Callable[[str], None] | None = None,
     dtype: str = "auto",
     device: str | None = None,
     console: Console | None = None,
@@ -41,23 +43,22 @@ def probe_model(
         base: folder or Hub name of the frozen model.
         questions: their tasks, or their sources when all are of one task, are what differences are looked for between.
         paths, edits, single_edits: see `evaluation.probe.measure`; `price` see `evaluation.probe.analyse`.
+        grader, skip_bad: see `search_paths`.
 
     Raises:
         DrLLMError: see `load_base`, `build_prompt`, `evaluation.probe.measure`.
     """
     check_claim(output, PROBE)
+    model, tokenizer = load_base(base, dtype=dtype, device=device)
+    scorer = SharingScorer(route_base(model), tokenizer, batch_size=batch_size, notice=teller(console))
+    questions, prompts = prompts_of(questions, mode, scorer.plain, grader=grader, skip_bad=skip_bad)
     names = [question.task for question in questions]
     if len(set(names)) == 1:
         names = [question.source.name if question.source is not None else question.task for question in questions]
-    model, tokenizer = load_base(base, dtype=dtype, device=device)
-    scorer = SharingScorer(route_base(model), tokenizer, batch_size=batch_size, notice=teller(console))
-    prompts = prompts_of(questions, mode, tokenizer, None)
-    hidden = console is None or not console.is_terminal
-    with Progress(console=console, transient=True, disable=hidden) as progress:
-        bar = progress.add_task("probe", total=1.0)
+    with job_progress("probe", "%", 100, console=console) as progress:
         measured = measure(
             scorer, prompts, names, paths=paths, edits=edits, single_edits=single_edits, seed=seed,
-            show=lambda done: progress.update(bar, completed=done),
+            show=lambda done: progress.update(100 * done),
         )  # fmt: skip
     report = analyse(measured, price=price, seed=seed)
     folder = claim_folder(output, PROBE)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +21,13 @@ from ..adapter.base_identity import fingerprint, is_fingerprint_of
 from ..adapter.config import DrLLMConfig
 from ..decisions import Decisions
 from ..errors import DrLLMError
+from ..evaluation import HeldOut, check_limits
 from ..files import check_claim, write_json_atomic
 from ..hub import write_card
 from ..jobs import BEGUN, Processes, is_unfinished, open_folder
 from ..models.download import ADAPTER, TRAINING_REPORT, fetch_supervision, find_base, split_revision
 from ..models.loading import load_base
-from ..supervision import Labels, Row, choose_labels, read_rows, read_search_info
+from ..supervision import LABEL_RULES, Labels, Row, choose_labels, read_rows, read_search_info
 from ..supervision.effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
 from ..training import (
     EffectRegression,
@@ -36,10 +37,12 @@ from ..training import (
     collect_features,
     load_weights_into,
     plot_curves,
+    split_questions,
     train_routers,
 )
 from ..training.trained_on import marks_of
 from .begin import begun_dtype, dtype_name, full_name, load_once
+from .held_out import check_held_out
 
 
 def train_adapter(
@@ -52,6 +55,8 @@ def train_adapter(
     config: TrainingConfig | None = None,
     adapter: DrLLMConfig | None = None,
     features: str | os.PathLike[str] | None = None,
+    max_loss: float | None = None,
+    mean_passes: float | None = None,
     resume: bool = False,
     dtype: str = "auto",
     device: str | None = None,
@@ -71,6 +76,8 @@ def train_adapter(
         adapter: windows, router width and routed blocks; None is the paper's.
         features: folder that keeps what the routers read for the next training on the same labels; None keeps it in
             `output` until the training is finished.
+        max_loss, mean_passes: limits that the depth control is set by on the questions held out, see
+            `evaluation.hold_to_limits`; what is lost there is measured in any case, but for free answers.
         resume: go on with what an interrupted training left in `output`.
         log: progress goes here as JSON lines, in place of a bar.
 
@@ -80,6 +87,7 @@ def train_adapter(
         Interrupted: on SIGINT or SIGTERM, with everything saved.
     """
     check_claim(output, ADAPTER, resume=resume, unfinished=is_unfinished(output, BEGUN, TRAINING_REPORT))
+    check_limits(max_loss, mean_passes)
     config = config or TrainingConfig()
     adapter = adapter or DrLLMConfig()
     source = fetch_supervision(supervision)
@@ -90,6 +98,11 @@ def train_adapter(
         found_price = Labels().price if info["price"] is None else info["price"]
         labels = Labels(rule or info["rule"] or Labels().rule, found_price if price is None else price)
     rows, decisions, weights = _examples(read_rows(source), labels, supervision)
+    if (max_loss, mean_passes) != (None, None) and any(row.mode == "free" for row in rows):
+        raise DrLLMError(
+            f"limits are kept on held-out questions whose answers need no generating, but {supervision} has free "
+            f"answers; search with --mode contrast or --mode self, or leave --max-loss and --mean-passes out."
+        )
     name = base or find_base(supervision, info["base_model"])
     processes = Processes.current()
     folder = Path(output)
@@ -110,7 +123,7 @@ def train_adapter(
     # What routers read along: the paths to imitate, or for effects the best static path at this price.
     paths = np.array(decisions, dtype=np.int8)
     forced, average = paths.copy(), None
-    if labels is not None and labels.rule == "effects":
+    if labels is not None and LABEL_RULES[labels.rule].regresses:
         average = regress_effects(row.paths for row in rows)
         forced[:] = static_at(average, MARGIN_OF_PROBABILITY * labels.price)
     ids = question_names(rows)
@@ -121,6 +134,7 @@ def train_adapter(
         "base_fingerprint": found,
         "training": asdict(config),
         "windows": adapter.num_windows,
+        "rms_norm": adapter.rms_norm,
         "router_width": adapter.router_width,
         "layers": adapter.routed_blocks(paths.shape[1]),
         "dtype": dtype_name(model),
@@ -168,7 +182,16 @@ def train_adapter(
             console=console,
             log=log,
         )
-        _write_adapter(folder, routed, adapter, config, rows, info, labels, result)
+        load_weights_into(routed, result.weights, result.layers)
+        _, validation = split_questions(ids, config.validation_share, config.seed)
+        held_rows = {ids[place]: rows[place] for place in validation}.values()
+        held = None
+        if all(row.mode != "free" for row in held_rows):
+            prompts = [row.to_prompt() for row in held_rows]
+            held = check_held_out(
+                routed, tokenizer, prompts, max_loss=max_loss, mean_passes=mean_passes, console=console, log=log
+            )
+        _write_adapter(folder, routed, adapter, config, supervision, rows, info, labels, result, held)
         # The report was written last: from here on the training is finished.
         for unfinished in (folder / BEGUN, checkpoint):
             unfinished.unlink(missing_ok=True)
@@ -183,10 +206,12 @@ def _write_adapter(
     routed: Any,
     adapter: DrLLMConfig,
     config: TrainingConfig,
+    supervision: str | os.PathLike[str],
     rows: Sequence[Row],
     info: dict[str, Any],
     labels: Labels | None,
     result: TrainingResult,
+    held: HeldOut | None,
 ) -> None:
     """The trained adapter, its card, curves and report."""
     facts = {
@@ -195,8 +220,11 @@ def _write_adapter(
         "supervision": {
             "questions": len(set(question_names(rows))),
             "tasks": sorted({row.task for row in rows}),
-            "mode": rows[0].mode,
+            "mode": info.get("mode") or rows[0].mode,
+            "wording": _wording(row.prompt if not row.templated else None for row in rows),
             "sources": info.get("sources", []),
+            # Where others find it; a folder of this disk is nobody else's.
+            "set": None if Path(supervision).exists() else os.fspath(supervision),
             "marks": marks_of(row.prompt for row in rows),
             "labels": {"rule": info["rule"], "price": info["price"]} if labels is None else asdict(labels),
             "search": info["search"],
@@ -207,13 +235,21 @@ def _write_adapter(
         "training": asdict(config),
         "metrics": result.metrics,
         "best_epoch": result.best_epoch,
+        "held_out": None if held is None else held.to_json(),
     }
-    load_weights_into(routed, result.weights, result.layers)
     routed.save_pretrained(str(folder))
     plot_curves(result, folder / "curves.png")
     facts["adapter_checksum"] = adapter.checksum
     write_json_atomic(folder / TRAINING_REPORT, {**facts, "history": result.history, "lines": result.lines})
     write_card(folder)
+
+
+def _wording(prompts: Iterable[str | None]) -> str:
+    """How what the routers read was worded, for commands that word other prompts: None is by a chat template."""
+    kinds = {
+        "chat" if prompt is None else "question" if prompt.startswith("Question: ") else "plain" for prompt in prompts
+    }
+    return kinds.pop() if len(kinds) == 1 else "plain"
 
 
 def question_names(rows: Sequence[Row]) -> list[str]:

@@ -11,6 +11,7 @@ from ...reporting.percentages import with_interval
 BASE, STATIC, BY_TASK = "base", "best static path", "best path of each task"
 BY_PROMPT, HINDSIGHT = "predicted from the prompt", "hindsight (luck included)"
 _LITTLE, _MUCH = 0.01, 0.03
+_LEAST_QUESTIONS = 10
 
 Estimate = tuple[float, float, float]
 """A value and its 95 % interval: value, low, high."""
@@ -107,7 +108,9 @@ class ProbeReport:
         shown = ranked if len(ranked) <= 12 else [*ranked[:8], *ranked[-4:]]
         for effect in shown:
             name = f"{'skip' if effect.decision == SKIP else 'repeat'} {effect.block}"
-            free.add_row(name, _change(effect.probability), _change(effect.accuracy), str(effect.questions))
+            # Intervals of a few questions say more about the few than about the edit.
+            shown_as = _change if effect.questions >= _LEAST_QUESTIONS else _point
+            free.add_row(name, shown_as(effect.probability), shown_as(effect.accuracy), str(effect.questions))
         if not shown:
             free.add_row("no edit was scored on two questions: raise --limit or --single-edits", "", "", "")
         shares = Table("of the variance that paths make", "share, %", title="Heterogeneity and predictability",
@@ -136,5 +139,11 @@ def _change(value: Estimate) -> str:
     return with_interval(value[0], value[1:], "+")
 
 
+def _point(value: Estimate) -> str:
+    return f"{100 * value[0]:+.1f} (few)"
+
+
 def _share(value: Estimate) -> str:
-    return with_interval(value[0], value[1:])
+    """An estimate of a share may lie outside of what a share can be; what is printed does not."""
+    share, low, high = (min(1.0, max(0.0, bound)) for bound in value)
+    return with_interval(share, (low, high))

@@ -19,6 +19,7 @@ class PackedRow:
         positions: for each token how many precede it on its own way from the first: its position id.
         reads: indices of the tokens whose prediction is read.
         targets: for each continuation, for each of its tokens, which of `reads` predicts it and the token.
+        prompt_length: how many of the tokens are the prompt's.
     """
 
     tokens: tuple[int, ...]
@@ -26,6 +27,7 @@ class PackedRow:
     positions: tuple[int, ...]
     reads: tuple[int, ...]
     targets: tuple[tuple[tuple[int, int], ...], ...]
+    prompt_length: int
 
     @property
     def is_chain(self) -> bool:
@@ -64,4 +66,4 @@ def pack(prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> Packe
             place = children[place, token]
         predicted.append((reads.setdefault(place, len(reads)), continuation[-1]))
         targets.append(tuple(predicted))
-    return PackedRow(tuple(tokens), tuple(parents), tuple(positions), tuple(reads), tuple(targets))
+    return PackedRow(tuple(tokens), tuple(parents), tuple(positions), tuple(reads), tuple(targets), len(prompt))

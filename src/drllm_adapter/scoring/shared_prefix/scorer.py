@@ -21,7 +21,8 @@ from ...decisions import Decisions, execute_all, passes, to_path
 from ...errors import DrLLMError
 from ...search.bundle import Work
 from ...tasks import Prompt
-from ..plain import PlainSession, Score, Scorer
+from ..fidelity import Fidelity, fidelity
+from ..plain import PlainSession, Score, Scorer, check_references
 from .blocks import Blocks, Prepared
 from .packing import PackedRow, pack
 from .states import Node, States
@@ -121,6 +122,7 @@ class SharingScorer:
         Raises:
             DrLLMError: a prompt with its answer is longer than the model's positions.
         """
+        check_references(prompts)
         rows = []
         for prompt in prompts:
             encoded = self.plain.encode(prompt)
@@ -194,10 +196,16 @@ class SharingScorer:
 
 @dataclass
 class _Predicted:
-    """Log-likelihoods of a prompt's continuations along a path; of a free answer also its first greedy tokens."""
+    """Log-likelihoods of a prompt's continuations along a path.
+
+    Attributes:
+        greedy: the first greedy tokens of a free answer.
+        fidelity: the path against the base, over a reference.
+    """
 
     likelihoods: list[float]
     greedy: list[int] | None = None
+    fidelity: Fidelity | None = None
 
 
 class SharingSession:
@@ -208,6 +216,8 @@ class SharingSession:
         self._states = States(scorer.memory)
         self._scores: dict[Pair, Score] = {}
         self._batch_of: dict[int, tuple[Prepared, int]] = {}
+        # What the base predicts along a reference, `[tokens, vocabulary]`, for what other paths are compared with.
+        self._bases: dict[int, Tensor] = {}
         by_length = defaultdict(list)
         for place, row in enumerate(rows):
             by_length[-len(row.tokens) // _LENGTH_STEP * -_LENGTH_STEP, row.is_chain].append(place)
@@ -225,7 +235,9 @@ class SharingSession:
         )
         for pair, item in zip(new, predicted, strict=True):
             prompt = self.prompts[pair[0]]
-            self._scores[pair] = self.scorer.plain.judge(prompt, item.likelihoods, pair[1], texts.get(pair, ""))
+            self._scores[pair] = self.scorer.plain.judge(
+                prompt, item.likelihoods, pair[1], texts.get(pair, ""), item.fidelity
+            )
         return [self._scores[pair] for pair in pairs]
 
     def log_likelihoods(self, pairs: Sequence[Pair]) -> list[list[float]]:
@@ -234,6 +246,11 @@ class SharingSession:
 
     @torch.inference_mode()
     def _predict(self, pairs: Sequence[Pair]) -> list["_Predicted"]:
+        base = execute_all(self.scorer.num_blocks)
+        compared = {place for place, _ in pairs if self.prompts[place].mode == "self"} - self._bases.keys()
+        new = [(place, base) for place in sorted(compared)]
+        if new and new != list(pairs):
+            self._predict(new)
         model = self._blocks.model
         training = model.training
         model.eval()
@@ -246,8 +263,8 @@ class SharingSession:
     def _texts(self, begun: dict[Pair, list[int]]) -> dict[Pair, str]:
         """Greedy answers to free questions, of which the first tokens are known; no longer than the verdict needs.
 
-        Rows of a batch are equally long, and never fewer than a few: as in `_pass`, so that what is generated does not
-        depend on the neighbours.
+        Rows of a batch are equally long, and never fewer than a few: as in `run_pass`, so that what is generated does
+        not depend on the neighbours.
         """
         plain = self.scorer.plain
         texts: dict[Pair, str] = {}
@@ -301,7 +318,7 @@ class SharingSession:
             path = tuple(to_path(decisions))
             ends.append((place, path))
             length, hidden = self._states.longest(place, path)
-            held[place, path[:length]] = self._first(place) if hidden is None else hidden
+            held[place, path[:length]] = self.entering(place) if hidden is None else hidden
             for end in range(length + 1, len(path) + 1):
                 node = (place, path[:end])
                 level = levels[path[end - 1], path[end - 1 : end] == path[end - 2 : end - 1]]
@@ -319,17 +336,22 @@ class SharingSession:
                 children[before] -= 1
                 if not children[before]:
                     del held[before]
-            for node, hidden in zip(nodes, self._pass(block, [place for place, _ in nodes], entering), strict=True):
+            for node, hidden in zip(nodes, self.run_pass(block, [place for place, _ in nodes], entering), strict=True):
                 held[node] = hidden
                 self._states.keep(node, hidden)
-        self._count(pairs, [place for nodes in levels.values() for place, _ in nodes])
+        self.count_passes(pairs, [place for nodes in levels.values() for place, _ in nodes])
         return [held[place, path][list(self.rows[place].reads)] for place, path in ends]
 
-    def _first(self, place: int) -> Tensor:
+    def entering(self, place: int) -> Tensor:
+        """`[tokens, width]`, what enters the first block for the row of a prompt."""
         prepared, index = self._batch_of[place]
         return prepared.hidden[index]
 
-    def _pass(self, block: int, places: Sequence[int], entering: Sequence[Tensor]) -> list[Tensor]:
+    def keep(self, place: int, decisions: Decisions, hidden: Tensor) -> None:
+        """Keep the hidden states `[tokens, width]` that a prompt's row has at the end of a path."""
+        self._states.keep((place, tuple(to_path(decisions))), hidden)
+
+    def run_pass(self, block: int, places: Sequence[int], entering: Sequence[Tensor]) -> list[Tensor]:
         """One pass of a block over the hidden states of some questions, batched by the length of their rows."""
         batches: defaultdict[int, list[int]] = defaultdict(list)
         for item, place in enumerate(places):
@@ -370,16 +392,17 @@ class SharingSession:
             _Predicted([math.fsum(next(values) for _ in continuation) for continuation in row.targets]) for row in rows
         ]
         for place, start, item in zip(places, starts, found, strict=False):
+            along = predicted[start : start + len(self.rows[place].reads)]
             if self.prompts[place].mode == "free":
-                best = predicted[start : start + len(self.rows[place].reads)].argmax(dim=-1).tolist()
-                item.greedy = self._greedy(place, best)
+                item.greedy = self._greedy(place, along.argmax(dim=-1).tolist())
+            elif self.prompts[place].mode == "self":
+                # The base's own path is the first to be read, see `_predict`.
+                item.fidelity = fidelity(self._bases.setdefault(place, along.clone()), along)
         return found
 
     def _greedy(self, place: int, best: Sequence[int]) -> list[int]:
         """The beginning of a greedy answer: the likeliest tokens, as long as they are the reference's, and one more."""
         tokens: list[int] = []
-        if not self.scorer.plain.generates_the_likeliest:
-            return tokens
         (reference,) = self.rows[place].targets
         for likeliest, (_, token) in zip(best, reference, strict=True):
             tokens.append(likeliest)
@@ -387,13 +410,14 @@ class SharingSession:
                 break
         return tokens
 
-    def _count(self, pairs: Sequence[Pair], ran: Sequence[int]) -> None:
+    def count_passes(self, pairs: Sequence[Pair], ran: Sequence[int]) -> None:
+        """Add to the scorer's work: the paths `pairs` that were scored, and passes that `ran` for rows of prompts."""
         self.scorer.shared += Work(
             paths=len(pairs),
             passes=sum(passes(decisions) for _, decisions in pairs),
             passes_run=len(ran),
             tokens=sum(len(self.rows[place].tokens) for place in ran),
-            slots=sum(self._first(place).shape[0] for place in ran),
+            slots=sum(self.entering(place).shape[0] for place in ran),
         )
 
 

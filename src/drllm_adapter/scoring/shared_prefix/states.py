@@ -33,8 +33,9 @@ class States:
 
     def keep(self, node: Node, hidden: Tensor) -> None:
         """Keep the hidden states of a question behind some passes."""
+        before = self._states.pop(node, None)
         self._states[node] = hidden
-        self.used += hidden.nbytes
+        self.used += hidden.nbytes - (0 if before is None else before.nbytes)
         while self.used > self.memory:
             _, given_up = self._states.popitem(last=False)
             self.used -= given_up.nbytes

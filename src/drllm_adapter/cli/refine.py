@@ -1,0 +1,132 @@
+"""`drllm refine`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..supervision.rewards import REWARDS
+from .config import Config
+from .options import (
+    PAPER,
+    RUNNING,
+    Base,
+    ChatTemplate,
+    Data,
+    Device,
+    Dtype,
+    Limit,
+    Log,
+    LogFormat,
+    MaxNewTokens,
+    Mode,
+    Resume,
+    Seed,
+    SkipFirst,
+    Split,
+    Task,
+    Threads,
+    console,
+    log_stream,
+    numbers,
+    questions,
+    say,
+)
+
+
+def refine(
+    start: Annotated[
+        str, typer.Argument(help="Adapter to refine, or a base model to begin with; a folder or a name on the Hub.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the adapter, its report and its curves.")],
+    task: Task = None,
+    data: Data = None,
+    split: Split = None,
+    mode: Mode = "letter",
+    limit: Limit = None,
+    skip: SkipFirst = 0,
+    base: Base = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What a path is worth. {REWARDS.help()}; or file.py:function of your own, which is given prompt and "
+            f"generated text (mode free). By default agreement in the mode self, else probability.",
+        ),
+    ] = None,
+    price: Annotated[float, typer.Option(min=0, help="Price of L block passes, in reward.")] = 0.4,
+    max_steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 60,
+    num_generations: Annotated[int, typer.Option(min=2, help="Paths sampled for each prompt of a step.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts a step.", rich_help_panel=PAPER)] = 32,
+    learning_rate: Annotated[
+        float, typer.Option(min=0, help="Peak of the cosine schedule of AdamW.", rich_help_panel=PAPER)
+    ] = 5e-4,
+    entropy_coef: Annotated[
+        float, typer.Option(min=0, help="Entropy bonus at the first step; falls to 0.", rich_help_panel=PAPER)
+    ] = 0.01,
+    num_windows: Annotated[
+        int, typer.Option(min=1, help="Windows the prompt is pooled into (base model).", rich_help_panel=PAPER)
+    ] = 8,
+    router_width: Annotated[
+        int, typer.Option(min=1, help="Width of the routers' hidden layer (base model).", rich_help_panel=PAPER)
+    ] = 128,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Blocks that get a router, such as 4,5,6 (base model).", rich_help_panel=PAPER),
+    ] = None,
+    max_new_tokens: MaxNewTokens = None,
+    chat_template: ChatTemplate = True,
+    rows: Annotated[int, typer.Option(min=1, help="Most rows a block runs at once.", rich_help_panel=RUNNING)] = 64,
+    seed: Seed = 0,
+    resume: Resume = False,
+    log: Log = LogFormat.bar,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    threads: Threads = None,
+    config_file: Config = None,
+) -> None:
+    """Refine routers on policy: they try paths of their own choosing and learn from what came of them.
+
+    Example: drllm refine adapter --task arc --mode cloze --output refined
+    """
+    from ..files import check_claim
+    from ..jobs import BEGUN, is_unfinished
+    from ..models.download import ADAPTER, TRAINING_REPORT
+
+    routed = numbers(layers, "--layers", "block indices", "4,5,6")
+    check_claim(output, ADAPTER, resume=resume, unfinished=is_unfinished(output, BEGUN, TRAINING_REPORT))
+    asked = questions(task, data, split, limit, skip, seed, mode=mode)
+
+    from ..adapter.config import DrLLMConfig
+    from ..training import RefineConfig
+    from ..workflow import refine_adapter
+
+    result = refine_adapter(
+        start,
+        asked,
+        output,
+        mode=mode,
+        reward=reward,
+        config=RefineConfig(
+            max_steps=max_steps,
+            batch_size=batch_size,
+            num_generations=num_generations,
+            learning_rate=learning_rate,
+            entropy_coef=entropy_coef,
+            price=price,
+            seed=seed,
+        ),
+        adapter=DrLLMConfig(num_windows=num_windows, router_width=router_width, layers_to_transform=routed),
+        base=base,
+        max_new_tokens=max_new_tokens,
+        chat_template=chat_template,
+        batch_size=rows,
+        resume=resume,
+        dtype=dtype,
+        device=device,
+        console=console,
+        log=log_stream(log),
+    )
+    if result is not None:
+        named = "" if task is None else f" --task {task}"
+        fresh = "--seed ANOTHER_SEED" if task == "khop" else "--data OTHERS"
+        say(f"Saved in {output}. Next: drllm eval {output}{named} --mode {mode} {fresh} --output {output}/evaluation")
