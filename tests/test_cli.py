@@ -415,7 +415,7 @@ REFUSALS = (
     ["eval", "adapter", "--task", "khop", "--mode", "cloze", "--output", "taken"],
     ["eval", "adapter", "--task", "khop", "--mode", "cloze", "--base", "./missing"],
     ["eval", "adapter", "--lm-eval", "arc_easy", "--include-path", "missing"],
-    ["probe", BASE, "--task", "khop", "--mode", "cloze", "--output", "taken"],
+    ["probe", BASE, "--task", "khop", "--output", "taken"],
     ["generate", "./missing", "a>b"],
     ["generate", "adapter", "a>b", "--base", "./missing"],
     ["demo", "--output", "taken"],

@@ -309,6 +309,26 @@ class CandidateGenerators:
         return generator
 
 
+class ContinuousBatching:
+    """Stands in for the model's `init_continuous_batching`, which `generate_batch` and `transformers serve` begin with.
+
+    They run the model in a thread of their own, where a refusal would be logged and answers would be missing.
+    """
+
+    def __init__(self, model: Any, blocks: nn.ModuleList) -> None:
+        self.model = model
+        self.blocks = blocks
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        layer: Any = self.blocks[0]
+        if layer.active_router_adapter is not None:
+            raise DrLLMError(
+                "continuous batching (generate_batch, transformers serve) has one page table for all requests and cuts "
+                "prompts into pieces, but routes are of one request and its whole prompt; use generate, or drllm serve."
+            )
+        return type(self.model).init_continuous_batching(self.model, *args, **kwargs)
+
+
 def attach(model: nn.Module, stack: Stack, route: Route) -> None:
     """Hook the route to the model."""
     model.register_forward_pre_hook(_ModelHook(route, model), with_kwargs=True)
@@ -320,6 +340,8 @@ def attach(model: nn.Module, stack: Stack, route: Route) -> None:
         model.prepare_inputs_for_generation = GenerationInputs(model, route, stack.blocks)  # type: ignore[assignment]
     if hasattr(type(model), "_get_candidate_generator"):
         model._get_candidate_generator = CandidateGenerators(model)  # type: ignore[assignment]
+    if hasattr(type(model), "init_continuous_batching"):
+        model.init_continuous_batching = ContinuousBatching(model, stack.blocks)  # type: ignore[assignment]
 
 
 def detach(model: nn.Module) -> None:
@@ -333,5 +355,5 @@ def detach(model: nn.Module) -> None:
             if isinstance(after, _OutputHook):
                 del module._forward_hooks[key]
                 module._forward_hooks_always_called.pop(key, None)
-    for name in ("prepare_inputs_for_generation", "_get_candidate_generator"):
+    for name in ("prepare_inputs_for_generation", "_get_candidate_generator", "init_continuous_batching"):
         model.__dict__.pop(name, None)

@@ -32,7 +32,9 @@ def blend(probabilities: Tensor, depth_control: float) -> Tensor:
     raise AssertionError("depth_control is checked to be in [-1, 1]")
 
 
-def choose(probabilities: Tensor, block: int, num_blocks: int, passes: Sequence[int], config: DrLLMConfig) -> list[int]:
+def choose_rows(
+    probabilities: Tensor, block: int, num_blocks: int, passes: Sequence[int], config: DrLLMConfig
+) -> list[int]:
     """One decision for each row: the most probable that the budget allows.
 
     This is the one transfer from the device that a block needs at the prompt: the host must know whether to skip it
@@ -47,6 +49,7 @@ def choose(probabilities: Tensor, block: int, num_blocks: int, passes: Sequence[
     Raises:
         DrLLMError: a probability is not a number.
     """
+    routed = config.routed_blocks(num_blocks)
     decisions = []
     for made, row in zip(passes, probabilities.tolist(), strict=True):
         if row[0] != row[0]:
@@ -54,24 +57,26 @@ def choose(probabilities: Tensor, block: int, num_blocks: int, passes: Sequence[
                 f"the router of block {block} must give finite logits, but it gave NaN; the adapter's weights or the "
                 f"base model's hidden states are not finite: load the adapter again."
             )
-        limit = passes_left(config, block, num_blocks, made)
-        # The first of equals wins: a tie executes.
-        order = [decision for decision in (EXECUTE, SKIP, REPEAT) if decision <= limit]
-        decisions.append(max(order, key=row.__getitem__))
+        limit = pass_limit(config.layer_budget, made, block, routed, num_blocks)
+        decisions.append(choose(row, limit))
     return decisions
 
 
-def passes_left(config: DrLLMConfig, block: int, num_blocks: int, made: int) -> int:
-    """How many passes the budget leaves a block when the blocks before it have made some.
+def choose(probabilities: Sequence[float], limit: int) -> int:
+    """The likeliest decision of at most `limit` passes; the first of equals wins: a tie executes."""
+    return max((item for item in (EXECUTE, SKIP, REPEAT) if item <= limit), key=probabilities.__getitem__)
+
+
+def pass_limit(layer_budget: int | None, passes: int, block: int, routed: Sequence[int], num_blocks: int) -> int:
+    """How many passes the budget leaves a block, when those before it made `passes`.
 
     Later blocks keep a reserve: one pass for each without a router, and for the others their even share of the
     budget, at most one pass each. So a tight budget thins out the whole depth instead of cutting off its end.
     """
-    if config.layer_budget is None:
+    if layer_budget is None:
         return REPEAT
-    routed = config.routed_blocks(num_blocks)
     unrouted = num_blocks - len(routed)
     routed_later = sum(later > block for later in routed)
     unrouted_later = num_blocks - 1 - block - routed_later
-    share = routed_later * (config.layer_budget - unrouted) // len(routed)
-    return config.layer_budget - made - unrouted_later - min(routed_later, share)
+    share = routed_later * (layer_budget - unrouted) // len(routed)
+    return layer_budget - passes - unrouted_later - min(routed_later, share)

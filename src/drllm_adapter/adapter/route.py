@@ -15,7 +15,7 @@ from torch import Tensor
 from ..decisions import EXECUTE
 from ..errors import DrLLMError
 from .config import DrLLMConfig
-from .policy import blend, choose
+from .policy import blend, choose_rows
 from .router import Router, Windows
 from .rows import BlockDecisions, Cuts, Decisions
 
@@ -304,7 +304,7 @@ class Route:
         elif probabilities is None:
             values = [EXECUTE] * hidden.shape[0]
         else:
-            values = choose(probabilities, block, self.num_blocks, call.passes, call.config)
+            values = choose_rows(probabilities, block, self.num_blocks, call.passes, call.config)
         self.check_thread()  # another one had time to begin while the router ran
         call.passes = [made + times for made, times in zip(call.passes, values, strict=True)]
         if call.noted is not None:

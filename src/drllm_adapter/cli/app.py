@@ -25,6 +25,7 @@ from .probe import probe
 from .push import push
 from .refine import refine
 from .search import search
+from .serve import serve
 from .train import train
 
 _DEBUG = "DRLLM_DEBUG"
@@ -45,6 +46,7 @@ app.command()(refine)
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(export)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(info)
 app.command()(push)
 app.command()(card)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ..errors import DrLLMError
 from ..files import check_file, write_json_atomic
+from ..jobs.tracking import TRACKERS, finish, report_to
 from ..tasks import MODES, TASKS, grader_of, graders_help
 
 if TYPE_CHECKING:
@@ -179,6 +180,24 @@ Log = Annotated[
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with what an interrupted run left in OUTPUT.", rich_help_panel=RUNNING)
+]
+
+
+def _report(context: typer.Context, tracker: str | None) -> str | None:
+    if tracker is not None and is_main_process():
+        report_to(tracker, context.info_name or "", lambda: context.params)
+        context.call_on_close(finish)
+    return tracker
+
+
+ReportTo = Annotated[
+    str | None,
+    typer.Option(
+        callback=_report,
+        metavar=f"[{'|'.join(TRACKERS)}]",
+        help="Send progress and results there as well, as the option of that name does in Trainer.",
+        rich_help_panel=RUNNING,
+    ),
 ]
 
 

@@ -22,7 +22,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..decisions import CLASS_NAMES
 from ..errors import DrLLMError, Interrupted
-from ..jobs import JobProgress, Stop, job_progress, stop_on_signals
+from ..jobs import JobProgress, Stop, job_progress, stop_on_signals, track
 from .batches import Batch, BatchReader, Rows
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from .config import TrainingConfig
@@ -269,6 +269,7 @@ class _Run:
             if validation_loss < state.best_loss:
                 state.best_loss, state.best_epoch = validation_loss, state.epoch
                 state.best_weights = {name: weight.detach().cpu().clone() for name, weight in self.weights.items()}
+            track({"training": state.history[-1]}, step=state.epoch)
             state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
             progress.update(state.epoch - 1, facts={"macro F1": state.history[-1]["macro_f1"]})
         return state.history, state.best_epoch, state.best_weights
