@@ -158,7 +158,7 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         if call.at_prompt:
             name = call.adapter
             router: Any = self.drllm_router[name] if name in self.drllm_router else None  # noqa: SIM401 - a ModuleDict
-            decisions, probabilities = self.route.decide(self.index, router, hidden)
+            decisions, probabilities = self.route.decide(call, self.index, router, hidden)
             if self.training and torch.is_grad_enabled() and probabilities is not None:
                 return self._run_all_outcomes(call, decisions, probabilities, hidden, cache, args, kwargs)
             if cache is not None and call.decisions is not None:

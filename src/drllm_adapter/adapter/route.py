@@ -233,6 +233,7 @@ class Route:
 
     def end(self) -> None:
         """The stack has run: keep what its sequences were decided for, and let everything else go."""
+        self.check_thread()
         call, self.call = self.call, Call(thread=self.call.thread)
         if not call.at_prompt or call.decisions is None or not call.decisions.complete:
             return
@@ -245,7 +246,7 @@ class Route:
 
     def abandon(self, call: Call) -> None:
         """The call has failed: whatever it has begun is forgotten, and the last prompt is the one before."""
-        if self.call is call:  # and not another thread's
+        if self.call is call and call.thread == get_ident():  # and not another thread's
             self.call, self.next_call = Call(thread=call.thread), NextCall()
 
     def _forced_for_batch(
@@ -269,10 +270,13 @@ class Route:
 
     # What is decided
 
-    def decide(self, block: int, router: Router | None, hidden: Tensor) -> tuple[BlockDecisions, Tensor | None]:
+    def decide(
+        self, call: Call, block: int, router: Router | None, hidden: Tensor
+    ) -> tuple[BlockDecisions, Tensor | None]:
         """Take the decisions of one block for the rows of the prompt.
 
         Args:
+            call: the block's own; another thread may have begun one since.
             block: which one; blocks ask in order.
             router: the active adapter's router of this block; None when it has none.
             hidden: `[batch, tokens, width]`, what enters the block.
@@ -280,10 +284,9 @@ class Route:
         Returns:
             The decisions, and the probabilities `[batch, 3]` they were chosen by; None when they are not the router's.
         """
-        call = self.call
         assert call.config is not None
         assert call.decisions is not None
-        again = self._decided_before(block, hidden)
+        again = _decided_before(call, block, hidden)
         logits: Tensor | None = None
         reads = router is not None and call.forced is None
         if reads or (self.observer is not None and again is None):
@@ -312,21 +315,6 @@ class Route:
             values = [EXECUTE] * len(values)
         return call.decisions.decide(block, values), probabilities
 
-    def _decided_before(self, block: int, hidden: Tensor) -> BlockDecisions | None:
-        """What was decided the first time, where a checkpointed block runs again in the backward pass."""
-        call = self.call
-        decided = None if call.decisions is None else call.decisions.blocks[block]
-        if decided is not None and block in call.entered:
-            glance = _glance(hidden)
-            before = call.entered[block]
-            if glance.shape != before.shape or not torch.allclose(glance, before, 0.05, 0.001, equal_nan=True):
-                raise DrLLMError(
-                    f"a checkpointed block runs again for the last forward call alone, but block {block} was to run "
-                    f"again for an earlier one; call backward() after each forward call, or let the checkpointing lie "
-                    f"inside the routed blocks, as gradient_checkpointing_enable() does."
-                )
-        return decided
-
     def last(self) -> Tensor:
         """The decisions of the last prompt, `[batch, blocks]` int8 on the CPU."""
         if self.decisions is None:
@@ -353,6 +341,21 @@ class Route:
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a pickle of the model carries what steers it, not the sequences it was last run on.
         return {**Route(self.num_blocks).__dict__, "forced": self.forced, "unverified": self.unverified}
+
+
+def _decided_before(call: Call, block: int, hidden: Tensor) -> BlockDecisions | None:
+    """What was decided the first time, where a checkpointed block runs again in the backward pass."""
+    decided = None if call.decisions is None else call.decisions.blocks[block]
+    if decided is not None and block in call.entered:
+        glance = _glance(hidden)
+        before = call.entered[block]
+        if glance.shape != before.shape or not torch.allclose(glance, before, 0.05, 0.001, equal_nan=True):
+            raise DrLLMError(
+                f"a checkpointed block runs again for the last forward call alone, but block {block} was to run "
+                f"again for an earlier one; call backward() after each forward call, or let the checkpointing lie "
+                f"inside the routed blocks, as gradient_checkpointing_enable() does."
+            )
+    return decided
 
 
 def _glance(hidden: Tensor) -> Tensor:
