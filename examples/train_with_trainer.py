@@ -47,6 +47,7 @@ settings = TrainingArguments(
     lr_scheduler_type="cosine",
     warmup_steps=args.steps // 10,
     logging_steps=max(1, args.steps // 10),
+    remove_unused_columns=False,  # they are looked for in the call of the outer of two adapters
     save_strategy="no",
     report_to="none",
 )

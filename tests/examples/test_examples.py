@@ -29,7 +29,7 @@ from drllm_adapter.tasks import build_prompts, load_questions
 from drllm_adapter.workflow import evaluate_adapter, search_paths
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-LONG = ("train_demo", "train_robust", "evidence_")
+LONG = ("train_demo", "train_robust", "evidence_", "fidelity_")
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if not path.name.startswith(LONG))
 
 
