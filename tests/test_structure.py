@@ -23,6 +23,7 @@ ROOMS = [
     ["training"],
     ["evaluation"],
     ["hub"],
+    ["serving"],
     ["workflow", "bench"],
     ["cli"],
 ]

@@ -140,7 +140,19 @@ def test_forced_rows_are_spread_over_copies_of_their_prompts_alone(model: Any) -
             model.generate(tokens(4, 7), **GREEDY)
 
 
-def test_continuous_batching_is_refused(model: Any) -> None:
+def test_continuous_batching_is_refused_where_it_is_asked_for(model: Any) -> None:
+    """And not in its thread, which would log it; the base model alone has it."""
+    with pytest.raises(DrLLMError, match="generate, or drllm serve"):
+        model.generate_batch(inputs=[[5, 6, 7]])
+    routed = get_peft_model(tiny_model("llama"), DrLLMConfig())
+    with pytest.raises(DrLLMError, match="generate, or drllm serve"):
+        routed.init_continuous_batching()
+    with routed.disable_adapter():
+        assert routed.init_continuous_batching() is not None
+    assert "init_continuous_batching" not in vars(routed.unload())
+
+
+def test_pages_are_refused(model: Any) -> None:
     class PagedCache:
         pass
 

@@ -1,140 +1,157 @@
-"""The probe finds what was planted: shares of the variance, what states predict, and the gain that follows."""
+"""The probe finds what was planted: shares of the variance, what states predict, and what choosing by them keeps."""
 
 import json
-import sys
-from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from peft import get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from unrolled import VOCABULARY, tiny_model, unrolled
 
-from drllm_adapter import DrLLMError
-from drllm_adapter.cli import main
+from drllm_adapter import DrLLMConfig, DrLLMError
+from drllm_adapter.decisions import passes
 from drllm_adapter.demo import BASE
 from drllm_adapter.evaluation.probe import Measurements, analyse, measure
-from drllm_adapter.models.loading import load_base, route_base
-from drllm_adapter.scoring.plain import Scorer
+from drllm_adapter.evaluation.probe.report import BY_KIND, BY_PROMPT, HINDSIGHT, STATIC
+from drllm_adapter.scoring.references import add_references
 from drllm_adapter.scoring.shared_prefix import SharingScorer
-from drllm_adapter.tasks import build_prompt, load_questions
+from drllm_adapter.tasks import Prompt, load_questions
+from drllm_adapter.workflow import probe_model
+from drllm_adapter.workflow.export import export_path
 
-QUESTIONS, PATHS = 400, 30
+PROMPTS, BLOCKS, DEEPEST = 240, 12, 6
+WORDS = Tokenizer(models.WordLevel({f"w{number}": number for number in range(VOCABULARY)}, unk_token="w0"))
+WORDS.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=WORDS, unk_token="w0", pad_token="w0")
 
 
-def planted(static: float, task: float, seen: float, unseen: float, *, tasks: int = 1, seed: int = 0) -> Measurements:
-    """Probabilities 0.5 plus path effects of given variances (of 100): alike, by task, by the states, and by nothing.
+def planted(
+    block: float, prompt: float, kind: float, rest: float, *, kinds: int = 6, seen: bool = True, seed: int = 0
+) -> Measurements:
+    """Log KL of given variances (of 100), and prompts that bear 0 to 6 skips: as many as the first two states tell.
 
-    Of the 40 states only two say anything. Every question has a level of its own, which is no effect of a path.
+    With `seen` false the states tell nothing.
     """
     random = np.random.default_rng(seed)
+    of_kind = np.arange(PROMPTS) % kinds
+    states = random.normal(size=(BLOCKS, PROMPTS, 20)).astype(np.float32)
+    told = random.normal(size=PROMPTS)
+    if seen:
+        states[:, :, 0] = told
+        states[:, :, 1] = told + 0.1 * states[:, :, 1]
 
-    def effect(rows: int, variance: float) -> np.ndarray:
-        drawn = random.normal(size=(rows, PATHS))
-        drawn -= drawn.mean(axis=1, keepdims=True)
-        return 0.1 * np.sqrt(variance / 100) * drawn / np.sqrt((drawn**2).mean(axis=1, keepdims=True))
+    def unit(values: np.ndarray) -> np.ndarray:
+        return values / max(1e-9, np.sqrt((values**2).mean()))
 
-    group = np.arange(QUESTIONS) % tasks
-    of_tasks = effect(tasks, 100 * (tasks > 1))
-    of_tasks -= of_tasks.mean(axis=0)
-    of_tasks *= np.sqrt(task / 100) * 0.1 / max(1e-9, np.sqrt((of_tasks**2).mean()))
-    states = random.normal(size=(QUESTIONS, 40))
-    by_states = states[:, :2] @ effect(2, 50.0) * np.sqrt(seen / 100)
-    probability = 0.5 + random.normal(scale=0.1, size=(QUESTIONS, 1)) + effect(1, static) + of_tasks[group]
-    probability = probability + by_states + np.sqrt(unseen / 100) * random.normal(scale=0.1, size=(QUESTIONS, PATHS))
-    # The base executes ten blocks; the others' passes go from 5 to 15.
-    paths = [(1,) * 10, *[(0,) * (number % 6) + (1,) * (10 - number % 6) for number in range(1, PATHS)]]
-    none = np.full((QUESTIONS, 1), np.nan)
-    return Measurements(
-        [f"task{place}" for place in group], paths, probability, (probability > 0.5).astype(float), [(0, 0)],
-        none, none, states,
+    by_kind = random.normal(size=(kinds, BLOCKS))
+    by_kind -= by_kind.mean(axis=0)
+    by_kind -= by_kind.mean(axis=1, keepdims=True)
+    blocks = np.linspace(-1, 1, BLOCKS)
+    log_kl = -2 + sum(
+        np.sqrt(share / 100) * unit(values)
+        for share, values in (
+            (block, blocks + 0 * told[:, None]), (prompt, told[:, None] + 0 * blocks),
+            (kind, by_kind[of_kind]), (rest, random.normal(size=(PROMPTS, BLOCKS))),
+        )
     )  # fmt: skip
+    # A prompt keeps everything up to what it bears, and from there on loses a quarter with each skip more.
+    bears = np.clip(np.round(1 - 2 * told), 0, DEEPEST)
+    nested = 0.75 ** np.maximum(0, np.arange(DEEPEST + 1) - bears[:, None])
+    names = [f"kind{place}" for place in of_kind]
+    return Measurements(names, np.exp(log_kl), np.exp(-np.exp(log_kl)), list(range(BLOCKS)), nested, states)
 
 
-@pytest.mark.parametrize(
-    ("static", "seen", "unseen"), [(100, 0, 0), (60, 0, 40), (20, 70, 10), (0, 0, 100), (30, 35, 35)]
-)
-def test_one_task(static: float, seen: float, unseen: float) -> None:
-    report = analyse(planted(static, 0, seen, unseen))
-    assert report.task is report.by_task is report.gain_over_task is None
-    assert report.static[0] == pytest.approx(static / 100, abs=0.04)
-    assert report.question[0] == pytest.approx((seen + unseen) / 100, abs=0.04)
-    assert report.static[1] - 0.01 <= static / 100 <= report.static[2] + 0.01
-    if seen + unseen:
-        assert report.by_prompt[0] == pytest.approx(seen / (seen + unseen), abs=0.05)
-    assert report.verdict.startswith("much" if seen else "little")
+@pytest.mark.parametrize("shares", [(70, 15, 10, 5), (50, 0, 0, 50), (20, 60, 0, 20), (30, 10, 40, 20)])
+def test_shares_of_the_variance(shares: tuple[float, float, float, float]) -> None:
+    found = analyse(planted(*shares)).shares
+    assert (found.block, found.prompt, found.kind, found.rest) == pytest.approx([s / 100 for s in shares], abs=0.03)
 
 
-def test_between_tasks() -> None:
-    report = analyse(planted(30, 40, 0, 30, tasks=4))
-    assert report.task is not None
-    assert report.by_task is not None
-    shares = (report.static[0], report.task[0], report.question[0])
-    # Static and task effects are a few draws of paths; their sum is what is exact.
-    assert shares[0] + shares[1] == pytest.approx(0.7, abs=0.04)
-    assert shares[1] == pytest.approx(0.4 * 4 / 3, abs=0.1)  # four tasks: their mean is taken out of the effects
-    assert report.by_task[0] == pytest.approx(40 / 70, abs=0.05)
-    # States say nothing here, so the prompt must lose to the name of the task.
+def test_chance_is_nobodys_share() -> None:
+    """With four prompts a kind a quarter of what is left by chance looks like the kinds'."""
+    found = analyse(planted(50, 0, 0, 50, kinds=60)).shares
+    assert found.kind == pytest.approx(0, abs=0.03)
+    assert found.rest == pytest.approx(0.5, abs=0.03)
+
+
+def test_what_the_states_tell() -> None:
+    report = analyse(planted(50, 30, 0, 20))
+    assert report.by_kind is not None
+    assert report.by_kind[0] == pytest.approx(0, abs=0.05)
+    assert report.by_prompt[0] == pytest.approx(30 / 50, abs=0.06)
+    assert report.by_prompt[1] < 30 / 50 < report.by_prompt[2]
+    gain, low, high = report.gains[BY_PROMPT]
+    assert 0.03 < low < gain < high
+    assert gain > 0.4 * report.gains[HINDSIGHT][0]
+    assert abs(report.gains[BY_KIND][0]) < 0.02
+    assert report.verdict.startswith("much to gain")
+    # Compared at nine tenths of the passes, all of them.
+    assert {point.passes for point in report.points} == {pytest.approx(0.9 * BLOCKS)}
+    assert passes(report.static_path) == round(0.9 * BLOCKS)
+    assert report.static_path[0] == 0
+
+
+def test_what_nothing_tells() -> None:
+    report = analyse(planted(50, 30, 0, 20, seen=False))
     assert report.by_prompt[0] == pytest.approx(0, abs=0.05)
-    assert report.verdict.startswith("little")
+    assert report.gains[BY_PROMPT][0] < 0.01
+    assert report.gains[HINDSIGHT][0] > 0.05
+    assert report.verdict.startswith("little to gain")
 
 
-def test_luck_is_not_credited() -> None:
-    """A policy is credited with what its choice really gave on questions it was not fitted to."""
-
-    def worths(measured: Measurements) -> list[float]:
-        return [policy.worth for policy in analyse(measured, price=0.0).policies]
-
-    base, static, predicted, hindsight = worths(planted(30, 0, 60, 10))
-    assert base < static < predicted < hindsight
-    # Nothing to predict: choosing in hindsight looks good all the same.
-    _, static, predicted, hindsight = worths(planted(30, 0, 0, 70))
-    assert hindsight > static + 0.05
-    assert predicted == pytest.approx(static, abs=0.005)
+def test_which_blocks_a_kind_needs() -> None:
+    report = analyse(planted(30, 10, 40, 20))
+    assert report.by_kind is not None
+    assert report.by_kind[0] == pytest.approx(40 / 70, abs=0.05)
+    one = analyse(planted(50, 30, 0, 20, kinds=1))
+    assert one.by_kind is None
+    assert set(one.gains) == {BY_PROMPT, HINDSIGHT}
+    assert "kind" not in str([column.header for table in one.tables() for column in table.columns])
 
 
-def test_measuring_equals_scoring_one_at_a_time() -> None:
-    model, tokenizer = load_base(str(BASE))
-    prompts = [build_prompt(question, "cloze", tokenizer) for question in load_questions("khop", limit=24)]
-    scorer = SharingScorer(route_base(model), tokenizer)
-    measured = measure(scorer, prompts, ["khop"] * 24, paths=3, single_edits=4)
-    alone = Scorer(scorer.plain.model, tokenizer, batch_size=1)
-    for row, prompt in enumerate(prompts):
-        scores = alone.score([prompt] * 4, measured.paths)
-        assert measured.probability[row] == pytest.approx([score.probability for score in scores], abs=1e-4)
-        assert measured.correct[row].tolist() == [float(score.correct) for score in scores]
-        for place in np.flatnonzero(~np.isnan(measured.edit_probability[row])):
-            block, decision = measured.edits[place]
-            path = tuple(decision if other == block else 1 for other in range(8))
-            score = alone.score([prompt], [path])[0]
-            assert measured.edit_probability[row, place] == pytest.approx(score.probability, abs=1e-4)
-    scored = Counter((~np.isnan(measured.edit_probability)).sum(axis=0).tolist())
-    assert scored == {6: 16}  # 24 questions x 4 over 16 edits
-    assert measured.states.shape == (24, 8 * 96)
+def test_measuring_equals_the_unrolled_model() -> None:
+    base = tiny_model("llama", 4)
+    scorer = SharingScorer(get_peft_model(base, DrLLMConfig()).eval(), TOKENIZER)
+    texts = [" ".join(f"w{1 + (7 * n + 3 * k) % (VOCABULARY - 1)}" for k in range(2 + n % 6)) for n in range(20)]
+    prompts = add_references(scorer.plain, [Prompt(text, False, (), "", "self", 5) for text in texts])
+    shown: list[float] = []
+    measured = measure(scorer, prompts, ["a"] * 20, most_skips=2, show=shown.append)
+    assert shown == sorted(shown)
+    assert shown[-1] == pytest.approx(1)
+    assert measured.nested.shape == (20, 3)
+    assert (measured.nested[:, 0] == 1).all()
+    assert measured.order == list(np.log(np.maximum(measured.kl, 1e-4)).mean(axis=0).argsort())
+    fresh = tiny_model("llama", 4)
+    for place in (0, 7):
+        ids = torch.tensor([[*TOKENIZER(texts[place])["input_ids"], *prompts[place].reference]])
+        begin = ids.shape[1] - 6
+        with torch.no_grad():
+            whole = fresh(ids, output_hidden_states=True)
+            own = whole.logits[0, begin:-1].double().log_softmax(-1)
+            for block in range(4):
+                path = [1 if other != block else 0 for other in range(4)]
+                along = unrolled(fresh, path)(ids).logits[0, begin:-1].double().log_softmax(-1)
+                kl = float((own.exp() * (own - along)).sum(-1).mean())
+                assert measured.kl[place, block] == pytest.approx(kl, abs=1e-4)
+                entering = whole.hidden_states[block][0, : begin + 1]
+                states = (entering / entering.square().mean(-1, keepdim=True).sqrt()).mean(0)
+                assert np.allclose(measured.states[block, place], states.numpy(), atol=1e-4)
+    with pytest.raises(DrLLMError, match="at least 20 prompts"):
+        measure(scorer, prompts[:19], ["a"] * 19)
 
 
-def test_a_table_without_edits_says_why() -> None:
-    report = replace(analyse(planted(30, 0, 60, 10)), effects=[])
-    (said,) = report.tables()[0].columns[0].cells
-    assert "--limit" in str(said)
-
-
-def test_the_demo_model_has_much_to_gain(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["drllm", "probe", str(BASE), "--task", "khop", "--limit", "80", "--paths", "16", "--single-edits", "4"]
-    monkeypatch.setattr(sys, "argv", [*command, "--output", str(tmp_path / "probe")])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 0
-    assert "Verdict: much to gain" in capsys.readouterr().out
-    report = json.loads((tmp_path / "probe" / "report.json").read_text())
-    assert report["by_prompt"][1] > 0.2
-    assert report["gain"][1] > 0
-    assert (tmp_path / "probe" / "probe.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_too_few_questions_are_refused() -> None:
-    model, tokenizer = load_base(str(BASE))
-    prompts = [build_prompt(question, "cloze", tokenizer) for question in load_questions("khop", limit=5)]
-    with pytest.raises(DrLLMError, match="at least 20 questions"):
-        measure(SharingScorer(route_base(model), tokenizer), prompts, ["khop"] * 5)
+def test_from_a_file_of_prompts_to_a_report(tmp_path: Path) -> None:
+    asked = load_questions("khop", limit=24, with_answers=False)
+    report = probe_model(str(BASE), asked, tmp_path / "probe", max_new_tokens=1, dtype="float32")
+    told = json.loads((tmp_path / "probe" / "report.json").read_text())
+    assert (told["mode"], told["questions"]) == ("self", {"khop": 24})
+    assert told["verdict"] == report.verdict
+    assert [value for value, spent in told["curves"][STATIC] if spent == 8] == [1]
+    assert (tmp_path / "probe" / "probe.png").stat().st_size > 10_000
+    # What a path that is the same for all keeps can be exported.
+    chosen = export_path(str(BASE), tmp_path / "out", report=tmp_path / "probe")
+    assert chosen.decisions == tuple(told["static_path"])
+    assert "of a probe" in (tmp_path / "out" / "README.md").read_text()

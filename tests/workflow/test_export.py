@@ -94,16 +94,20 @@ def test_the_best_static_path_of_an_evaluation(tmp_path: Path) -> None:
 
 
 def test_the_best_static_path_of_a_probe(tmp_path: Path) -> None:
-    policies = [
-        {"name": name, "accuracy": right, "probability": 0.5, "mean_passes": mean, "worth": 0.1}
-        for name, right, mean in (("base", 0.9, 8.0), ("best static path", 0.8, 7.2), ("hindsight", 1.0, 5.0))
-    ]
-    told = report(static_path=[1, 1, 1, 1, 0, 1, 1, 2], policies=policies, questions={"a": 30, "b": 10})
+    told = report(
+        static_path=[1, 1, 1, 1, 0, 1, 1, 1],
+        num_blocks=8,
+        curves={
+            "the same for all prompts": [[1.0, 8.0], [0.8, 7.0], [0.6, 6.0]],
+            "by the kind of prompt": [[0.9, 7.0]],
+        },
+        questions={"a": 30, "b": 10},
+    )
     (tmp_path / "report.json").write_text(json.dumps(told))
     assert export_path(str(BASE), tmp_path / "out", report=tmp_path / "report.json").decisions[4] == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| best static path | 7.20 | 80.0 |" in card
-    assert "hindsight" not in card
+    assert "| the same for all prompts | 7.00 | 80.0 |" in card
+    assert "by the kind" not in card
     # A report of another model, or whose best path is the base's.
     (tmp_path / "report.json").write_text(json.dumps(told | {"base": "owner/other"}))
     with pytest.raises(DrLLMError, match="measured with 'owner/other'"):

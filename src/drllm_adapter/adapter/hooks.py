@@ -246,6 +246,25 @@ class GenerationInputs:
             )
 
 
+class ContinuousBatching:
+    """Stands in for the model's `init_continuous_batching`, which `generate_batch` and `transformers serve` begin with.
+
+    They run the model in a thread of their own, where a refusal would be logged and answers would be missing.
+    """
+
+    def __init__(self, model: Any, route: Route) -> None:
+        self.model = model
+        self.route = route
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.route.layers[0].active_router_adapter is not None:
+            raise DrLLMError(
+                "continuous batching (generate_batch, transformers serve) has one page table for all requests and cuts "
+                "prompts into pieces, but routes are of one request and its whole prompt; use generate, or drllm serve."
+            )
+        return type(self.model).init_continuous_batching(self.model, *args, **kwargs)
+
+
 def attach(model: nn.Module, stack: Stack, route: Route) -> None:
     """Hook the route to the model."""
     model.register_forward_pre_hook(_ModelHook(route, model), with_kwargs=True)
@@ -255,6 +274,8 @@ def attach(model: nn.Module, stack: Stack, route: Route) -> None:
         stack.owner.register_forward_hook(_OutputHook(route))
     if hasattr(type(model), "prepare_inputs_for_generation"):
         model.prepare_inputs_for_generation = GenerationInputs(model, route)  # type: ignore[assignment]
+    if hasattr(type(model), "init_continuous_batching"):
+        model.init_continuous_batching = ContinuousBatching(model, route)  # type: ignore[assignment]
 
 
 def detach(model: nn.Module) -> None:
@@ -268,3 +289,4 @@ def detach(model: nn.Module) -> None:
             if isinstance(after, _OutputHook):
                 del module._forward_hooks[key]
     model.__dict__.pop("prepare_inputs_for_generation", None)
+    model.__dict__.pop("init_continuous_batching", None)

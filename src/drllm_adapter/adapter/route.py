@@ -272,27 +272,10 @@ class Route:
                     f"the router of block {layer.index} must give finite logits, but it gave NaN; the adapter's "
                     f"weights or the base model's hidden states are not finite: load the adapter again."
                 )
-            limit = self._limit(layer, config, row)
-            # The first of equals wins: a tie executes.
-            order = [decision for decision in (EXECUTE, SKIP, REPEAT) if decision <= limit]
-            decisions.append(max(order, key=probabilities.__getitem__))
+            routed = config.routed_blocks(self.num_blocks)
+            limit = pass_limit(config.layer_budget, self._passes[row], layer.index, routed, self.num_blocks)
+            decisions.append(choose(probabilities, limit))
         return decisions
-
-    def _limit(self, layer: "RoutedLayer", config: DrLLMConfig, row: int) -> int:
-        """How many passes the budget leaves this block.
-
-        Later blocks keep a reserve: one pass for each without a router, and for the others their even share of the
-        budget, at most one pass each. So a tight budget thins out the whole depth instead of cutting off its end.
-        """
-        if config.layer_budget is None:
-            return REPEAT
-        routed = config.routed_blocks(self.num_blocks)
-        unrouted = self.num_blocks - len(routed)
-        routed_later = sum(block > layer.index for block in routed)
-        unrouted_later = self.num_blocks - 1 - layer.index - routed_later
-        share = routed_later * (config.layer_budget - unrouted) // len(routed)
-        reserve = unrouted_later + min(routed_later, share)
-        return config.layer_budget - self._passes[row] - reserve
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a pickle of the model carries what steers it, not the sequences it was last run on.
@@ -310,6 +293,26 @@ def _beside(router: Router, *tensors: Tensor) -> list[Tensor]:
     """What a router reads, moved to its device: the block before may lie on another one."""
     device = router.up.weight.device
     return [tensor.to(device) if device.type != "meta" else tensor for tensor in tensors]
+
+
+def choose(probabilities: Sequence[float], limit: int) -> int:
+    """The likeliest decision of at most `limit` passes; the first of equals wins: a tie executes."""
+    return max((item for item in (EXECUTE, SKIP, REPEAT) if item <= limit), key=probabilities.__getitem__)
+
+
+def pass_limit(layer_budget: int | None, passes: int, block: int, routed: Sequence[int], num_blocks: int) -> int:
+    """How many passes the budget leaves a block, when those before it made `passes`.
+
+    Later blocks keep a reserve: one pass for each without a router, and for the others their even share of the
+    budget, at most one pass each. So a tight budget thins out the whole depth instead of cutting off its end.
+    """
+    if layer_budget is None:
+        return REPEAT
+    unrouted = num_blocks - len(routed)
+    routed_later = sum(later > block for later in routed)
+    unrouted_later = num_blocks - 1 - block - routed_later
+    share = routed_later * (layer_budget - unrouted) // len(routed)
+    return layer_budget - passes - unrouted_later - min(routed_later, share)
 
 
 def blend(probabilities: Tensor, depth_control: float) -> Tensor:

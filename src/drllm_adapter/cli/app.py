@@ -17,6 +17,7 @@ from .card import card
 from .demo import demo
 from .evaluate import evaluate
 from .export import export
+from .fit import fit
 from .generate import generate
 from .info import info
 from .lm_eval import lm_eval
@@ -25,6 +26,7 @@ from .probe import probe
 from .push import push
 from .refine import refine
 from .search import search
+from .serve import serve
 from .train import train
 
 _DEBUG = "DRLLM_DEBUG"
@@ -38,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Routers that make a frozen language model skip, execute or repeat its own blocks (Dr.LLM, arXiv 2510.12773).",
 )
+app.command()(fit)
 app.command()(probe)
 app.command()(search)
 app.command()(train)
@@ -45,6 +48,7 @@ app.command()(refine)
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(export)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(info)
 app.command()(push)
 app.command()(card)

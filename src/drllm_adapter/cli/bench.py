@@ -62,13 +62,53 @@ def routing(
 
 
 @bench.command()
+def serve(
+    adapter: Annotated[str, typer.Argument(help="The adapter: a folder, or owner/name[@branch] on the Hub.")],
+    base: Base = None,
+    output: Output = Path("bench_serve.json"),
+    requests: Annotated[int, typer.Option(min=4, help="Requests at a time.")] = 32,
+    prompt_tokens: Annotated[int, typer.Option(min=8, help="Length of their prompts.")] = 48,
+    decode_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated for each.")] = 48,
+    passes: Annotated[int | None, typer.Option(min=1, help="Of the paths; three quarters of the blocks.")] = None,
+    repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 5,
+    threads: Threads = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Routed requests in vLLM against the base in plain vLLM: all EXECUTE, along paths, and by the adapter's routers.
+
+    Example: VLLM_CPU_KVCACHE_SPACE=1 drllm bench serve adapter --threads 1 --dtype bfloat16
+    """
+    from ..bench.serve import bench_serve
+
+    results, facts = bench_serve(
+        adapter,
+        base=base,
+        requests=requests,
+        prompt_tokens=prompt_tokens,
+        decode_tokens=decode_tokens,
+        passes=passes,
+        repetitions=repetitions,
+        dtype=dtype,
+    )
+    from ..bench.timing import table, write_report
+
+    console.print(table(results))
+    write_report(output, results, **facts)
+    say(f"Saved in {output}.")
+    if not all(item.met for item in results):
+        raise typer.Exit(1)
+
+
+@bench.command()
 def search(
     base: Model = None,
     shape: Shape = None,
     output: Output = Path("bench_search.json"),
     task: Task = "khop",
     data: Data = None,
-    mode: Annotated[str, typer.Option(help="Modes with commas between them: cloze, letter, free.")] = "cloze,letter",
+    mode: Annotated[
+        str, typer.Option(help="Modes with commas between them: cloze, letter, free, self.")
+    ] = "cloze,letter",
     limit: Annotated[int, typer.Option(min=1, help="Questions searched.")] = 64,
     simulations: Annotated[int, typer.Option(min=1, help="Simulations a question.")] = 50,
     bundle: Annotated[int, typer.Option(min=1, help="Questions searched side by side.")] = 64,

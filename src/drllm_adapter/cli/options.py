@@ -2,8 +2,9 @@
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,8 @@ import typer
 from rich.console import Console
 
 from ..errors import DrLLMError
-from ..files import check_file, write_json_atomic
+from ..files import check_claim, check_file, folder_kind, write_json_atomic
+from ..jobs.tracking import TRACKERS, finish, report_to
 from ..tasks import MODES, TASKS, grader_of, graders_help
 
 if TYPE_CHECKING:
@@ -180,6 +182,58 @@ Log = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with what an interrupted run left in OUTPUT.", rich_help_panel=RUNNING)
 ]
+
+
+def _report(context: typer.Context, tracker: str | None) -> str | None:
+    if tracker is not None and is_main_process():
+        report_to(tracker, context.info_name or "", lambda: context.params)
+        context.call_on_close(finish)
+    return tracker
+
+
+ReportTo = Annotated[
+    str | None,
+    typer.Option(
+        callback=_report,
+        metavar=f"[{'|'.join(TRACKERS)}]",
+        help="Send progress and results there as well, as the option of that name does in Trainer.",
+        rich_help_panel=RUNNING,
+    ),
+]
+
+
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace what an earlier run of this command left in OUTPUT.", rich_help_panel=RUNNING
+    ),
+]
+
+
+def claim(
+    output: Path, kind: str, begun_as: str, finished_as: str, *, resume: bool = False, overwrite: bool = False
+) -> Callable[[], None]:
+    """Refuse a folder that may not be written to; what is given back makes room in it, once all else is checked.
+
+    Args:
+        kind, begun_as, finished_as: see `jobs.open_folder`.
+    """
+    from ..jobs import is_unfinished
+
+    if resume and overwrite:
+        raise DrLLMError("a run goes on with --resume or begins anew with --overwrite, but both were given; drop one.")
+    check_claim(output, kind, resume=resume or overwrite, unfinished=is_unfinished(output, begun_as, finished_as))
+
+    def make_room() -> None:
+        # A folder of the same kind alone: whatever else somebody has in a folder is not ours to remove.
+        if overwrite and is_main_process() and folder_kind(output) == kind:
+            shutil.rmtree(output)
+
+    if overwrite and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise DrLLMError(
+            f"several processes cannot replace {output}, which one may find half removed; remove it first."
+        )
+    return make_room
 
 
 def log_stream(log: LogFormat) -> TextIO | None:

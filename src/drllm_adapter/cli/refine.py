@@ -15,22 +15,30 @@ from .options import (
     Data,
     Device,
     Dtype,
+    Json,
     Limit,
     Log,
     LogFormat,
+    MaxLoss,
     MaxNewTokens,
+    MeanPasses,
     Mode,
+    Overwrite,
+    ReportTo,
     Resume,
     Seed,
     SkipFirst,
     Split,
     Task,
     Threads,
+    claim,
     console,
     log_stream,
     numbers,
+    one_of,
     questions,
     say,
+    write_json,
 )
 
 
@@ -53,8 +61,27 @@ def refine(
             f"generated text (mode free). By default agreement in the mode self, else probability.",
         ),
     ] = None,
-    price: Annotated[float, typer.Option(min=0, help="Price of L block passes, in reward.")] = 0.4,
-    max_steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 60,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Price of L block passes, in reward; 1 in the mode self and 0.4 in others by default."
+        ),
+    ] = None,
+    init: Annotated[
+        str | None,
+        one_of(
+            ("skips", "identity"),
+            "Routers of a base model. skips: learnt from a few random paths of each prompt (mode self, its default). "
+            "identity: every block executes.",
+        ),
+    ] = None,
+    max_loss: MaxLoss = None,
+    mean_passes: MeanPasses = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(min=0, help="Gradient steps on policy; 0 with --init skips, which may be enough, else 60."),
+    ] = None,
+    validation_share: Annotated[float, typer.Option(min=0.001, max=0.9, help="Share of the prompts held out.")] = 0.2,
     num_generations: Annotated[int, typer.Option(min=2, help="Paths sampled for each prompt of a step.")] = 8,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts a step.", rich_help_panel=PAPER)] = 32,
     learning_rate: Annotated[
@@ -66,6 +93,14 @@ def refine(
     num_windows: Annotated[
         int, typer.Option(min=1, help="Windows the prompt is pooled into (base model).", rich_help_panel=PAPER)
     ] = 8,
+    rms_norm: Annotated[
+        bool,
+        typer.Option(
+            "--rms-norm/--no-rms-norm",
+            help="Normalise each token's states before pooling (base model).",
+            rich_help_panel=PAPER,
+        ),
+    ] = True,
     router_width: Annotated[
         int, typer.Option(min=1, help="Width of the routers' hidden layer (base model).", rich_help_panel=PAPER)
     ] = 128,
@@ -78,7 +113,10 @@ def refine(
     rows: Annotated[int, typer.Option(min=1, help="Most rows a block runs at once.", rich_help_panel=RUNNING)] = 64,
     seed: Seed = 0,
     resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_file: Json = None,
     log: Log = LogFormat.bar,
+    report_to: ReportTo = None,
     dtype: Dtype = "auto",
     device: Device = None,
     threads: Threads = None,
@@ -88,24 +126,37 @@ def refine(
 
     Example: drllm refine adapter --task arc --mode cloze --output refined
     """
-    from ..files import check_claim
-    from ..jobs import BEGUN, is_unfinished
-    from ..models.download import ADAPTER, TRAINING_REPORT
+    from ..jobs import BEGUN
+    from ..models.download import ADAPTER, TRAINING_REPORT, check_model_name, is_adapter, load_training_record
 
     routed = numbers(layers, "--layers", "block indices", "4,5,6")
-    check_claim(output, ADAPTER, resume=resume, unfinished=is_unfinished(output, BEGUN, TRAINING_REPORT))
+    make_room = claim(output, ADAPTER, BEGUN, TRAINING_REPORT, resume=resume, overwrite=overwrite)
+    if not is_adapter(start):
+        check_model_name(start)
+    elif base is not None:
+        check_model_name(base)
     asked = questions(task, data, split, limit, skip, seed, mode=mode)
 
     from ..adapter.config import DrLLMConfig
     from ..training import RefineConfig
     from ..workflow import refine_adapter
 
+    if price is None:
+        price = 1.0 if mode == "self" else 0.4
+    if max_steps is None:
+        learns_skips = init == "skips" or (init is None and mode == "self" and not is_adapter(start))
+        max_steps = 0 if learns_skips else 60
+
+    make_room()
     result = refine_adapter(
         start,
         asked,
         output,
         mode=mode,
+        init=init,
         reward=reward,
+        max_loss=max_loss,
+        mean_passes=mean_passes,
         config=RefineConfig(
             max_steps=max_steps,
             batch_size=batch_size,
@@ -113,9 +164,12 @@ def refine(
             learning_rate=learning_rate,
             entropy_coef=entropy_coef,
             price=price,
+            validation_share=validation_share,
             seed=seed,
         ),
-        adapter=DrLLMConfig(num_windows=num_windows, router_width=router_width, layers_to_transform=routed),
+        adapter=DrLLMConfig(
+            num_windows=num_windows, router_width=router_width, rms_norm=rms_norm, layers_to_transform=routed
+        ),
         base=base,
         max_new_tokens=max_new_tokens,
         chat_template=chat_template,
@@ -127,6 +181,7 @@ def refine(
         log=log_stream(log),
     )
     if result is not None:
+        write_json(json_file, load_training_record(output))
         named = "" if task is None else f" --task {task}"
-        fresh = "--seed ANOTHER_SEED" if task == "khop" else "--data OTHERS"
+        fresh = "--seed 12345" if task == "khop" else "--data TEST_QUESTIONS"
         say(f"Saved in {output}. Next: drllm eval {output}{named} --mode {mode} {fresh} --output {output}/evaluation")

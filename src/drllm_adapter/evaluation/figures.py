@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..decisions import CLASS_NAMES, REPEAT, SKIP
 from ..reporting.plotting import (
     BLUE,
     CLASS_COLOURS,
@@ -15,21 +14,17 @@ from ..reporting.plotting import (
     GREY,
     ORANGE,
     PALE,
-    PURPLE,
     SKY_BLUE,
-    VERMILION,
     figure,
     whole_numbers,
 )
 from .compare import Report, Share
-from .probe.report import BY_PROMPT, BY_TASK, STATIC, ProbeReport
+from .probe.report import BY_KIND, BY_PROMPT, HINDSIGHT, STATIC, ProbeReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _CONTROLS = {"depth control": BLUE, "layer budget": SKY_BLUE, "price": GREEN}
-# More than Okabe and Ito have; markers tell them apart as well.
-_BASELINE_COLOURS = (GREY, ORANGE, VERMILION, PURPLE, "#777777", "#B8860B", "#555555", "#8B4513", "#800080")
 
 
 def plot_layers(report: Report, path: str | os.PathLike[str]) -> None:
@@ -58,12 +53,17 @@ def plot_decisions(counts: ArrayLike, path: str | os.PathLike[str], *, title: st
 
 
 def plot_tradeoff(report: Report, path: str | os.PathLike[str]) -> None:
-    """Draw accuracy against mean passes as a PNG: base, routed, every control of the sweep and every baseline it has.
+    """Draw the metric against mean passes, and beside it every baseline at the routers' mean passes, as a PNG.
+
+    Only what makes a curve lies in the plane of passes: base, routed, and every control of the sweep. Baselines make
+    as many passes as the routers, so they are listed, the routers' value and interval going through them as a band.
 
     Raises:
         DrLLMError: the file cannot be written.
     """
-    with figure(path, 9, 5.2) as (axes,):
+    rows = sorted(report.baselines.rows, key=lambda row: row["value"]) if report.baselines else []
+    rows = [row for row in rows if row["name"] != "base"]
+    with figure(path, 6.5 + 4.5 * bool(rows), 4.6, width_ratios=(1.25, 1) if rows else (1,)) as (axes, *beside):
         _point(axes, report.num_blocks, report.base.value, report.base.interval, "s", "black", "base")
         for (control, colour), marker in zip(_CONTROLS.items(), "ov^", strict=True):
             points = sorted(
@@ -78,20 +78,29 @@ def plot_tradeoff(report: Report, path: str | os.PathLike[str]) -> None:
                     label=f"routed, {control}",
                 )  # fmt: skip
         routed = report.routed
-        _point(axes, report.mean_passes, routed.value, routed.interval, "*", BLUE, "routed, as trained", 15)
-        # Those at equal passes would hide each other: spread by a little, in the order of the table.
-        rows = [row for row in (report.baselines.rows if report.baselines else []) if row["name"] != "base"]
-        for place, row in enumerate(rows):
-            offset = 0.008 * report.num_blocks * (place - (len(rows) - 1) / 2)
-            colour, marker = _BASELINE_COLOURS[place % len(_BASELINE_COLOURS)], "DPXhp<>dH8"[place % 10]
-            _point(axes, row["passes"] + offset, row["value"], row["interval"], marker, colour, row["name"], 6)
+        _point(axes, report.mean_passes, routed.value, routed.interval, "*", BLUE, "routed, as trained", 13)
         axes.set(
-            title=f"{report.routed.name.capitalize()} against block passes, 95 % intervals",
-            xlabel="mean block passes" + (" (baselines at the routers' mean, drawn side by side)" if rows else ""),
-            ylabel=report.routed.name,
+            title=f"{routed.name.capitalize()} against block passes, 95 % intervals",
+            xlabel="mean block passes",
+            ylabel=routed.name,
         )
         axes.grid(color=PALE)
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        for listed in beside:
+            _listed(listed, routed, rows, f"Baselines at {report.mean_passes:.2f} passes")
+
+
+def _listed(axes: "Axes", routed: Share, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """A forest plot: a row for each baseline, the worst at the bottom."""
+    axes.axvspan(*routed.interval, color=BLUE, alpha=0.12, linewidth=0)
+    axes.axvline(routed.value, color=BLUE, linewidth=1.5)
+    for place, row in enumerate(rows):
+        low, high = row["interval"]
+        axes.plot([low, high], [place, place], color=GREY, linewidth=1.5)
+        axes.plot([row["value"]], [place], "o", color="black", markersize=4)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
+    axes.set(title=title, xlabel=f"{routed.name} (blue: routed)", ylim=(-0.6, len(rows) - 0.4))
+    axes.grid(axis="x", color=PALE)
 
 
 def _errors(shares: Sequence[Share]) -> list[list[float]]:
@@ -161,50 +170,68 @@ def _accuracy(axes: "Axes", report: Report) -> None:
     axes.set_xticks(range(len(groups)), [name for name, *_ in groups])
     if parts and not report.levels:
         axes.tick_params("x", rotation=90)
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_xlim(-0.8, len(groups) - 0.2)  # of one group base and routed would lie at opposite edges
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.0))
 
 
 def plot_probe(report: ProbeReport, path: str | os.PathLike[str]) -> None:
-    """Draw the effect of every single edit, the shares of the variance, and accuracy against passes as a PNG.
+    """Draw what leaving out each block costs, where the differences lie, and agreement against passes as a PNG.
 
     Raises:
         DrLLMError: the file cannot be written.
     """
-    with figure(path, 13, 3.8, width_ratios=(1.6, 0.7, 1.2)) as (effects, shares, curves):
-        for decision, offset in ((SKIP, -0.15), (REPEAT, 0.15)):
-            name = CLASS_NAMES[decision]
-            chosen = [effect for effect in report.effects if effect.decision == decision]
-            values = [100 * effect.probability[0] for effect in chosen]
-            half = [100 * (effect.probability[2] - effect.probability[0]) for effect in chosen]
-            effects.errorbar([effect.block + offset for effect in chosen], values, yerr=half, fmt="o", markersize=3,
-                             linewidth=1, color=CLASS_COLOURS[name], label=name)  # fmt: skip
-        effects.axhline(0, color="black", linewidth=0.8)
-        effects.set(title="One block skipped or repeated", xlabel="block", ylabel="change of p(right answer), points")
-        whole_numbers(effects)
-        effects.legend(frameon=False, fontsize=8)
+    with figure(path, 13, 4.2, width_ratios=(1.4, 0.6, 1.3)) as (alone, shares, curves):
+        blocks = sorted(report.blocks, key=lambda block: block.block)
+        values = [block.agreement for block in blocks]
+        alone.errorbar(
+            [block.block for block in blocks], [value for value, *_ in values],
+            yerr=[[value - low for value, low, _ in values], [high - value for value, _, high in values]],
+            fmt="o", markersize=4, linewidth=1, color=BLUE,
+        )  # fmt: skip
+        alone.set(title="One block left out", xlabel="block", ylabel="agreement with the base", ylim=(-0.02, 1.02))
+        alone.grid(color=PALE)
+        whole_numbers(alone)
         _variance_shares(shares, report)
-        colours = {STATIC: ORANGE, BY_TASK: GREEN, BY_PROMPT: BLUE}
-        for name, points in report.curves.items():
-            reached = sorted({(spent, accuracy) for accuracy, spent in points})
-            curves.plot(*zip(*reached, strict=True), marker=".", color=colours.get(name, GREY), label=name)
-        base = report.policies[0]
-        curves.plot([base.mean_passes], [base.accuracy], "*", markersize=11, color="black", label="base")
-        curves.set(title="Accuracy at different prices of a pass", xlabel="mean passes", ylabel="share right")
+        for name, colour, style in (
+            (HINDSIGHT, GREY, ":"), (BY_PROMPT, BLUE, "-"), (BY_KIND, GREEN, "-"), (STATIC, ORANGE, "-")
+        ):  # fmt: skip
+            if name in report.curves:
+                reached = sorted({(spent, kept) for kept, spent in report.curves[name]})
+                marker = "o" if name == STATIC else ""
+                curves.plot(*zip(*reached, strict=True), style, marker=marker, markersize=4, color=colour, label=name)
+        mixed = [(kept, spent) for kept, spent in report.curves[STATIC]]
+        curves.plot(*zip(*_upper_hull(mixed), strict=True), "--", color=ORANGE, linewidth=1, label="mixtures of these")
+        curves.axvline(report.passes, color="black", linewidth=0.6)
+        curves.set(title="Agreement by how the skips are chosen", xlabel="mean block passes (line: compared there)",
+                   ylabel="agreement with the base")  # fmt: skip
+        curves.grid(color=PALE)
         curves.legend(frameon=False, fontsize=8)
 
 
+def _upper_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (value, passes) the corners (passes, value) that no mixture of two others lies above."""
+    hull: list[tuple[float, float]] = []
+    for value, spent in sorted(points, key=lambda point: point[1]):
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (spent - hull[-2][0]) <= (value - hull[-2][1]) * (
+            hull[-1][0] - hull[-2][0]
+        ):
+            hull.pop()
+        hull.append((spent, value))
+    return hull
+
+
 def _variance_shares(axes: "Axes", report: ProbeReport) -> None:
-    """Above each other the shares of the variance; hatched what of the differences the prompt predicts."""
-    parts = [("all questions alike", report.static[0], GREY)]
-    if report.task is not None:
-        parts.append(("between tasks", report.task[0], ORANGE))
-    parts.append(("between questions", report.question[0], BLUE))
+    """Above each other the shares of the variance of log KL; hatched what the prompt foretells beyond the block's."""
+    shares = report.shares
+    parts = [("the block's", shares.block, GREY), ("the prompt's", shares.prompt, BLUE),
+             ("the kind's", shares.kind, GREEN), ("the rest", shares.rest, PALE)]  # fmt: skip
     below = 0.0
     for name, share, colour in parts:
-        axes.bar([0], [max(0.0, share)], bottom=below, width=0.5, color=colour, label=name)
-        below += max(0.0, share)
-    different = 1 - max(0.0, report.static[0])
-    axes.bar([0.6], [max(0.0, report.by_prompt[0]) * different], bottom=1 - different, width=0.5, color="white",
-             edgecolor=BLUE, hatch="///", label="predicted from the prompt")  # fmt: skip
-    axes.set(title="Variance that paths make", xlim=(-0.4, 1.0), ylim=(0, 1.02), xticks=[])
+        if name != "the kind's" or report.by_kind is not None:
+            axes.bar([0], [share], bottom=below, width=0.5, color=colour, label=name)
+            below += share
+    different = 1 - shares.block
+    axes.bar([0.6], [max(0.0, report.by_prompt[0]) * different], bottom=shares.block, width=0.5, color="white",
+             edgecolor=BLUE, hatch="///", label="foretold by the prompt")  # fmt: skip
+    axes.set(title="Variance of log KL", xlim=(-0.4, 1.0), ylim=(0, 1.02), xticks=[])
     axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.02))

@@ -21,7 +21,7 @@ from ..adapter.layer import RoutedLayer
 from ..adapter.steering import last_decisions
 from ..errors import DrLLMError, first_sentence
 from ..scoring.continuations import are_greedy, log_likelihoods, predict_continuations
-from .compare import paired_interval
+from .intervals import paired_interval
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """What the harness asks: both texts (None for a rolling window), token ids of the context and of the continuation."""

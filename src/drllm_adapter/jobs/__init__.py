@@ -11,6 +11,7 @@ from .processes import ALONE, Processes
 from .progress import JobProgress, job_progress
 from .shards import Shards
 from .stopping import Stop, stop_on_signals
+from .tracking import track
 from .work import work_through
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "job_progress",
     "open_folder",
     "stop_on_signals",
+    "track",
     "work_through",
 ]

@@ -12,6 +12,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from .tracking import track
+
 _LOGGED_EVERY_S = 1.0
 _TOLD_EVERY_S = 60.0
 
@@ -80,6 +82,8 @@ class JobProgress:
         if now - self._logged >= _LOGGED_EVERY_S or self.done >= self.total:
             self._logged = now
             self.event("progress", **self._figures(), **self._facts)
+            # A sweep has several steps of one kind, each a job of its own.
+            track({self.job.partition(",")[0]: {**self._figures(), **self._facts}}, step=int(self.done))
 
     def _text(self) -> str:
         parts = [f"{int(self.done):,}/{self.total:,} {self.unit}"]

@@ -27,6 +27,7 @@ from ..jobs import (
     job_progress,
     open_folder,
     stop_on_signals,
+    track,
     work_through,
 )
 from ..supervision.labels import Labels, choose_label
@@ -204,6 +205,7 @@ class _Run:
             seconds, scored = time.perf_counter() - started, self.tally.paths - before - self.replayed
             summary = SearchSummary.of(self.tally, self.scorer.num_blocks, self.work, seconds=seconds, scored=scored)
             write_json_atomic(self.folder / SUMMARY, asdict(summary))
+            track({"search": asdict(summary)})
 
     def _search(self, number: int, show: Callable[[float], None]) -> bytes:
         """The shard of one bundle."""

@@ -21,7 +21,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..decisions import Decisions, passes
 from ..errors import DrLLMError, Interrupted
-from ..jobs import ALONE, JobProgress, Processes, Stop, job_progress, stop_on_signals
+from ..jobs import ALONE, JobProgress, Processes, Stop, job_progress, stop_on_signals, track
 from ..scoring.shared_prefix import SharingScorer, SharingSession
 from ..scoring.shared_prefix.walk import walk
 from ..search.bundle import Work
@@ -38,7 +38,7 @@ class RefineConfig:
     """How routers are refined; the names are those of TRL's `RLOOConfig`.
 
     Attributes:
-        max_steps: gradient steps.
+        max_steps: gradient steps; 0 leaves the routers as they are.
         batch_size: prompts a step.
         num_generations: paths sampled for each of them, at least 2.
         learning_rate: peak of the cosine schedule of AdamW.
@@ -60,13 +60,13 @@ class RefineConfig:
     warmup_ratio: float = 0.1
     entropy_coef: float = 0.01
     price: float = 0.4
-    validation_share: float = 0.1
+    validation_share: float = 0.2
     eval_steps: int = 15
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, lowest, highest in (
-            ("max_steps", 1, math.inf),
+            ("max_steps", 0, math.inf),
             ("batch_size", 1, math.inf),
             ("num_generations", 2, math.inf),
             ("learning_rate", 1e-8, 10.0),
@@ -117,6 +117,11 @@ class Refined:
         verdict = f"{len(self.validation)} held-out prompts: {found}; " + (
             "the refined routers are kept." if self.improved else "no better at this price, so the start is kept."
         )
+        if last is first:
+            verdict = (
+                f"{len(self.validation)} held-out prompts: reward {first['validation_reward']:.3f} at "
+                f"{first['validation_passes']:.2f} passes; no steps were asked for."
+            )
         cost = (
             f"{self.work.paths:,} paths scored in {self.seconds:.0f} s; {100 * self.work.avoided:.0f} % of their block "
             f"passes were shared and did not run."
@@ -250,6 +255,7 @@ class _Run:
             last = state.history[-1]
             progress.update(state.step, facts={"reward": last["reward"]})
             progress.event("step", **last)
+            track({"refining": last}, step=state.step)
             self._keep(stop)
 
     def _step(self, train: Sequence[int]) -> None:

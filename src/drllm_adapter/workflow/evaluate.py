@@ -34,7 +34,7 @@ from ..evaluation.lm_eval import HarnessReport, evaluate_with_harness
 from ..files import EVALUATION, REPORT, check_claim, claim_folder, write_json_atomic
 from ..hub import write_card
 from ..hub.reports import FIGURE
-from ..jobs import BEGUN, Processes, is_unfinished, job_progress, open_folder
+from ..jobs import BEGUN, Processes, is_unfinished, job_progress, open_folder, track
 from ..models.download import fetch_supervision, load_training_record
 from ..models.loading import load_routed
 from ..scoring.plain import Score, Scorer
@@ -183,6 +183,7 @@ def evaluate_adapter(
                         folder / REPORT,
                         {**settings, "trained_on": warning, "verdict": verdict(report), **report.to_json()},
                     )
+                track({"evaluation": report.to_json()})
                 (folder / BEGUN).unlink()
                 shutil.rmtree(folder / SCORES)
                 shutil.rmtree(folder / REFERENCES, ignore_errors=True)
@@ -244,6 +245,7 @@ def evaluate_with_lm_eval(
         folder = claim_folder(output, EVALUATION)
         write_json_atomic(folder / REPORT, {**_settings(adapter, base, model), **report.to_json()})
         _show_on_card(adapter, folder)
+    track({"evaluation": {f"{item.task}/{item.metric}": vars(item) for item in report.measured}})
     return report
 
 

@@ -195,19 +195,21 @@ def _of_report(place: Path, base: Base, adapter: str | None) -> Chosen:
 
 
 def _of_probe(report: dict[str, Any]) -> Chosen:
-    rows = [
-        {"name": policy["name"], "accuracy": policy["accuracy"], "passes": policy["mean_passes"]}
-        for policy in report["policies"]
-        if policy["name"] in (PROBED_BASE, STATIC)
-    ]
+    blocks = int(report["num_blocks"])
+    decisions = tuple(report["static_path"])
+    kept = next(value for value, spent in report["curves"][STATIC] if spent == passes(decisions))
     measured = {
         "questions": sum(report["questions"].values()),
         "sources": report["sources"],
         "settings": f"{report['mode']}, {report['dtype']}",
-        "how": f"The figures of the {STATIC} are cross-validated: in each fold it is chosen on the other questions.",
-        "rows": rows,
+        "how": "The figures are agreement with the base model's own continuations, token by token; the blocks left out "
+        "were chosen on the same prompts.",
+        "rows": [
+            {"name": PROBED_BASE, "accuracy": 1.0, "passes": blocks},
+            {"name": STATIC, "accuracy": kept, "passes": passes(decisions)},
+        ],
     }
-    return Chosen(tuple(report["static_path"]), "as the best static path of a probe (drllm probe)", measured)
+    return Chosen(decisions, "as the best static path of a probe (drllm probe)", measured)
 
 
 def _of_evaluation(report: dict[str, Any]) -> Chosen:

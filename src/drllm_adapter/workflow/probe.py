@@ -1,7 +1,8 @@
-"""A base and questions in; out comes whether routers can help."""
+"""A base and prompts in; out comes whether routers can help."""
 
 import os
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from rich.console import Console
 
@@ -12,6 +13,7 @@ from ..evaluation.probe import ProbeReport, analyse, measure
 from ..files import check_claim, claim_folder, write_json_atomic
 from ..jobs import job_progress
 from ..models.loading import load_base, route_base
+from ..scoring.references import add_references
 from ..scoring.shared_prefix import SharingScorer
 from ..tasks import Question, sources_of
 from .begin import dtype_name, full_name, prompts_of, teller
@@ -24,26 +26,28 @@ def probe_model(
     questions: Sequence[Question],
     output: str | os.PathLike[str],
     *,
-    mode: str,
-    paths: int = 24,
-    edits: int = 6,
-    single_edits: int = 16,
-    price: float = 0.4,
+    most_skips: int | None = None,
+    max_new_tokens: int | None = None,
+    chat_template: bool = True,
     batch_size: int = 64,
     seed: int = 0,
-    grader: str | None = None,
     skip_bad: Callable[[str], None] | None = None,
     dtype: str = "auto",
     device: str | None = None,
     console: Console | None = None,
+    log: TextIO | None = None,
 ) -> ProbeReport:
-    """Can routers help this model on these questions? `report.json` and `probe.png` lie in `output` afterwards.
+    """Can routers help this model on these prompts? `report.json` and `probe.png` lie in `output` afterwards.
 
     Args:
         base: folder or Hub name of the frozen model.
-        questions: their tasks, or their sources when all are of one task, are what differences are looked for between.
-        paths, edits, single_edits: see `evaluation.probe.measure`; `price` see `evaluation.probe.analyse`.
-        grader, skip_bad: see `search_paths`.
+        questions: prompts; answers are not used. Their tasks, or their sources when all are of one task, are the kinds
+            that are told apart.
+        most_skips: see `evaluation.probe.measure`.
+        max_new_tokens: of the base's continuations; None is `tasks.SELF_TOKENS`.
+        chat_template: whether the tokenizer's words the prompts, where it has one.
+        skip_bad: see `search_paths`.
+        log: progress goes here as JSON lines, in place of a bar.
 
     Raises:
         DrLLMError: see `load_base`, `build_prompt`, `evaluation.probe.measure`.
@@ -51,24 +55,25 @@ def probe_model(
     check_claim(output, PROBE)
     model, tokenizer = load_base(base, dtype=dtype, device=device)
     scorer = SharingScorer(route_base(model), tokenizer, batch_size=batch_size, notice=teller(console))
-    questions, prompts = prompts_of(questions, mode, scorer.plain, grader=grader, skip_bad=skip_bad)
-    names = [question.task for question in questions]
-    if len(set(names)) == 1:
-        names = [question.source.name if question.source is not None else question.task for question in questions]
-    with job_progress("probe", "%", 100, console=console) as progress:
+    questions, prompts = prompts_of(
+        questions, "self", scorer.plain, max_new_tokens=max_new_tokens, chat_template=chat_template, skip_bad=skip_bad
+    )
+    kinds = [question.task for question in questions]
+    if len(set(kinds)) == 1:
+        kinds = [question.source.name if question.source is not None else question.task for question in questions]
+    prompts = add_references(scorer.plain, prompts, console=console, log=log)
+    with job_progress("probe", "%", 100, console=console, log=log) as progress:
         measured = measure(
-            scorer, prompts, names, paths=paths, edits=edits, single_edits=single_edits, seed=seed,
-            show=lambda done: progress.update(100 * done),
+            scorer, prompts, kinds, most_skips=most_skips, show=lambda done: progress.update(100 * done)
         )  # fmt: skip
-    report = analyse(measured, price=price, seed=seed)
+    report = analyse(measured, seed=seed)
     folder = claim_folder(output, PROBE)
     settings = {
         "base": full_name(base),
         "base_fingerprint": fingerprint(model),
         "sources": sources_of(questions),
-        "mode": mode,
-        "edits": edits,
-        "single_edits": single_edits,
+        "mode": "self",
+        "max_new_tokens": prompts[0].max_new_tokens,
         "seed": seed,
         "dtype": dtype_name(model),
         "version": __version__,

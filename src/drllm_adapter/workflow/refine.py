@@ -12,11 +12,13 @@ from typing import Any, TextIO
 
 from peft import get_peft_model
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from .. import __version__
 from ..adapter.base_identity import fingerprint, revision
 from ..adapter.config import DrLLMConfig
-from ..files import check_claim, write_json_atomic
+from ..evaluation import check_limits
+from ..files import check_claim, replacing, write_json_atomic
 from ..hub import write_card
 from ..jobs import BEGUN, Processes, is_unfinished, open_folder
 from ..models.download import ADAPTER, TRAINING_REPORT, is_adapter, load_training_record, split_revision
@@ -24,10 +26,14 @@ from ..models.loading import load_base, load_routed
 from ..scoring.references import REFERENCES, add_references
 from ..scoring.shared_prefix import SharingScorer
 from ..supervision.rewards import find_reward
-from ..tasks import Question, sources_of
+from ..tasks import Prompt, Question, sources_of
 from ..training import RefineConfig, Refined, load_weights_into, plot_refinement, read_weights, refine_routers
+from ..training.routers import Weights
+from ..training.skips import SkipTraining, learn_skips
 from ..training.trained_on import marks_of
+from ..training.trainer import split_questions
 from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
+from .held_out import check_held_out
 
 
 def refine_adapter(
@@ -38,11 +44,14 @@ def refine_adapter(
     mode: str,
     reward: str | None = None,
     config: RefineConfig | None = None,
+    init: str | None = None,
     adapter: DrLLMConfig | None = None,
     base: str | None = None,
     max_new_tokens: int | None = None,
     chat_template: bool = True,
     batch_size: int = 64,
+    max_loss: float | None = None,
+    mean_passes: float | None = None,
     resume: bool = False,
     dtype: str = "auto",
     device: str | None = None,
@@ -56,11 +65,15 @@ def refine_adapter(
     Args:
         start: an adapter, whose routers are refined, or a base model, whose blocks all execute at first.
         mode: what counts as an answer, see `tasks.MODES`.
+        init: of a base model's routers. "skips" learns from a few random paths of each prompt what it can spare, see
+            `training.skips`; with "identity" every block executes. None is "skips" in the mode "self".
         reward: see `supervision.rewards.find_reward`; None is agreement in the mode "self" and probability in others.
         adapter: windows, router width and routed blocks where `start` is a base model.
         base: of the adapter; None is the one that it names.
         chat_template: whether the tokenizer's words the prompts, where it has one.
         batch_size: most rows that a block runs at once.
+        max_loss, mean_passes: limits that the depth control is set by on the held-out questions, see
+            `evaluation.hold_to_limits`; what is lost there is measured in any case, but for free answers.
         resume: go on with what an interrupted run left in `output`.
         log: progress goes here as JSON lines, in place of a bar.
 
@@ -72,14 +85,19 @@ def refine_adapter(
         Interrupted: on SIGINT or SIGTERM, with everything saved.
     """
     check_claim(output, ADAPTER, resume=resume, unfinished=is_unfinished(output, BEGUN, TRAINING_REPORT))
+    check_limits(max_loss, mean_passes)
     config = config or RefineConfig()
     reward = reward or ("agreement" if mode == "self" else "probability")
     value = find_reward(reward)
+    begins_with_adapter = is_adapter(start)
+    if begins_with_adapter:
+        init = None
+    elif init is None:
+        init = "skips" if mode == "self" else "identity"
     processes = Processes.current()
     folder = Path(output)
     if dtype == "auto" and resume:
         dtype = begun_dtype(folder, BEGUN)
-    begins_with_adapter = is_adapter(start)
 
     def load(dtype: str) -> tuple[Any, Any]:
         place = device or processes.device
@@ -103,6 +121,7 @@ def refine_adapter(
         "start": full_name(start),
         "questions": hashlib.sha256(json.dumps([[p.text, str(p.answer)] for p in prompts]).encode()).hexdigest(),
         "reward": reward,
+        "init": init,
         "refinement": asdict(config),
         "dtype": dtype_name(model),
     }
@@ -113,6 +132,8 @@ def refine_adapter(
         prompts = add_references(
             scorer.plain, prompts, folder=folder, locks=locks, processes=processes, console=console, log=log
         )
+        if init == "skips":
+            weights = _start(folder, scorer, prompts, ids, layers, settings, config, processes, console)
         result = refine_routers(
             weights,
             layers,
@@ -144,7 +165,7 @@ def refine_adapter(
                 "sources": sources_of(questions),
                 "marks": sorted({*marks_of(p.text for p in prompts), *before.get("supervision", {}).get("marks", [])}),
                 "labels": {"reward": reward, "price": config.price},
-                "search": {"start": "routers" if begins_with_adapter else "every block executes"},
+                "search": {"init": init or "routers"},
                 "base_model": settings.base_model_name_or_path,
                 "base_revision": revision(model.get_base_model()),
                 "base_fingerprint": fingerprint(model.get_base_model()),
@@ -153,13 +174,62 @@ def refine_adapter(
             "started_from": before or None,
         }
         load_weights_into(model, result.weights, result.layers)
+        if mode != "free":
+            held = check_held_out(
+                model,
+                tokenizer,
+                [prompts[row] for row in result.validation],
+                max_loss=max_loss,
+                mean_passes=mean_passes,
+                console=console,
+                log=log,
+            )
+            record["held_out"] = held.to_json()
         model.save_pretrained(str(folder))
         plot_refinement(result, folder / "curves.png")
         record["adapter_checksum"] = settings.checksum
         write_json_atomic(folder / TRAINING_REPORT, {**record, "history": result.history, "lines": result.lines})
         write_card(folder)
         # The report was written last: from here on the refinement is finished.
-        for unfinished in (folder / BEGUN, checkpoint):
+        for unfinished in (folder / BEGUN, checkpoint, folder / _START):
             unfinished.unlink(missing_ok=True)
         shutil.rmtree(folder / REFERENCES, ignore_errors=True)
     return result
+
+
+_START = "start.safetensors"
+
+
+def _start(
+    folder: Path,
+    scorer: SharingScorer,
+    prompts: Sequence[Prompt],
+    ids: Sequence[str],
+    layers: Sequence[int],
+    settings: DrLLMConfig,
+    config: RefineConfig,
+    processes: Processes,
+    console: Console | None,
+) -> Weights:
+    """Routers that leave out what prompts can spare, learnt by the main process; kept in the folder until the end."""
+
+    def learn() -> None:
+        if (folder / _START).exists():
+            return
+        rows, _ = split_questions(ids, config.validation_share, config.seed)
+        weights = learn_skips(
+            scorer,
+            [prompts[row] for row in rows],
+            [ids[row] for row in rows],
+            layers,
+            config.price,
+            SkipTraining(router_width=settings.router_width, seed=config.seed),
+            num_windows=settings.num_windows,
+            rms_norm=settings.rms_norm,
+            console=console,
+        )
+        with replacing(folder / _START) as temporary:
+            save_file(weights, temporary)
+
+    processes.from_main(learn)
+    return load_file(folder / _START)

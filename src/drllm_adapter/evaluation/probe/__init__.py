@@ -1,8 +1,8 @@
-"""`drllm probe`: can routers help this model on these questions? Measured before a long search is paid for.
+"""`drllm probe`: can routers help this model on these prompts? Measured before anything is searched or trained.
 
-Every question is scored along the same random paths and some of the single edits (one block skipped or repeated).
-Routers help when some blocks are nearly free (redundancy), the best path differs between prompts (heterogeneity), and
-the prompt's hidden states tell which (predictability); `measure` scores, `analyse` says how much of each there is.
+The base model's own continuation of every prompt is the reference. Routers help when some blocks are nearly free
+(redundancy), prompts differ in what can be left out (heterogeneity), and their hidden states tell (predictability):
+`measure` leaves blocks out, `analyse` says how much of each there is and what choosing by the prompt would keep.
 """
 
 from .analysis import analyse

@@ -1,154 +1,123 @@
-"""The statistics of a probe: shares of the variance, what the prompt predicts, and what that is worth."""
+"""The statistics of a probe: where differences lie, what the prompt tells of them, what choosing by it would keep."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...decisions import passes
-from ...errors import DrLLMError
+from ..compare import Estimate
+from ..contenders import Contender, best_mixture
+from ..intervals import paired_bootstrap
 from .measurements import Floats, Measurements
-from .report import BASE, BY_PROMPT, BY_TASK, HINDSIGHT, STATIC, Effect, Estimate, Policy, ProbeReport
+from .report import BY_KIND, BY_PROMPT, HINDSIGHT, STATIC, Block, Point, ProbeReport, Shares
 
-_PRICES = (0.0, *np.geomspace(0.02, 3.0, 30))
 _FOLDS = 5
 _BOOTSTRAP = 2000
-_Z = 1.959964  # 97.5 % quantile of the normal distribution
+_PRICES = (0.0, *np.geomspace(1e-4, 0.5, 60))
+# Where ways of choosing are compared: so much of the passes is left.
+_COMPARED_AT = 0.9
 
 
-def analyse(measured: Measurements, *, price: float = 0.4, seed: int = 0) -> ProbeReport:
-    """The three shares and the gain to expect.
+def analyse(measured: Measurements, *, seed: int = 0) -> ProbeReport:
+    """Shares of the variance, predictability, and agreement against passes by each way of choosing.
 
-    Predictions are five-fold cross-validated over questions: a ridge regression of every path's effect on the states,
-    its penalty chosen by leaving one out inside the training questions. Policies choose, for each question of the
-    held-out fold, the path of highest predicted worth among the scored ones; what they are credited with is that
-    path's measured outcome. Intervals are of 2,000 paired bootstrap draws of questions, those of the variance shares
-    of the jackknife.
+    All ways choose how many of the cheapest blocks to leave out, in one order for all prompts: the same number
+    everywhere, one for each kind, one for each prompt. Kinds and prompts are judged by the other four fifths of the
+    prompts alone; what is chosen is credited with what was measured. Intervals are bootstrapped over prompts.
     """
-    num_blocks = len(measured.paths[0])
-    count = len(measured.groups)
-    names, tasks = np.unique(np.array(measured.groups), return_inverse=True)
+    names, kinds = np.unique(np.array(measured.kinds), return_inverse=True)
     several = len(names) > 1
-    cost = np.array([passes(path) / num_blocks for path in measured.paths])
-    predictions = {**_predictions(measured, tasks, seed), HINDSIGHT: measured.probability}
-
-    def outcome(name: str, at_price: float) -> tuple[Floats, Floats, Floats]:
-        """Right answers, p(right) and cost of each question under a policy."""
-        rows = np.arange(count)
-        chosen = (
-            np.zeros(count, dtype=np.int64) if name == BASE else (predictions[name] - at_price * cost).argmax(axis=1)
-        )
-        return measured.correct[rows, chosen], measured.probability[rows, chosen], cost[chosen]
-
-    listed = [BASE, STATIC, *([BY_TASK] if several else []), BY_PROMPT, HINDSIGHT]
-    outcomes = {name: outcome(name, price) for name in listed}
-    worth = {name: likely - price * spent for name, (_, likely, spent) in outcomes.items()}
-    resampled = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_BOOTSTRAP) / count
-
-    def mean(values: Floats) -> Estimate:
-        return _with_interval(float(values.mean()), resampled @ values)
-
+    folds = np.random.default_rng(seed).permutation(len(kinds)) % _FOLDS
+    blocks = measured.num_blocks
+    target = min(blocks - 1.0, max(_COMPARED_AT * blocks, blocks - measured.nested.shape[1] + 1.0))
+    worth = _worth(measured, kinds, folds)
+    if not several:
+        del worth[BY_KIND]
+    curves = {name: _curve(name, values, measured) for name, values in worth.items()}
+    compared = {name: _at(points, target, best=name == STATIC) for name, points in curves.items()}
+    keys = [name for name in worth if name != STATIC]
+    log_kl, kernels = measured.log_kl, _kernels(measured)
     return ProbeReport(
-        num_blocks=num_blocks,
-        questions={str(name): int((tasks == place).sum()) for place, name in enumerate(names)},
-        paths=len(measured.paths),
-        effects=_effects(measured),
-        **_variance_shares(measured.probability, tasks),
-        by_task=_explained(measured, predictions, BY_TASK, resampled) if several else None,
-        by_prompt=_explained(measured, predictions, BY_PROMPT, resampled),
-        price=price,
-        static_path=measured.paths[int((measured.probability.mean(axis=0) - price * cost).argmax())],
-        policies=[
-            Policy(name, float(right.mean()), float(likely.mean()), float(spent.mean()) * num_blocks,
-                   float(worth[name].mean()))
-            for name, (right, likely, spent) in outcomes.items()
+        num_blocks=blocks,
+        questions={str(name): int((kinds == place).sum()) for place, name in enumerate(names)},
+        blocks=[
+            Block(block, *(_mean(values[:, block]) for values in (measured.agreement, measured.kl)))
+            for block in measured.order
         ],
-        gain=mean(worth[BY_PROMPT] - worth[STATIC]),
-        gain_over_task=mean(worth[BY_PROMPT] - worth[BY_TASK]) if several else None,
-        accuracy_gain=mean(outcomes[BY_PROMPT][0] - outcomes[BASE][0]),
-        curves={
-            name: [(float(right.mean()), float(spent.mean()) * num_blocks)
-                   for right, _, spent in (outcome(name, at_price) for at_price in _PRICES)]
-            for name in listed if name != BASE
-        },
-    )  # fmt: skip
-
-
-def _effects(measured: Measurements) -> list[Effect]:
-    effects = []
-    for place, (block, decision) in enumerate(measured.edits):
-        scored = ~np.isnan(measured.edit_probability[:, place])
-        if scored.sum() < 2:
-            continue
-        changes = [
-            edited[scored, place] - base[scored, 0]
-            for edited, base in (
-                (measured.edit_probability, measured.probability),
-                (measured.edit_correct, measured.correct),
-            )
-        ]
-        effects.append(Effect(block, decision, int(scored.sum()), *(_normal(change) for change in changes)))
-    return effects
-
-
-def _variance_shares(probability: Floats, tasks: NDArray[np.int64]) -> dict[str, Any]:
-    """Shares of the variance within questions, from how the path effects of different questions go together.
-
-    The product of two questions' effects, averaged over paths and over pairs of different questions, has no part of
-    what is one question's own: pairs of different tasks estimate what all have in common, pairs of one task that and
-    what the task has in common.
-    """
-    effects = probability - probability.mean(axis=1, keepdims=True)
-    own = (effects**2).sum(axis=1)
-    members = np.eye(tasks.max() + 1)[tasks]
-
-    def shares(kept: Floats) -> Floats:
-        weighted = members * kept[:, None]
-        sums = weighted.T @ effects
-        own_of_task, sizes = weighted.T @ own, weighted.sum(axis=0)
-        same = ((sums**2).sum() - own_of_task.sum()) / (sizes * (sizes - 1)).sum()
-        total = own_of_task.sum() / sizes.sum()
-        if len(sizes) == 1:
-            return np.array([same, 0.0, total - same]) / total
-        among = sizes.sum() ** 2 - (sizes**2).sum()
-        different = ((sums.sum(axis=0) ** 2).sum() - (sums**2).sum()) / among
-        return np.array([different, same - different, total - same]) / total
-
-    count = len(tasks)
-    if not own.sum():
-        raise DrLLMError(
-            "paths must change the probability of some answer, but no path changes any; give other questions."
-        )
-    found = shares(np.ones(count))
-    left_out = np.array([shares(1.0 - np.eye(count)[place]) for place in range(count)])
-    half = _Z * np.sqrt((count - 1) / count * ((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0))
-    static, task, question = (
-        (float(value), float(value - width), float(value + width)) for value, width in zip(found, half, strict=True)
+        shares=_shares(log_kl, kinds),
+        by_kind=_explained(log_kl, _by_kind(log_kl, kinds, folds), folds) if several else None,
+        by_prompt=_explained(log_kl, _by_prompt(log_kl, kernels, folds), folds),
+        passes=target,
+        static_path=measured.path(round(blocks - target)),
+        points=[Point(name, *_mean(found.each), found.passes) for name, found in compared.items()],
+        gains={name: _difference(compared[name], compared[STATIC]) for name in keys},
+        curves={name: [(point.value, point.passes) for point in points] for name, points in curves.items()},
     )
-    return {"static": static, "task": task if members.shape[1] > 1 else None, "question": question}
 
 
-def _predictions(measured: Measurements, tasks: NDArray[np.int64], seed: int) -> dict[str, Floats]:
-    """`[Q, P]` of p(right answer) along every path by each policy, from the other folds' questions alone."""
-    # The level of a question does not matter for the choice of its path; effects against its own mean do.
-    effects = measured.probability - measured.probability.mean(axis=1, keepdims=True)
-    states = measured.states - measured.states.mean(axis=0)
-    states /= np.maximum(states.std(axis=0), 1e-6)
-    kernel = states @ states.T / states.shape[1]
-    count = len(tasks)
-    folds = np.random.default_rng(seed).permutation(count) % _FOLDS
-    found = {name: np.zeros_like(effects) for name in (STATIC, BY_TASK, BY_PROMPT)}
+# Where differences lie
+
+
+def _shares(values: Floats, kinds: NDArray[np.int64]) -> Shares:
+    """Shares of the variance of `values` `[Q, L]`: of blocks, of prompts, of kind and block together, and the rest.
+
+    Sums of squares of a two-way layout, each less what chance alone puts into it (its degrees of freedom times the
+    mean square of the rest), which few prompts of a kind would otherwise pass off as the kind's.
+    """
+    prompts, blocks = values.shape
+    of_block, of_prompt = values.mean(axis=0), values.mean(axis=1, keepdims=True)
+    left = values - of_block - of_prompt + values.mean()
+    of_kind = np.stack([left[kinds == kind].mean(axis=0) for kind in range(kinds.max() + 1)])
+    rest = left - of_kind[kinds]
+    groups = len(of_kind)
+    sums = {
+        "block": (prompts * ((of_block - values.mean()) ** 2).sum(), blocks - 1),
+        "prompt": (blocks * ((of_prompt - values.mean()) ** 2).sum(), prompts - 1),
+        "kind": ((of_kind[kinds] ** 2).sum(), (groups - 1) * (blocks - 1)),
+    }
+    chance = (rest**2).sum() / max(1, (prompts - groups) * (blocks - 1))
+    total = ((values - values.mean()) ** 2).sum()
+    found = {name: max(0.0, float(square - freedom * chance) / total) for name, (square, freedom) in sums.items()}
+    return Shares(**found, rest=max(0.0, 1 - sum(found.values())))
+
+
+# What the kind and the prompt tell
+
+
+def _by_kind(values: Floats, kinds: NDArray[np.int64], folds: NDArray[np.int64]) -> Floats:
+    """`values` `[Q, P]` predicted by the other folds' mean of the kind, drawn to that of all by one prompt's weight."""
+    found = np.zeros_like(values)
+    for fold in range(_FOLDS):
+        train, test = folds != fold, np.flatnonzero(folds == fold)
+        everyone = values[train].mean(axis=0)
+        for place in test:
+            alike = values[train & (kinds == kinds[place])]
+            found[place] = (alike.sum(axis=0) + everyone) / (len(alike) + 1)
+    return found
+
+
+def _by_prompt(values: Floats, kernels: Sequence[Floats], folds: NDArray[np.int64]) -> Floats:
+    """`values` `[Q, P]` predicted by ridge regression on the prompt; `kernels` are P of `[Q, Q]`, or one for all."""
+    found = np.zeros_like(values)
     for fold in range(_FOLDS):
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        static = effects[train].mean(axis=0)
-        found[STATIC][test] = static
-        for task in np.unique(tasks):
-            of_task = train[tasks[train] == task]
-            found[BY_TASK][test[tasks[test] == task]] = effects[of_task].mean(axis=0) if len(of_task) else static
-        found[BY_PROMPT][test] = static + _ridge(
-            kernel[np.ix_(train, train)], effects[train] - static, kernel[np.ix_(test, train)]
-        )
+        everyone = values[train].mean(axis=0)
+        for column, kernel in enumerate(kernels):
+            which = slice(None) if len(kernels) == 1 else slice(column, column + 1)
+            targets = (values[train] - everyone)[:, which]
+            known, new = kernel[np.ix_(train, train)], kernel[np.ix_(test, train)]
+            found[test, which] = everyone[which] + _ridge(known, targets, new)
     return found
+
+
+def _kernels(measured: Measurements) -> list[Floats]:
+    """For each block, products of what enters it between all prompts, features standardised: `[Q, Q]`."""
+    kernels = []
+    for states in measured.states.astype(np.float64):
+        states = states - states.mean(axis=0)
+        states = states / np.maximum(states.std(axis=0), 1e-6)
+        kernels.append(states @ states.T / states.shape[1])
+    return kernels
 
 
 def _ridge(kernel: Floats, targets: Floats, new: Floats) -> Floats:
@@ -172,19 +141,62 @@ def _ridge(kernel: Floats, targets: Floats, new: Floats) -> Floats:
     return new @ best[1]
 
 
-def _explained(measured: Measurements, predictions: dict[str, Floats], name: str, resampled: Floats) -> Estimate:
-    """Share of the held-out variance beyond the static prediction that a policy's predictions explain."""
-    effects = measured.probability - measured.probability.mean(axis=1, keepdims=True)
-    static = ((effects - predictions[STATIC]) ** 2).sum(axis=1)
-    left = ((effects - predictions[name]) ** 2).sum(axis=1)
-    return _with_interval(1 - left.sum() / static.sum(), 1 - (resampled @ left) / (resampled @ static))
+def _explained(values: Floats, predicted: Floats, folds: NDArray[np.int64]) -> Estimate:
+    """Share of the variance beyond the blocks' own means that is explained on prompts not seen."""
+    means = np.stack([values[folds != fold].mean(axis=0) for fold in range(_FOLDS)])[folds]
+    beyond, left = ((values - means) ** 2).sum(axis=1), ((values - predicted) ** 2).sum(axis=1)
+    drawn = np.random.default_rng(0).multinomial(len(values), np.full(len(values), 1 / len(values)), size=_BOOTSTRAP)
+    low, high = np.quantile(1 - (drawn @ left) / (drawn @ beyond), (0.025, 0.975))
+    return float(1 - left.sum() / beyond.sum()), float(low), float(high)
 
 
-def _with_interval(value: float, draws: Floats) -> Estimate:
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return float(value), float(low), float(high)
+# What choosing would keep
 
 
-def _normal(values: Floats) -> Estimate:
-    mean, half = float(values.mean()), _Z * float(values.std(ddof=1)) / len(values) ** 0.5
-    return mean, mean - half, mean + half
+def _worth(measured: Measurements, kinds: NDArray[np.int64], folds: NDArray[np.int64]) -> dict[str, Floats]:
+    """`[Q, N + 1]`: what each way of choosing takes the agreement along the nested paths to be."""
+    nested = measured.nested
+    return {
+        STATIC: np.broadcast_to(nested.mean(axis=0), nested.shape),
+        BY_KIND: _by_kind(nested, kinds, folds),
+        BY_PROMPT: _by_prompt(nested, [np.mean(_kernels(measured), axis=0)], folds),
+        HINDSIGHT: nested,
+    }
+
+
+def _curve(name: str, worth: Floats, measured: Measurements) -> list[Contender]:
+    """What comes of taking the number of skips of highest worth less a price for each pass, at many prices.
+
+    Of the static way every number of skips is a point: any of them may be mixed with any other.
+    """
+    skips, rows, blocks = np.arange(worth.shape[1]), np.arange(len(worth)), measured.num_blocks
+    if name == STATIC:
+        return [Contender(name, measured.nested[:, number], float(blocks - number)) for number in skips]
+    points: dict[bytes, Contender] = {}
+    for price in _PRICES:
+        chosen = (worth + price * skips).argmax(axis=1)
+        each = measured.nested[rows, chosen]
+        points[chosen.tobytes()] = Contender(name, each, float(blocks - chosen.mean()))
+    whole = Contender(name, measured.nested[:, 0], float(blocks))
+    deepest = Contender(name, measured.nested[:, -1], float(blocks - skips[-1]))
+    return [whole, *points.values(), deepest]
+
+
+def _at(points: Sequence[Contender], passes: float, *, best: bool) -> Contender:
+    """A mixture of two points that makes so many passes: the best there is, or that of the two nearest.
+
+    The best of many is partly the luckiest. That is granted to the static way, which the others have to beat.
+    """
+    if not best:
+        below = [point for point in points if point.passes <= passes]
+        above = [point for point in points if point.passes >= passes]
+        points = [max(below, key=lambda point: point.passes), min(above, key=lambda point: point.passes)]
+    return best_mixture(points, passes)
+
+
+def _mean(each: Floats) -> Estimate:
+    return float(each.mean()), *paired_bootstrap(each, np.zeros_like(each))
+
+
+def _difference(one: Contender, other: Contender) -> Estimate:
+    return one.value - other.value, *paired_bootstrap(one.each, other.each)

@@ -1,0 +1,100 @@
+"""What a step of vLLM costs when requests follow paths: routed and plain engines in one process, by turns."""
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..decisions import EXECUTE, REPEAT, SKIP, Decisions, execute_all
+from ..serving import engine_arguments
+from ..serving.arguments import require_vllm
+from .timing import Comparison, compare
+
+ALL_EXECUTE_GOAL, MIXED_GOAL = 0.97, 1 / 0.88
+"""Least speed, where plain vLLM is 1: all EXECUTE; as many paths as requests, of three quarters of the passes."""
+
+
+def bench_serve(
+    adapter: str,
+    *,
+    base: str | None = None,
+    requests: int = 32,
+    prompt_tokens: int = 48,
+    decode_tokens: int = 48,
+    passes: int | None = None,
+    repetitions: int = 5,
+    dtype: str = "auto",
+) -> tuple[list[Comparison], dict[str, Any]]:
+    """Speeds against the base in plain vLLM, and what they depend on.
+
+    Args:
+        adapter: folder or name on the Hub; its base is served alongside.
+        passes: of the paths, of which one in eight blocks is repeated; None is three quarters of the blocks.
+
+    Raises:
+        DrLLMError: see `engine_arguments`.
+    """
+    # Before vLLM is imported: the engine in this process, whose processor time is measured.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    require_vllm()
+    import vllm
+
+    sizes: dict[str, Any] = {
+        "max_model_len": prompt_tokens + decode_tokens + 1,
+        "max_num_seqs": requests,
+        "dtype": dtype,
+    }
+    arguments = engine_arguments(adapter, base=base, repeat_blocks=None, **sizes)
+    plain = vllm.LLM(arguments["model"], enforce_eager=True, enable_prefix_caching=False, **sizes)
+    routed = vllm.LLM(**arguments)
+    blocks = routed.llm_engine.model_config.hf_text_config.num_hidden_layers
+    vocabulary = routed.llm_engine.model_config.get_vocab_size()
+    number = passes or round(0.75 * blocks)
+    draw = random.Random(0)
+    prompts = [
+        {"prompt_token_ids": [draw.randrange(3, vocabulary) for _ in range(prompt_tokens)]} for _ in range(requests)
+    ]
+    repeatable = list(arguments["additional_config"]["drllm"]["repeatable"])
+    paths = [_path(draw, blocks, number, repeatable) for _ in range(requests)]
+
+    def run(llm: Any, chosen: Sequence[Decisions | None]) -> Callable[[], None]:
+        params = [
+            vllm.SamplingParams(
+                temperature=0, max_tokens=decode_tokens, ignore_eos=True,
+                extra_args=None if path is None else {"drllm_path": list(path)},
+            )
+            for path in chosen
+        ]  # fmt: skip
+        return lambda: llm.generate(prompts, params, use_tqdm=False)
+
+    def against_plain(name: str, chosen: Sequence[Decisions | None], goal: float | None = None) -> Comparison:
+        setting = f"{requests} requests, {prompt_tokens} + {decode_tokens} tokens"
+        return compare(name, setting, run(routed, chosen), run(plain, [None] * requests), repetitions, goal)
+
+    share = f"{number} of {blocks} passes"
+    results = [
+        against_plain("all EXECUTE", [execute_all(blocks)] * requests, ALL_EXECUTE_GOAL),
+        against_plain(f"one path, {share}", paths[:1] * requests),
+        against_plain(f"4 paths, {share}", [paths[place % 4] for place in range(requests)]),
+        against_plain(f"{requests} paths, {share}", paths, MIXED_GOAL if number <= 0.78 * blocks else None),
+        against_plain("the adapter's routers", [None] * requests),
+    ]
+    import torch
+
+    facts = {
+        "vllm": vllm.__version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "dtype": str(routed.llm_engine.model_config.dtype).removeprefix("torch."),
+        "blocks": blocks,
+    }
+    return results, facts
+
+
+def _path(draw: random.Random, blocks: int, passes: int, repeatable: Sequence[int]) -> Decisions:
+    """One block in eight repeated, and as many left out as make the number of passes."""
+    twice = draw.sample(list(repeatable), min(blocks // 8, len(repeatable)))
+    others = [block for block in range(blocks) if block not in twice]
+    skipped = draw.sample(others, max(0, min(len(others), blocks + len(twice) - passes)))
+    return tuple(REPEAT if block in twice else SKIP if block in skipped else EXECUTE for block in range(blocks))
