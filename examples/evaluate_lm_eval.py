@@ -11,9 +11,6 @@ import argparse
 import json
 from pathlib import Path
 
-import lm_eval
-from lm_eval.tasks import TaskManager
-
 from drllm_adapter import DrLLMConfig
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -25,6 +22,11 @@ parser.add_argument("--batch-size", type=int, default=16)
 parser.add_argument("--device", default="cpu")
 parser.add_argument("--output", type=Path, help="JSON file for the results")
 args = parser.parse_args()
+try:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+except ImportError:
+    parser.error("the harness is not installed; run pip install 'drllm-adapter[lm-eval]'")
 
 base = DrLLMConfig.from_pretrained(args.adapter).base_model_name_or_path
 manager = TaskManager(include_path=args.include_path)

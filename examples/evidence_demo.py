@@ -1,8 +1,9 @@
 """Evidence on the model that ships with the package: routers against every baseline, and ways of supervision compared.
 
-For every seed: draw k-hop questions, search paths, train routers by each way of supervision on the same paths, evaluate
-on fresh questions with all baselines and every control. Writes `evidence.json`, `evidence.md` (the tables of
-docs/evidence.md) and, for each seed, the folder of each step with its figures. Everything runs offline.
+For every seed: draw k-hop questions, search paths, train routers by each way of supervision on the same paths, refine
+those of the default way on policy, evaluate on fresh questions, the refined ones with all baselines and every control.
+Writes `evidence.json`, `evidence.md` (the tables of docs/evidence.md) and, for each seed, the folder of each step with
+its figures. Everything runs offline.
 
     python examples/evidence_demo.py --output evidence-demo
     python examples/evidence_demo.py --output quick --questions 120 --test-questions 100 --simulations 40 --seeds 0
@@ -21,13 +22,14 @@ from drllm_adapter.evaluation import Report
 from drllm_adapter.files import write_json_atomic, write_text_atomic
 from drllm_adapter.search import SearchConfig
 from drllm_adapter.tasks import load_questions
-from drllm_adapter.training import TrainingConfig
-from drllm_adapter.workflow import Labels, evaluate_adapter, search_paths, train_adapter
-from drllm_adapter.workflow.demo import LABELS
+from drllm_adapter.training import RefineConfig, TrainingConfig
+from drllm_adapter.workflow import Labels, evaluate_adapter, refine_adapter, search_paths, train_adapter
+from drllm_adapter.workflow.demo import LABELS, REFINE_STEPS
 
 PRICE = LABELS.price
 
-# The first is the default, which is compared with all baselines.
+REFINED = "refined"
+"""The default way and then `drllm refine`, as in the demo: what is compared with all baselines."""
 WAYS = {
     "weighted": Labels("weighted", PRICE),
     "effects": Labels("effects", PRICE),
@@ -75,22 +77,27 @@ def run_seed(folder: Path, seed: int, options: argparse.Namespace, console: Cons
     searched = search_paths(base, to_search, paths, mode="cloze", config=config, bundle=64, console=console)
     console.print(searched.table())
 
-    reports: dict[str, Any] = {}
+    adapters = {way: folder / f"adapter-{labels.rule}" for way, labels in WAYS.items()}
     for way, labels in WAYS.items():
         console.rule(f"seed {seed}: {way}")
-        adapter = folder / f"adapter-{labels.rule}"
-        train_adapter(
-            paths, adapter, rule=labels.rule, price=labels.price, config=TrainingConfig(seed=seed), console=console
-        )
-        default = way == next(iter(WAYS))
+        config_of = TrainingConfig(seed=seed)
+        train_adapter(paths, adapters[way], rule=labels.rule, price=labels.price, config=config_of, console=console)
+    console.rule(f"seed {seed}: {REFINED}")
+    refined = folder / "adapter-refined"
+    more = load_questions("khop", limit=2 * options.questions, seed=2 * seed)
+    steps = RefineConfig(max_steps=REFINE_STEPS, price=PRICE, seed=seed)
+    refine_adapter(str(adapters["weighted"]), more, refined, mode="cloze", config=steps, console=console)
+
+    reports: dict[str, Any] = {}
+    for way, adapter in {REFINED: refined, **adapters}.items():
         report: Report = evaluate_adapter(
             str(adapter),
             to_test,
-            folder / f"evaluation-{labels.rule}",
+            folder / f"evaluation-{adapter.name.removeprefix('adapter-')}",
             mode="cloze",
             batch_size=64,
-            supervision=paths if default else None,
-            sweep=default,
+            supervision=paths if way == REFINED else None,
+            sweep=way == REFINED,
             console=console,
         )
         console.print(report.table())

@@ -1,6 +1,6 @@
 """Evidence on SmolLM2-135M-Instruct: routers learnt from prompts alone against every static path.
 
-For each seed 13 kinds of prompts, real and made, are drawn (`fidelity_prompts.py`), 30 of each to train on and 16
+For each seed 13 kinds of prompts, real and made, are drawn (`fidelity_prompts.py`), 40 of each to train on and 16
 others to test, and 16 of each of four kinds that are in no training. Routers learn from the base model's own
 continuations (`drllm refine --mode self`); a depth control is chosen on held-out training prompts for each mean number
 of passes, and once for `--max-loss 2`. Tested: agreement with the base's own tokens, against every baseline at exactly
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the question files")
     parser.add_argument("--output", type=Path, required=True, help="folder for everything")
     parser.add_argument("--base", default=BASE, help="the model: a folder or a name on the Hub")
-    parser.add_argument("--train", type=int, default=30, help="prompts of each kind to train on")
+    parser.add_argument("--train", type=int, default=40, help="prompts of each kind to train on")
     parser.add_argument("--test", type=int, default=16, help="prompts of each kind to test on")
     parser.add_argument("--paths", type=int, default=6, help="random paths a prompt that baselines are chosen by")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

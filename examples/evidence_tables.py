@@ -1,6 +1,12 @@
-"""The tables of docs/evidence.md, from the reports of the evidence scripts."""
+"""The tables of docs/evidence.md, from what the evidence scripts wrote.
 
+python examples/evidence_tables.py evidence-demo/evidence.json
+"""
+
+import argparse
+import json
 import math
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -80,3 +86,9 @@ def percent(value: float, interval: list[float], sign: str = "") -> str:
 def passes(rows: Any) -> str:
     found = [f"{row['passes']:.2f}" for row in rows]
     return found[0] if len(set(found)) == 1 else ", ".join(found)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("evidence", type=Path, help="evidence.json, as the evidence scripts write it")
+    print(markdown(json.loads(parser.parse_args().evidence.read_text())["runs"]))

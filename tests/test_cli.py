@@ -125,6 +125,45 @@ def test_the_number_of_threads_does_not_change_the_rows(tmp_path: Path, run: Run
     assert found[0] == found[1]
 
 
+def test_overwriting_replaces_what_the_same_command_left(made: Path, tmp_path: Path, run: Run, refuse: Run) -> None:
+    search = ["search", BASE, "--task", "khop", "--mode", "cloze", "--simulations", 3, "--output", tmp_path / "paths"]
+    run(*search, "--limit", 3)
+    (tmp_path / "paths" / "note.txt").write_text("of the first")
+    assert "already holds" in refuse(*search, "--limit", 4)
+    assert "both were given" in refuse(*search, "--limit", 4, "--overwrite", "--resume")
+    assert "--mode" in refuse(*search, "--overwrite", "--mode", "clozee")  # nothing is removed for what is refused
+    assert (tmp_path / "paths" / "note.txt").exists()
+    run(*search, "--limit", 4, "--overwrite", "--json", tmp_path / "s.json")
+    assert json.loads((tmp_path / "s.json").read_text())["questions"] == 4
+    assert not (tmp_path / "paths" / "note.txt").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    assert "something else" in refuse(*search[:-1], tmp_path / "mine", "--overwrite")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_fit_goes_from_questions_to_an_evaluated_adapter(tmp_path: Path, run: Run, refuse: Run) -> None:
+    """In a second run of other words the same; what is tested was not learnt from."""
+    asked = [item["question"] for item in generate(40, 0)]
+    (tmp_path / "prompts.txt").write_text("\n".join(asked))
+    fit = ["fit", BASE, "--data", tmp_path / "prompts.txt", "--max-new-tokens", 2, "--max-loss", 50]
+    out = run(*fit, "--output", tmp_path / "adapter", "--json", tmp_path / "fit.json")
+    saved = json.loads((tmp_path / "fit.json").read_text())
+    assert f"Verdict: {saved['verdict']}" in out
+    report = json.loads((tmp_path / "adapter" / "evaluation" / "report.json").read_text())
+    assert report["routed"]["of"] == 8
+    assert report["trained_on"] is None
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "prompts.txt" in card
+    assert "Nothing has been measured yet." not in card
+    info = run("info", tmp_path / "adapter")
+    assert re.search(r"skipped +\|.{8}\| blocks 0 to 7, at most \d+ % of the questions", info)
+    (tmp_path / "few.txt").write_text("\n".join(asked[:5]))
+    few = refuse("fit", BASE, "--data", tmp_path / "few.txt", "--output", tmp_path / "x")
+    assert "20 at least, but 5 were given" in few
+    assert not (tmp_path / "x").exists()
+
+
 def test_eval_agrees_with_a_plain_count(made: Path, tmp_path: Path, run: Run) -> None:
     """The report's accuracy against transformers' own loading and generating, one question at a time."""
     out = run("eval", made / "adapter", "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze",

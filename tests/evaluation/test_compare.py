@@ -15,7 +15,8 @@ from rich.console import Console
 
 from drllm_adapter import DrLLMError
 from drllm_adapter.evaluation import Share, compare, plot_layers
-from drllm_adapter.evaluation.compare import mcnemar, paired_interval
+from drllm_adapter.evaluation.compare import mcnemar
+from drllm_adapter.evaluation.intervals import paired_interval
 
 BLOCKS = 4
 

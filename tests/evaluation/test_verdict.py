@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
 from drllm_adapter.evaluation.compare import compare
+from drllm_adapter.evaluation.contenders import Contender, comparison
 from drllm_adapter.evaluation.verdict import needed, verdict
 
 
@@ -16,6 +18,22 @@ class Answer:
     decisions: tuple[int, ...] = (1, 1, 0, 1)
     agreement: float | None = None
     kl: float | None = None
+
+
+def test_agreement_is_said_as_what_is_kept() -> None:
+    routed = [Answer(True, agreement=share, kl=0.1) for share in (1.0, 0.5, 0.75, 1.0)]
+    base = [Answer(True, agreement=1.0, kl=0.0)] * 4
+    assert verdict(compare(base, routed, [None] * 4)).startswith("the routers keep 81.2 % of the base's own tokens (")
+
+
+def test_the_same_share_has_the_same_interval_in_every_table() -> None:
+    found = report(200, 80, 10, 110)
+    routed, base = (np.array([1.0] * right + [0.0] * (400 - right)) for right in (280, 210))
+    paired = np.array([1.0] * 200 + [0.0] * 80 + [1.0] * 10 + [0.0] * 110)
+    row = comparison(Contender("routed", routed, 3.0), Contender("base", paired, 4.0))
+    assert row["value"] == pytest.approx(base.mean())
+    assert tuple(row["interval"]) == found.base.interval
+    assert tuple(row["difference_interval"]) == found.difference_interval
 
 
 def report(both: int, gained: int, lost: int, neither: int) -> Any:

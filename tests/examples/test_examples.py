@@ -15,20 +15,21 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from drllm_adapter import DrLLMConfig
 from drllm_adapter.demo import BASE
 from drllm_adapter.demo.khop import generate
-from drllm_adapter.models.loading import load_adapter_config, load_base, route_base
+from drllm_adapter.models.loading import load_base, route_base
+from drllm_adapter.scoring.plain import Scorer
 from drllm_adapter.scoring.shared_prefix import SharingScorer, score_paths
 from drllm_adapter.tasks import build_prompts, load_questions
 from drllm_adapter.workflow import evaluate_adapter, search_paths
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-LONG = ("train_demo", "train_robust", "evidence_")
+LONG = ("train_demo", "train_robust", "evidence_", "fidelity_")
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if not path.name.startswith(LONG))
 
 
@@ -107,11 +108,45 @@ def test_qwen_dart(folder: Path, run: Run) -> None:
 
 
 def test_train_with_trainer(folder: Path, run: Run) -> None:
-    run("train_with_trainer.py", BASE, "train.jsonl", "--steps", 4, "--batch-size", 8, "--output", "trained",
-        "--depth-penalty", 0.5)  # fmt: skip
-    weights = load_file(folder / "trained" / "adapter_model.safetensors")
-    assert any(bool(value.any()) for name, value in weights.items() if name.endswith("up.weight"))
-    assert load_adapter_config(str(folder / "trained")).depth_penalty == 0.5
+    """The answers become likelier along the routers' paths, which stay as they are."""
+    run("train_with_trainer.py", "routers", "train.jsonl", "--steps", 30, "--batch-size", 10, "--output", "lora-below")
+    prompts = build_prompts(load_questions("jsonl", str(folder / "train.jsonl")), "cloze")
+    found = []
+    for lora in (None, folder / "lora-below"):
+        base, tokenizer = load_base(str(BASE))
+        below = base if lora is None else PeftModel.from_pretrained(base, str(lora))
+        model = PeftModel.from_pretrained(below, str(folder / "routers"), adapter_name="routers").eval()
+        scores = Scorer(model, tokenizer).score(prompts)
+        assert any(score.decisions != (1,) * 8 for score in scores)
+        found.append(np.mean([np.log(score.probability) for score in scores]))
+    before, after = found
+    assert after > before + 0.3
+
+
+def test_help_needs_no_extra_and_says_something(tmp_path: Path) -> None:
+    """Of all examples in one process, with the optional packages hidden."""
+    code = (
+        "import contextlib, io, json, runpy, sys\nfrom pathlib import Path\n"
+        "for name in ('lm_eval', 'math_verify'): sys.modules[name] = None\n"
+        "folder, said = Path(sys.argv[1]), {}\nsys.path.insert(0, str(folder))\n"
+        "for script in sorted(folder.glob('*.py')):\n"
+        "    sys.argv = [script.name, '--help']\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):\n"
+        "        runpy.run_path(str(script), run_name='__main__')\n"
+        "    said[script.name] = out.getvalue()\n"
+        "print(json.dumps(said))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(EXAMPLES)], check=True, capture_output=True, text=True,
+                          cwd=tmp_path)  # fmt: skip
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert len(said) > 10
+    assert [name for name, text in said.items() if not text.startswith("usage:")] == []
+
+
+def test_a_shell_script_says_what_it_takes() -> None:
+    done = subprocess.run(["bash", str(EXAMPLES / "multi_gpu_search.sh")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: ")
 
 
 def test_train_robust_base(folder: Path, run: Run) -> None:

@@ -20,6 +20,7 @@ from ..adapter.layer import routed_layers
 from ..decisions import Decisions
 from ..files import write_json_atomic
 from ..models.loading import route_base
+from ..scoring.references import add_references
 from ..scoring.shared_prefix import GIGABYTE, SharingScorer
 from ..search import SearchConfig, search_bundle
 from ..tasks import Prompt, grade
@@ -91,6 +92,7 @@ def bench_search(
         sample: pairs that are scored the published way as well, spread over the rounds.
     """
     scorer = SharingScorer(route_base(share(model)), tokenizer, memory=int(memory * GIGABYTE), batch_size=bundle)
+    prompts = add_references(scorer.plain, prompts)
     order = sorted(prompts, key=scorer.length)
     bundles = [order[start : start + bundle] for start in range(0, len(order), bundle)]
     # Neither the first call of a kernel nor the check of the packing is what is measured.

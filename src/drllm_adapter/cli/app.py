@@ -17,6 +17,7 @@ from .card import card
 from .demo import demo
 from .evaluate import evaluate
 from .export import export
+from .fit import fit
 from .generate import generate
 from .info import info
 from .lm_eval import lm_eval
@@ -39,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Routers that make a frozen language model skip, execute or repeat its own blocks (Dr.LLM, arXiv 2510.12773).",
 )
+app.command()(fit)
 app.command()(probe)
 app.command()(search)
 app.command()(train)

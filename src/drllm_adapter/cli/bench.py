@@ -106,7 +106,9 @@ def search(
     output: Output = Path("bench_search.json"),
     task: Task = "khop",
     data: Data = None,
-    mode: Annotated[str, typer.Option(help="Modes with commas between them: cloze, letter, free.")] = "cloze,letter",
+    mode: Annotated[
+        str, typer.Option(help="Modes with commas between them: cloze, letter, free, self.")
+    ] = "cloze,letter",
     limit: Annotated[int, typer.Option(min=1, help="Questions searched.")] = 64,
     simulations: Annotated[int, typer.Option(min=1, help="Simulations a question.")] = 50,
     bundle: Annotated[int, typer.Option(min=1, help="Questions searched side by side.")] = 64,

@@ -14,10 +14,12 @@ from .options import (
     Device,
     Dtype,
     Grader,
+    Json,
     Limit,
     Log,
     LogFormat,
     MaxNewTokens,
+    Overwrite,
     ReportTo,
     Resume,
     Seed,
@@ -27,6 +29,7 @@ from .options import (
     Threads,
     as_trained,
     check_adapter,
+    claim,
     console,
     left_out,
     log_stream,
@@ -34,6 +37,7 @@ from .options import (
     questions,
     say,
     worded_by_template,
+    write_json,
 )
 
 
@@ -83,6 +87,8 @@ def evaluate(
     ] = None,
     seed: Seed = 0,
     resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_file: Json = None,
     log: Log = LogFormat.bar,
     report_to: ReportTo = None,
     dtype: Dtype = "auto",
@@ -97,8 +103,8 @@ def evaluate(
 
     Example: drllm eval adapter --task arc --data test.jsonl --output adapter/evaluation
     """
-    from ..files import EVALUATION, REPORT, check_claim
-    from ..jobs import BEGUN, is_unfinished
+    from ..files import EVALUATION, REPORT
+    from ..jobs import BEGUN
 
     if lm_eval is not None:
         if data is not None:
@@ -118,12 +124,15 @@ def evaluate(
             "baselines are chosen on the questions of a supervision set, so --baselines and --supervision go together, "
             "but only one was given; give both or none."
         )
+    make_room = None
     if output is not None:
-        check_claim(output, EVALUATION, resume=resume, unfinished=is_unfinished(output, BEGUN, REPORT))
+        make_room = claim(output, EVALUATION, BEGUN, REPORT, resume=resume, overwrite=overwrite)
     check_adapter(adapter, base)
     if lm_eval is not None:
         from ..workflow import evaluate_with_lm_eval
 
+        if make_room is not None:
+            make_room()
         harness = evaluate_with_lm_eval(
             adapter,
             [name.strip() for name in lm_eval.split(",")],
@@ -139,6 +148,7 @@ def evaluate(
             device=device,
         )
         console.print(harness.table())
+        write_json(json_file, harness.to_json())
         if output is not None:
             say(f"Saved in {output}: report.json.")
         return
@@ -148,6 +158,8 @@ def evaluate(
     from ..evaluation import sweep_table, verdict
     from ..workflow import evaluate_adapter
 
+    if make_room is not None:
+        make_room()
     report = evaluate_adapter(
         adapter,
         asked,
@@ -177,6 +189,7 @@ def evaluate(
     if report.sweep is not None:
         console.print(sweep_table(report.sweep))
     say(f"Verdict: {verdict(report)}")
+    write_json(json_file, {"verdict": verdict(report), **report.to_json()})
     if output is not None:
         figures = "layers.png, tradeoff.png" if baselines or sweep else "layers.png"
         say(f"Saved in {output}: report.json, {figures}.")

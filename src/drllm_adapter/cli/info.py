@@ -1,6 +1,8 @@
 """`drllm info`."""
 
+import json
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,7 +35,28 @@ def info(
         console.print(f"{name:14}{'-' if value is None else value}", highlight=False, soft_wrap=True)
     for name, value in _training_facts(training):
         console.print(f"{name:14}{value}", highlight=False, soft_wrap=True)
+    for name, shares in _decisions(adapter):
+        console.print(f"{name:14}{_bars(shares)}", highlight=False, soft_wrap=True)
     write_json(json_file, {**facts, "number of weights": weights, "training": training})
+
+
+def _decisions(adapter: str) -> list[tuple[str, list[float]]]:
+    """How often each block is skipped and repeated, by the adapter's first evaluation; nothing where it has none."""
+    for path in sorted(Path(adapter).glob("*/report.json")):
+        try:
+            counts = json.loads(path.read_text(encoding="utf-8"))["decisions"]
+            shares = [[decision / sum(block) for decision in block] for block in counts]
+            return [(name, [block[place] for block in shares]) for name, place in (("skipped", 0), ("repeated", 2))]
+        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, IndexError):
+            continue  # of lm-evaluation-harness, which counts no blocks, or somebody else's
+    return []
+
+
+def _bars(shares: list[float]) -> str:
+    """A character for each block, higher where the share is: tenths where bars cannot be shown."""
+    signs = " ▁▂▃▄▅▆▇█" if console.encoding.startswith("utf") else "0123456789"
+    drawn = "".join(signs[min(len(signs) - 1, math.ceil(share * (len(signs) - 1)))] for share in shares)
+    return f"|{drawn}| blocks 0 to {len(shares) - 1}, at most {100 * max(shares):.0f} % of the questions"
 
 
 def _training_facts(training: dict[str, Any]) -> list[tuple[str, str]]:

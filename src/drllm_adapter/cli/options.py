@@ -2,8 +2,9 @@
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 
 from ..errors import DrLLMError
-from ..files import check_file, write_json_atomic
+from ..files import check_claim, check_file, folder_kind, write_json_atomic
 from ..jobs.tracking import TRACKERS, finish, report_to
 from ..tasks import MODES, TASKS, grader_of, graders_help
 
@@ -199,6 +200,40 @@ ReportTo = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
+
+
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace what an earlier run of this command left in OUTPUT.", rich_help_panel=RUNNING
+    ),
+]
+
+
+def claim(
+    output: Path, kind: str, begun_as: str, finished_as: str, *, resume: bool = False, overwrite: bool = False
+) -> Callable[[], None]:
+    """Refuse a folder that may not be written to; what is given back makes room in it, once all else is checked.
+
+    Args:
+        kind, begun_as, finished_as: see `jobs.open_folder`.
+    """
+    from ..jobs import is_unfinished
+
+    if resume and overwrite:
+        raise DrLLMError("a run goes on with --resume or begins anew with --overwrite, but both were given; drop one.")
+    check_claim(output, kind, resume=resume or overwrite, unfinished=is_unfinished(output, begun_as, finished_as))
+
+    def make_room() -> None:
+        # A folder of the same kind alone: whatever else somebody has in a folder is not ours to remove.
+        if overwrite and is_main_process() and folder_kind(output) == kind:
+            shutil.rmtree(output)
+
+    if overwrite and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise DrLLMError(
+            f"several processes cannot replace {output}, which one may find half removed; remove it first."
+        )
+    return make_room
 
 
 def log_stream(log: LogFormat) -> TextIO | None:

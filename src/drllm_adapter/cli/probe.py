@@ -10,19 +10,23 @@ from .options import (
     Data,
     Device,
     Dtype,
+    Json,
     Log,
     LogFormat,
     MaxNewTokens,
+    Overwrite,
     Seed,
     SkipBad,
     Split,
     Task,
     Threads,
+    claim,
     console,
     left_out,
     log_stream,
     questions,
     say,
+    write_json,
 )
 
 
@@ -41,6 +45,8 @@ def probe(
     batch_size: Annotated[int, typer.Option(min=1, help="Most prompts a forward pass.")] = 64,
     skip_bad: SkipBad = False,
     seed: Seed = 0,
+    overwrite: Overwrite = False,
+    json_file: Json = None,
     log: Log = LogFormat.bar,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -55,11 +61,10 @@ def probe(
 
     Example: drllm probe HuggingFaceTB/SmolLM2-135M-Instruct --data prompts.jsonl --output probe
     """
-    from ..files import check_claim
     from ..models.download import check_model_name
     from ..tasks import names_of
 
-    check_claim(output, "probe")
+    make_room = claim(output, "probe", "report.json", "report.json", overwrite=overwrite)
     check_model_name(model)
     # The limit is for each source: what kinds have in common cannot be seen from the first one alone.
     names = [None] if data is None else names_of(data)
@@ -71,6 +76,7 @@ def probe(
     ]
     from ..workflow import probe_model
 
+    make_room()
     report = probe_model(
         model,
         asked,
@@ -91,4 +97,5 @@ def probe(
     for table in report.tables():
         console.print(table)
     say(f"Verdict: {report.verdict}")
+    write_json(json_file, report.to_json())
     say(f"Saved in {output}: report.json, probe.png.")

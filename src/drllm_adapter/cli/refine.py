@@ -15,6 +15,7 @@ from .options import (
     Data,
     Device,
     Dtype,
+    Json,
     Limit,
     Log,
     LogFormat,
@@ -22,6 +23,7 @@ from .options import (
     MaxNewTokens,
     MeanPasses,
     Mode,
+    Overwrite,
     ReportTo,
     Resume,
     Seed,
@@ -29,12 +31,14 @@ from .options import (
     Split,
     Task,
     Threads,
+    claim,
     console,
     log_stream,
     numbers,
     one_of,
     questions,
     say,
+    write_json,
 )
 
 
@@ -109,6 +113,8 @@ def refine(
     rows: Annotated[int, typer.Option(min=1, help="Most rows a block runs at once.", rich_help_panel=RUNNING)] = 64,
     seed: Seed = 0,
     resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_file: Json = None,
     log: Log = LogFormat.bar,
     report_to: ReportTo = None,
     dtype: Dtype = "auto",
@@ -120,12 +126,15 @@ def refine(
 
     Example: drllm refine adapter --task arc --mode cloze --output refined
     """
-    from ..files import check_claim
-    from ..jobs import BEGUN, is_unfinished
-    from ..models.download import ADAPTER, TRAINING_REPORT, is_adapter
+    from ..jobs import BEGUN
+    from ..models.download import ADAPTER, TRAINING_REPORT, check_model_name, is_adapter, load_training_record
 
     routed = numbers(layers, "--layers", "block indices", "4,5,6")
-    check_claim(output, ADAPTER, resume=resume, unfinished=is_unfinished(output, BEGUN, TRAINING_REPORT))
+    make_room = claim(output, ADAPTER, BEGUN, TRAINING_REPORT, resume=resume, overwrite=overwrite)
+    if not is_adapter(start):
+        check_model_name(start)
+    elif base is not None:
+        check_model_name(base)
     asked = questions(task, data, split, limit, skip, seed, mode=mode)
 
     from ..adapter.config import DrLLMConfig
@@ -138,6 +147,7 @@ def refine(
         learns_skips = init == "skips" or (init is None and mode == "self" and not is_adapter(start))
         max_steps = 0 if learns_skips else 60
 
+    make_room()
     result = refine_adapter(
         start,
         asked,
@@ -171,6 +181,7 @@ def refine(
         log=log_stream(log),
     )
     if result is not None:
+        write_json(json_file, load_training_record(output))
         named = "" if task is None else f" --task {task}"
-        fresh = "--seed ANOTHER_SEED" if task == "khop" else "--data OTHERS"
+        fresh = "--seed 12345" if task == "khop" else "--data TEST_QUESTIONS"
         say(f"Saved in {output}. Next: drllm eval {output}{named} --mode {mode} {fresh} --output {output}/evaluation")

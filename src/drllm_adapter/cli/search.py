@@ -24,6 +24,7 @@ from .options import (
     LogFormat,
     MaxNewTokens,
     Mode,
+    Overwrite,
     ReportTo,
     Resume,
     Seed,
@@ -32,6 +33,7 @@ from .options import (
     Split,
     Task,
     Threads,
+    claim,
     console,
     left_out,
     log_stream,
@@ -109,6 +111,7 @@ def search(
     skip_bad: SkipBad = False,
     seed: Seed = 0,
     resume: Resume = False,
+    overwrite: Overwrite = False,
     log: Log = LogFormat.bar,
     report_to: ReportTo = None,
     dtype: Dtype = "auto",
@@ -122,8 +125,6 @@ def search(
 
     On several GPUs: accelerate launch -m drllm_adapter search ... shares the questions; the rows stay the same.
     """
-    from ..files import check_claim
-    from ..jobs import is_unfinished
     from ..models.download import check_model_name
     from ..search import SUMMARY, SearchConfig
     from ..supervision import choose_label
@@ -146,8 +147,9 @@ def search(
         raise DrLLMError("a search needs a folder for what it finds, but none was given; name it with --output.")
     choose_label((), labels, price)
     check_model_name(base)
+    make_room = None
     if output is not None and not estimate:
-        check_claim(output, KIND, resume=resume, unfinished=is_unfinished(output, INFO, SUMMARY))
+        make_room = claim(output, KIND, INFO, SUMMARY, resume=resume, overwrite=overwrite)
     bad = left_out(skip_bad)
     asked = questions(task, data, split, limit, skip, seed, mode=mode, grader=grader, skip_bad=bad)
     if estimate:
@@ -174,6 +176,8 @@ def search(
         write_json(json, asdict(expected))
         return
     assert output is not None
+    assert make_room is not None
+    make_room()
     from ..workflow import Labels, search_paths
 
     summary = search_paths(

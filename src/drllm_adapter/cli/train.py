@@ -14,19 +14,23 @@ from .options import (
     Base,
     Device,
     Dtype,
+    Json,
     Log,
     LogFormat,
     MaxLoss,
     MeanPasses,
+    Overwrite,
     ReportTo,
     Resume,
     Seed,
     Threads,
+    claim,
     console,
     log_stream,
     numbers,
     one_of,
     say,
+    write_json,
 )
 
 
@@ -98,6 +102,8 @@ def train(
     mean_passes: MeanPasses = None,
     seed: Seed = 0,
     resume: Resume = False,
+    overwrite: Overwrite = False,
+    json_file: Json = None,
     log: Log = LogFormat.bar,
     report_to: ReportTo = None,
     dtype: Dtype = "auto",
@@ -109,8 +115,7 @@ def train(
 
     Example: drllm train paths --output adapter
     """
-    from ..files import check_claim
-    from ..jobs import BEGUN, is_unfinished
+    from ..jobs import BEGUN
     from ..models.download import (
         ADAPTER,
         TRAINING_REPORT,
@@ -125,7 +130,7 @@ def train(
         raise DrLLMError("a training needs one supervision set, as the argument or with --supervision; name it.")
     source = supervision or supervision_option or ""
     routed = numbers(layers, "--layers", "block indices", "4,5,6")
-    check_claim(output, ADAPTER, resume=resume, unfinished=is_unfinished(output, BEGUN, TRAINING_REPORT))
+    make_room = claim(output, ADAPTER, BEGUN, TRAINING_REPORT, resume=resume, overwrite=overwrite)
     if base is not None:
         check_model_name(base)
     read_search_info(fetch_supervision(source))
@@ -151,6 +156,7 @@ def train(
         router_width=router_width,
         layers_to_transform=routed,
     )
+    make_room()
     result = train_adapter(
         source,
         output,
@@ -170,7 +176,9 @@ def train(
     )
     if result is None:  # the main process speaks
         return
-    learnt = load_training_record(output)["supervision"]
+    record = load_training_record(output)
+    write_json(json_file, record)
+    learnt = record["supervision"]
     # Names that rows of the task jsonl give themselves are no tasks of a command.
     task = learnt["tasks"][0] if learnt["tasks"] in [[name] for name in TASKS] else "jsonl"
     # A dataset has a split to test on; other questions are the user's to name.

@@ -3,8 +3,9 @@
 from .baselines import BaselineTable, Effort, ScorePaths, compare_with_baselines
 from .bounds import HeldOut, check_limits, hold_to_limits
 from .compare import Part, Report, Share, compare
-from .contenders import Contender, paired_bootstrap
+from .contenders import Contender
 from .figures import plot_layers, plot_tradeoff
+from .intervals import paired_bootstrap
 from .scores import SCORES, batches_of, score_both, scoring_all
 from .sweep import SweepPoint, sweep_controls, sweep_table
 from .verdict import verdict

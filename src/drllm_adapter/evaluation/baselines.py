@@ -23,7 +23,8 @@ from ..decisions import EXECUTE, SKIP, Decisions, Outcome, execute_all, metric, 
 from ..reporting.percentages import with_interval
 from ..supervision.effects import Effects, best_by_effects, predicted, regress_effects
 from ..tasks import Prompt
-from .contenders import Contender, Outcomes, best_mixture, comparison
+from .contenders import Contender, best_mixture, comparison
+from .intervals import Outcomes
 
 ScorePaths = Callable[[Sequence[Prompt], Sequence[Sequence[Decisions]]], Sequence[Sequence[Outcome]]]
 """Outcomes `[i][j]` of prompt i along path j of its own list, as `engine.score_paths` gives them."""

@@ -11,13 +11,11 @@ from rich.table import Table
 
 from ..decisions import CLASS_NAMES, Outcome, metric, metric_name, passes
 from ..reporting.percentages import with_interval
-from .contenders import paired_bootstrap
+from .intervals import interval_of_difference, paired_bootstrap, wilson
 
 if TYPE_CHECKING:
     from .baselines import BaselineTable
     from .sweep import SweepPoint
-
-_Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 Estimate = tuple[float, float, float]
 """A value and the bounds of its 95 % interval."""
@@ -53,14 +51,9 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson (1927): inside [0, 1] and sensible for shares near its ends."""
         if self.bootstrapped is not None:
             return self.bootstrapped
-        n, p = self.of, self.value
-        centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-        half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-        # At 0 and 1 the bound is the share itself; rounding must not push it to the other side.
-        return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
+        return wilson(int(self.right), self.of)
 
     def __str__(self) -> str:
         return with_interval(self.value, self.interval)
@@ -172,7 +165,7 @@ class Report:
             f"{self.mean_passes:.2f} (base: {self.num_blocks})",
         )  # fmt: skip
         table.add_row(
-            "difference", "", f"p = {self.p_value:.2g}",
+            "difference", "", "",
             with_interval(self.difference, self.difference_interval, "+"),
             f"{self.mean_passes - self.num_blocks:+.2f}",
         )  # fmt: skip
@@ -196,10 +189,6 @@ def compare(
     tasks: Sequence[str] = (),
 ) -> Report:
     """The report on questions that both models answered, in the same order.
-
-    The interval of a paired difference of accuracy is Agresti and Min's (2005): Wald's with half a question added to
-    each cell of the paired table, which keeps its coverage for small samples and for differences near zero. That of
-    agreement is bootstrapped.
 
     Args:
         levels, tasks: of each question; without `tasks` all are of one.
@@ -225,7 +214,7 @@ def compare(
         base=whole.base,
         routed=whole.routed,
         difference=float((after - before).mean()),
-        difference_interval=paired_interval(gained, lost, count) if is_accuracy else paired_bootstrap(after, before),
+        difference_interval=interval_of_difference(after, before),
         gained=gained,
         lost=lost,
         p_value=mcnemar(gained, lost) if is_accuracy else None,
@@ -240,14 +229,6 @@ def compare(
         levels=parts(levels) if any(level is not None for level in levels) else [],
         tasks=parts(tasks) if len(set(tasks)) > 1 else [],
     )  # fmt: skip
-
-
-def paired_interval(gained: int, lost: int, count: int) -> tuple[float, float]:
-    """95 % interval of a difference of paired shares (Agresti and Min 2005, Statistics in Medicine 24)."""
-    n, b, c = count + 2, gained + 0.5, lost + 0.5
-    centre = (b - c) / n
-    half = _Z * math.sqrt(b + c - (b - c) ** 2 / n) / n
-    return max(-1.0, centre - half), min(1.0, centre + half)
 
 
 def mcnemar(gained: int, lost: int) -> float:

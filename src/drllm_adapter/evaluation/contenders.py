@@ -8,13 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-Outcomes = NDArray[np.float64]
-"""float64 [N]: the metric of each question, from 0 to 1: right or wrong, the chance of being right, or agreement."""
-
-_DRAWS = 10_000
+from .intervals import Outcomes, interval_of_difference, interval_of_mean
 
 
 @dataclass(frozen=True)
@@ -64,34 +58,14 @@ def best_mixture(points: Sequence[Contender], passes: float) -> Contender:
     return max((mix(low, high, passes) for low in below for high in above), key=lambda item: item.value)
 
 
-def paired_bootstrap(first: Outcomes, second: Outcomes, *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of mean(first) - mean(second), questions drawn with replacement (Efron 1979).
-
-    Paired: both outcomes of a question are drawn together, so what makes a question easy for both cancels.
-
-    Args:
-        first, second: [N], the outcomes of two models on the same questions.
-    """
-    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    # Differences take few values: how often each is drawn is multinomial, which is the same draw without a [draws, N]
-    # table of indices.
-    values, counts = np.unique(difference, return_counts=True)
-    drawn = generator.multinomial(len(difference), counts / counts.sum(), size=_DRAWS)
-    low, high = np.quantile(drawn @ values / len(difference), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def comparison(routed: Contender, other: Contender) -> dict[str, Any]:
     """One row of the table as plain values: `difference` is routed minus other."""
-    low, high = paired_bootstrap(routed.each, other.each)
-    own_low, own_high = paired_bootstrap(other.each, np.zeros_like(other.each))
     return {
         "name": other.name,
         "what": other.what,
         "passes": other.passes,
         "value": other.value,
-        "interval": [own_low, own_high],
+        "interval": list(interval_of_mean(other.each)),
         "difference": routed.value - other.value,
-        "difference_interval": [low, high],
+        "difference_interval": list(interval_of_difference(routed.each, other.each)),
     }

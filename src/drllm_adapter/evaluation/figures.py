@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,9 +14,7 @@ from ..reporting.plotting import (
     GREY,
     ORANGE,
     PALE,
-    PURPLE,
     SKY_BLUE,
-    VERMILION,
     figure,
     whole_numbers,
 )
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _CONTROLS = {"depth control": BLUE, "layer budget": SKY_BLUE, "price": GREEN}
-# More than Okabe and Ito have; markers tell them apart as well.
-_BASELINE_COLOURS = (GREY, ORANGE, VERMILION, PURPLE, "#777777", "#B8860B", "#555555", "#8B4513", "#800080")
 
 
 def plot_layers(report: Report, path: str | os.PathLike[str]) -> None:
@@ -57,12 +53,17 @@ def plot_decisions(counts: ArrayLike, path: str | os.PathLike[str], *, title: st
 
 
 def plot_tradeoff(report: Report, path: str | os.PathLike[str]) -> None:
-    """Draw accuracy against mean passes as a PNG: base, routed, every control of the sweep and every baseline it has.
+    """Draw the metric against mean passes, and beside it every baseline at the routers' mean passes, as a PNG.
+
+    Only what makes a curve lies in the plane of passes: base, routed, and every control of the sweep. Baselines make
+    as many passes as the routers, so they are listed, the routers' value and interval going through them as a band.
 
     Raises:
         DrLLMError: the file cannot be written.
     """
-    with figure(path, 9, 5.2) as (axes,):
+    rows = sorted(report.baselines.rows, key=lambda row: row["value"]) if report.baselines else []
+    rows = [row for row in rows if row["name"] != "base"]
+    with figure(path, 6.5 + 4.5 * bool(rows), 4.6, width_ratios=(1.25, 1) if rows else (1,)) as (axes, *beside):
         _point(axes, report.num_blocks, report.base.value, report.base.interval, "s", "black", "base")
         for (control, colour), marker in zip(_CONTROLS.items(), "ov^", strict=True):
             points = sorted(
@@ -77,20 +78,29 @@ def plot_tradeoff(report: Report, path: str | os.PathLike[str]) -> None:
                     label=f"routed, {control}",
                 )  # fmt: skip
         routed = report.routed
-        _point(axes, report.mean_passes, routed.value, routed.interval, "*", BLUE, "routed, as trained", 15)
-        # Those at equal passes would hide each other: spread by a little, in the order of the table.
-        rows = [row for row in (report.baselines.rows if report.baselines else []) if row["name"] != "base"]
-        for place, row in enumerate(rows):
-            offset = 0.008 * report.num_blocks * (place - (len(rows) - 1) / 2)
-            colour, marker = _BASELINE_COLOURS[place % len(_BASELINE_COLOURS)], "DPXhp<>dH8"[place % 10]
-            _point(axes, row["passes"] + offset, row["value"], row["interval"], marker, colour, row["name"], 6)
+        _point(axes, report.mean_passes, routed.value, routed.interval, "*", BLUE, "routed, as trained", 13)
         axes.set(
-            title=f"{report.routed.name.capitalize()} against block passes, 95 % intervals",
-            xlabel="mean block passes" + (" (baselines at the routers' mean, drawn side by side)" if rows else ""),
-            ylabel=report.routed.name,
+            title=f"{routed.name.capitalize()} against block passes, 95 % intervals",
+            xlabel="mean block passes",
+            ylabel=routed.name,
         )
         axes.grid(color=PALE)
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        for listed in beside:
+            _listed(listed, routed, rows, f"Baselines at {report.mean_passes:.2f} passes")
+
+
+def _listed(axes: "Axes", routed: Share, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """A forest plot: a row for each baseline, the worst at the bottom."""
+    axes.axvspan(*routed.interval, color=BLUE, alpha=0.12, linewidth=0)
+    axes.axvline(routed.value, color=BLUE, linewidth=1.5)
+    for place, row in enumerate(rows):
+        low, high = row["interval"]
+        axes.plot([low, high], [place, place], color=GREY, linewidth=1.5)
+        axes.plot([row["value"]], [place], "o", color="black", markersize=4)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
+    axes.set(title=title, xlabel=f"{routed.name} (blue: routed)", ylim=(-0.6, len(rows) - 0.4))
+    axes.grid(axis="x", color=PALE)
 
 
 def _errors(shares: Sequence[Share]) -> list[list[float]]:
@@ -160,7 +170,8 @@ def _accuracy(axes: "Axes", report: Report) -> None:
     axes.set_xticks(range(len(groups)), [name for name, *_ in groups])
     if parts and not report.levels:
         axes.tick_params("x", rotation=90)
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_xlim(-0.8, len(groups) - 0.2)  # of one group base and routed would lie at opposite edges
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.0))
 
 
 def plot_probe(report: ProbeReport, path: str | os.PathLike[str]) -> None:

@@ -14,11 +14,18 @@ def verdict(report: "Report") -> str:
     """One or two sentences on base against routed, and on the baselines where there are any."""
     low, high = (100 * bound for bound in report.difference_interval)
     difference, count = 100 * report.difference, report.base.of
+    p_value = "" if report.p_value is None else f" (p = {report.p_value:.2g})"
     cost = f"{report.mean_passes:.2f} of {report.num_blocks} passes"
-    if low > 0:
-        said = f"the routers are better, by {difference:.1f} points and hardly less than {low:.1f}, at {cost}."
+    if report.routed.name == "agreement":
+        kept, least, most = (100 * value for value in (report.routed.value, *report.routed.interval))
+        said = f"the routers keep {kept:.1f} % of the base's own tokens ({least:.1f} to {most:.1f}) at {cost}."
+    elif low > 0:
+        size = f"by {difference:.1f} points and hardly less than {low:.1f}"
+        said = f"the routers are better, {size}{p_value}, at {cost}."
     elif high < 0:
-        said = f"the routers are worse, by {-difference:.1f} points and hardly less than {-high:.1f}, at {cost}."
+        said = (
+            f"the routers are worse, by {-difference:.1f} points and hardly less than {-high:.1f}{p_value}, at {cost}."
+        )
     elif report.gained == report.lost == 0:
         said = f"the routers answer all {count} questions as the base does, at {cost}."
     else:

@@ -95,12 +95,17 @@ def supervision_card(folder: Path, name: str) -> RepoCard:
 
 
 def _found(summary: Mapping[str, Any], classes: Sequence[int]) -> str:
+    along = {"agreement with the base along the label": percent(summary.get("label_agreement"))}
+    if summary.get("label_agreement") is None:
+        along = {
+            "right along the base model's own path": percent(summary["base_accuracy"]),
+            "right along the label": percent(summary["label_accuracy"]),
+            "wrong questions whose label is right": percent(summary["fixed"]),
+            "right questions whose label is wrong": percent(summary["broken"]),
+        }
     found = {
         "questions with a label": f"{summary['kept']:,} of {summary['questions']:,}",
-        "right along the base model's own path": percent(summary["base_accuracy"]),
-        "right along the label": percent(summary["label_accuracy"]),
-        "wrong questions whose label is right": percent(summary["fixed"]),
-        "right questions whose label is wrong": percent(summary["broken"]),
+        **along,
         "block passes of the labels": f"{summary['mean_passes']:.2f} on average, base {summary['num_blocks']}",
         "decisions of the labels": ", ".join(
             f"{name} {percent(count / max(1, sum(classes)))}" for name, count in zip(CLASS_NAMES, classes, strict=True)
@@ -108,7 +113,7 @@ def _found(summary: Mapping[str, Any], classes: Sequence[int]) -> str:
         "paths scored": f"{summary['paths']:,}",
     }
     return (
-        f"{facts(found)}\n\nA label is the best of many tries on its own question, so its accuracy is no forecast "
+        f"{facts(found)}\n\nA label is the best of many tries on its own question, so what it reaches is no forecast "
         f"of what trained routers reach.\n\n![Labels by block]({LABELS_FIGURE})"
     )
 

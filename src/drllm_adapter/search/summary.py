@@ -26,6 +26,7 @@ class Tally:
         skips, executes, repeats: decisions of the labels.
         paths: scored.
         not_finite: of these, paths along which the model gave no finite numbers.
+        compared, agreement: labels that were compared with the base, and their agreement with it, summed up.
     """
 
     questions: int = 0
@@ -40,6 +41,8 @@ class Tally:
     repeats: int = 0
     paths: int = 0
     not_finite: int = 0
+    compared: int = 0
+    agreement: float = 0.0
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> "Tally":
@@ -47,7 +50,9 @@ class Tally:
         total = cls()
         for row in rows:
             label = row.decisions
-            right = label is not None and next(path.correct for path in row.paths if path.decisions == label)
+            along = None if label is None else next(path for path in row.paths if path.decisions == label)
+            right = along is not None and along.correct
+            agreement = None if along is None else along.agreement
             decisions = label or ()
             total += cls(
                 questions=1,
@@ -62,6 +67,8 @@ class Tally:
                 repeats=decisions.count(2),
                 paths=len(row.paths),
                 not_finite=sum(math.isnan(path.probability) for path in row.paths),
+                compared=int(agreement is not None),
+                agreement=agreement or 0.0,
             )
         return total
 
@@ -100,6 +107,7 @@ class SearchSummary:
         padding: share of the slots in batches that held no token; None when the scorer does not say.
         seconds: of this run; a resumed run counts its own part.
         paths_per_second: of this run, all its processes together; None when it scored nothing.
+        label_agreement: mean agreement with the base along the labels; None where answers are right or wrong.
     """
 
     questions: int
@@ -117,6 +125,7 @@ class SearchSummary:
     padding: float | None
     seconds: float
     paths_per_second: float | None
+    label_agreement: float | None = None
 
     @classmethod
     def of(
@@ -141,6 +150,7 @@ class SearchSummary:
             padding=work.padding if work.slots else None,
             seconds=seconds,
             paths_per_second=scored / seconds if scored else None,
+            label_agreement=tally.agreement / tally.compared if tally.compared else None,
         )
 
     @property
@@ -173,10 +183,13 @@ class SearchSummary:
         total = sum(self.decisions.values())
         table = Table("searched", "value", title="Search", title_justify="left")
         table.add_row("questions kept", f"{self.kept:,} of {self.questions:,}")
-        table.add_row("base accuracy", percent(self.base_accuracy))
-        table.add_row("accuracy along the labels", percent(self.label_accuracy))
-        table.add_row("wrong questions fixed", percent(self.fixed))
-        table.add_row("right questions broken", percent(self.broken))
+        if self.label_agreement is not None:
+            table.add_row("agreement along the labels", percent(self.label_agreement))
+        else:
+            table.add_row("base accuracy", percent(self.base_accuracy))
+            table.add_row("accuracy along the labels", percent(self.label_accuracy))
+            table.add_row("wrong questions fixed", percent(self.fixed))
+            table.add_row("right questions broken", percent(self.broken))
         table.add_row("mean passes", f"{self.mean_passes:.2f} (base: {self.num_blocks})")
         for name in CLASS_NAMES:
             table.add_row(f"decisions: {name}", percent(self.decisions[name] / total if total else None))

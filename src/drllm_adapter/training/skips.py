@@ -57,7 +57,7 @@ class SkipTraining:
         seed: of paths, initial weights and batches.
     """
 
-    epochs: int = 40
+    epochs: int = 10
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.1

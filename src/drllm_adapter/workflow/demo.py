@@ -30,6 +30,7 @@ from .train import train_adapter
 KIND = "demo"
 # Higher than the default: gives up some of the hardest questions for fewer passes on average.
 LABELS = Labels("weighted", price=0.8)
+REFINE_STEPS = 120
 
 
 def run_demo(
@@ -75,7 +76,7 @@ def run_demo(
         load_questions("khop", limit=2 * questions, seed=2 * seed),
         folder / "adapter",
         mode="cloze",
-        config=RefineConfig(max_steps=120, price=labels.price, seed=seed),
+        config=RefineConfig(max_steps=REFINE_STEPS, price=labels.price, seed=seed),
         console=console,
     )
 

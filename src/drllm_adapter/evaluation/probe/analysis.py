@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compare import Estimate
-from ..contenders import Contender, best_mixture, paired_bootstrap
+from ..contenders import Contender, best_mixture
+from ..intervals import paired_bootstrap
 from .measurements import Floats, Measurements
 from .report import BY_KIND, BY_PROMPT, HINDSIGHT, STATIC, Block, Point, ProbeReport, Shares
 
