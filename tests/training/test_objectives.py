@@ -55,7 +55,7 @@ def test_the_loss_equals_a_plain_loop() -> None:
 @pytest.mark.parametrize("price", [0.0, 0.7])
 def test_routers_begin_as_the_best_static_path(price: float) -> None:
     effects = np.array([[-0.1, 0, 0.3], [-0.5, 0, -0.2], [0.2, 0, 0.1]])
-    regression = EffectRegression(torch.ones(1, 1, 3).long(), torch.zeros(1, 1), price, blocks=3)
+    regression = EffectRegression.of([[Path((1, 1, 1), 0.5)]], [0, 1, 2], price)
     weights = regression.start(fresh_weights(3, 4, 8, torch.Generator()), torch.from_numpy(effects))
     logits = stacked_logits(weights, torch.randn(3, 2, 1, 4), torch.ones(2).long())
     assert logits.argmax(dim=-1).tolist() == [list(static_at(effects, price))] * 2

@@ -27,7 +27,7 @@ from ..files import MARKER, REPORT, folder_kind, writing
 from ..models.download import ADAPTER, ADAPTER_FILES, CHECKPOINT, HubName, is_hub_name, split_revision
 from ..models.hub_errors import explained
 from ..search.runner import SUMMARY
-from ..supervision.rows import DATA, INFO, read_rows
+from ..supervision.rows import DATA, INFO, check_rows
 from ..supervision.rows import KIND as SUPERVISION
 from .cards import write_card
 from .eval_results import FOLDER as EVAL_RESULTS
@@ -217,7 +217,7 @@ def _contents(folder: Path) -> str:
         check_adapter_folder(folder)
         return ADAPTER
     if marked == SUPERVISION:
-        read_rows(folder)
+        check_rows(folder)
         return SUPERVISION
     if marked == CHECKPOINT:
         return CHECKPOINT

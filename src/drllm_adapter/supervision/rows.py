@@ -127,6 +127,7 @@ def search_column(info: Mapping[str, Any]) -> str:
 
 
 _NOTE = b"drllm"
+_ROWS_AT_ONCE = 256
 
 
 def encode_shard(rows: Iterable[Row], note: Mapping[str, Any]) -> bytes:
@@ -160,15 +161,21 @@ def write_tables(path: str | os.PathLike[str], tables: Iterable[pa.Table]) -> No
 
 
 def iterate_file(path: str | os.PathLike[str]) -> Iterator[Row]:
-    """The rows of one Parquet file, one row group in memory at a time.
+    """The rows of one Parquet file, a few in memory at a time.
 
     Raises:
         DrLLMError: the file is missing or damaged, or does not hold such rows.
     """
+    for table in _tables(path):
+        yield from map(row_of, table.to_pylist())
+
+
+def _tables(path: str | os.PathLike[str]) -> Iterator[pa.Table]:
+    """The rows of one Parquet file as `SCHEMA` has them, in parts."""
     try:
         with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                yield from map(_row, _conformed(file.read_row_group(group)).to_pylist())
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
+                yield _conformed(pa.Table.from_batches([batch]))
     except DrLLMError:
         raise
     except (OSError, pa.ArrowException, ValueError) as error:
@@ -180,9 +187,12 @@ def iterate_file(path: str | os.PathLike[str]) -> Iterator[Row]:
 
 def label_counts(path: str | os.PathLike[str], num_blocks: int) -> NDArray[np.int64]:
     """How many labels of a Parquet file skip, execute and repeat each block, `[num_blocks, 3]`; reads nothing else."""
-    labels = pq.read_table(path, columns=["decisions"])["decisions"].combine_chunks().flatten()
-    decisions = labels.to_numpy().reshape(-1, num_blocks)
-    return np.stack([(decisions == value).sum(axis=0) for value in range(len(CLASS_NAMES))], axis=1)
+    counts = np.zeros((num_blocks, len(CLASS_NAMES)), dtype=np.int64)
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["decisions"]):
+            labels = batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, num_blocks)
+            counts += np.stack([(labels == value).sum(axis=0) for value in range(len(CLASS_NAMES))], axis=1)
+    return counts
 
 
 def read_rows(folder: str | os.PathLike[str]) -> list[Row]:
@@ -200,10 +210,25 @@ def iterate_rows(source: str | os.PathLike[str]) -> Iterator[Row]:
     Raises:
         DrLLMError: there are no such rows, the search was not finished, or a file is damaged.
     """
+    for table in _tables_of(source):
+        yield from map(row_of, table.to_pylist())
+
+
+def check_rows(source: str | os.PathLike[str]) -> None:
+    """Read a supervision set to its end, without making objects of its rows.
+
+    Raises:
+        DrLLMError: as `iterate_rows`.
+    """
+    for _ in _tables_of(source):
+        pass
+
+
+def _tables_of(source: str | os.PathLike[str]) -> Iterator[pa.Table]:
     if folder_kind(source) == KIND:
         read_search_info(source)  # a set whose notes are damaged is damaged
     for path in _files(source):
-        yield from iterate_file(path)
+        yield from _tables(path)
 
 
 def read_search_info(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -251,8 +276,7 @@ def _files(source: str | os.PathLike[str]) -> list[Path]:
 def _info_of_rows(source: str | os.PathLike[str]) -> dict[str, Any]:
     seen: dict[tuple[str, str, str | None], None] = {}
     for path in _files(source):
-        columns = _read_columns(path, ("search", "base_model", "base_revision"))
-        seen.update(dict.fromkeys(zip(*(columns[name].to_pylist() for name in columns.column_names), strict=True)))
+        seen.update(dict.fromkeys(_different(path, ("search", "base_model", "base_revision"))))
     if not seen:
         raise DrLLMError(f"{source} must have rows to train on, but it has none; filter less.")
     infos = [
@@ -283,9 +307,18 @@ def _info_of_rows(source: str | os.PathLike[str]) -> dict[str, Any]:
     return info
 
 
-def _read_columns(path: Path, names: Sequence[str]) -> pa.Table:
+def _different(path: Path, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """The different values of these columns of a Parquet file, of which no other column is read."""
     try:
-        return _conformed(pq.read_table(path)).select(list(names))
+        with pq.ParquetFile(path) as file:
+            _check_columns(file.schema_arrow.names)
+            there = [name for name in names if name in file.schema_arrow.names]
+            seen: dict[tuple[Any, ...], None] = {}
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=there):
+                table = pa.Table.from_batches([batch]).group_by(there).aggregate([])
+                columns = [table[name].to_pylist() if name in there else [""] * len(table) for name in names]
+                seen.update(dict.fromkeys(zip(*columns, strict=True)))
+        yield from seen
     except (OSError, pa.ArrowException) as error:
         raise DrLLMError(
             f"{path} must be a Parquet file of supervision rows, but reading it failed ({first_sentence(error)}); "
@@ -293,21 +326,31 @@ def _read_columns(path: Path, names: Sequence[str]) -> pa.Table:
         ) from error
 
 
-def _conformed(table: pa.Table) -> pa.Table:
-    """The columns of `SCHEMA`, whatever was added, and whatever the order and the widths of numbers have become."""
-    for name, value in (("search", ""), ("reference", None)):
-        if name not in table.column_names and "paths" in table.column_names:
-            table = table.append_column(name, pa.array([value] * len(table), SCHEMA.field(name).type))
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
+# Columns that rows of earlier versions do not have, and what stands for them.
+_ADDED = {"search": "", "reference": None}
+
+
+def _check_columns(names: Sequence[str]) -> None:
+    optional = _ADDED if "paths" in names else {}
+    missing = [name for name in SCHEMA.names if name not in names and name not in optional]
     if missing:
         raise DrLLMError(
             f"a supervision row must have the fields {', '.join(SCHEMA.names)}, but {', '.join(missing)} is missing; "
             f"keep these columns when you change a set."
         )
+
+
+def _conformed(table: pa.Table) -> pa.Table:
+    """The columns of `SCHEMA`, whatever was added, and whatever the order and the widths of numbers have become."""
+    _check_columns(table.column_names)
+    for name, value in _ADDED.items():
+        if name not in table.column_names:
+            table = table.append_column(name, pa.array([value] * len(table), SCHEMA.field(name).type))
     return table.select(SCHEMA.names).cast(SCHEMA)
 
 
-def _row(item: dict[str, Any]) -> Row:
+def row_of(item: dict[str, Any]) -> Row:
+    """A row of plain values, as pyarrow gives it."""
     paths: Sequence[dict[str, Any]] = item.pop("paths")
     decisions = item.pop("decisions")
     continuations, reference = item.pop("continuations"), item.pop("reference")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -77,19 +77,37 @@ def collect_features(
     layers = config.routed_blocks(len(blocks))
     labels = _checked_labels(np.asarray(labels), names, len(blocks))
     labels[:, [block for block in range(len(blocks)) if block not in layers]] = EXECUTE
-    tokens = [
-        tokenizer(prompt, add_special_tokens=flag)["input_ids"] for prompt, flag in zip(prompts, flags, strict=True)
-    ]
-    _check_lengths(tokens, names, getattr(model.config.get_text_config(), "max_position_embeddings", None))
+
+    def tokens_of(row: int) -> list[int]:
+        found: list[int] = tokenizer(prompts[row], add_special_tokens=flags[row])["input_ids"]
+        return found
+
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    def look_at_tokens() -> tuple[NDArray[np.int32], str]:
+        """How many tokens each prompt has and a hash of all; they are made again by the batch, and none is kept."""
+        lengths = np.zeros(len(names), dtype=np.int32)
+
+        def reading() -> Iterator[list[int]]:
+            for place, (name, prompt, flag) in enumerate(zip(names, prompts, flags, strict=True)):
+                tokens = tokenizer(prompt, add_special_tokens=flag)["input_ids"]
+                _check_length(tokens, name, limit)
+                lengths[place] = len(tokens)
+                yield tokens
+
+        digest = _digest_of(reading())
+        return lengths, digest
+
+    lengths, tokens_digest = processes.from_main(look_at_tokens)
     width = config.hidden_size
     assert width is not None
     identity = {
         "base": fingerprint(model),
         "config": _digest(_computing_config(model)),
         "dtype": str(model.dtype),
-        "tokens": _digest(tokens),
-        "labels": _digest(labels.tolist()),
-        "ids": _digest(names),
+        "tokens": tokens_digest,
+        "labels": _digest_of(row.tolist() for row in labels),
+        "ids": _digest_of(names),
         "layers": layers,
         "windows": config.num_windows,
         "rms_norm": config.rms_norm,
@@ -100,9 +118,9 @@ def collect_features(
         return _found(folder, key)
 
     # Similar lengths together, and the batch that needs the most memory first.
-    longest_first = np.argsort([-len(row) for row in tokens], kind="stable")
-    groups = [longest_first[start : start + batch_size] for start in range(0, len(tokens), batch_size)]
-    collector = _Collector(model, tokenizer, tokens, labels, names, layers)
+    longest_first = np.argsort(-lengths, kind="stable")
+    groups = [longest_first[start : start + batch_size] for start in range(0, len(names), batch_size)]
+    collector = _Collector(model, tokenizer, tokens_of, labels, names, layers)
     with (
         _evaluating(model),
         write_features(
@@ -121,8 +139,8 @@ def collect_features(
         job_progress(
             "features",
             "questions",
-            len(tokens),
-            weight=sum(map(len, tokens)),
+            len(names),
+            weight=int(lengths.sum()),
             console=console if processes.is_main else None,
             log=log if processes.is_main else None,
         ) as progress,
@@ -134,7 +152,7 @@ def collect_features(
 
         def show() -> None:
             rows = [row for batch in writer.shards.finished() for row in groups[batch]]
-            progress.update(len(rows), sum(len(tokens[row]) for row in rows))
+            progress.update(len(rows), int(lengths[rows].sum()))
 
         show()
         try:
@@ -143,7 +161,7 @@ def collect_features(
                 work_through(range(len(groups)), do, writer.shards, writer.locks, stop, show)
         except Interrupted as error:
             raise Interrupted(
-                f"stopped; the features of {progress.done:,.0f} of {len(tokens):,} questions are saved in {folder}; "
+                f"stopped; the features of {progress.done:,.0f} of {len(names):,} questions are saved in {folder}; "
                 f"go on with the same command and --resume."
             ) from error
     return _found(folder, key)
@@ -162,35 +180,27 @@ class _Collector:
         self,
         model: Any,
         tokenizer: Any,
-        tokens: Sequence[list[int]],
+        tokens_of: Callable[[int], list[int]],
         labels: NDArray[np.int8],
         names: Sequence[str],
         layers: Sequence[int],
     ) -> None:
-        self._model, self._tokens, self._labels, self._names, self._layers = model, tokens, labels, names, layers
+        self._model, self._tokens_of, self._labels, self._names, self._layers = model, tokens_of, labels, names, layers
         self._padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     @torch.inference_mode()
     def run(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Window means [B, R, K, d] and the number of windows used [B] of the questions `rows` [B], on the CPU."""
-        tokens = [torch.tensor(self._tokens[row]) for row in rows]
+        tokens = [torch.tensor(self._tokens_of(int(row))) for row in rows]
         # Padded on the right, where positions counted from the left are right for every architecture.
         input_ids = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=self._padding)
         lengths = torch.tensor([len(row) for row in tokens])
         attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
         read: dict[int, Tensor] = {}
-        used = torch.zeros(len(rows), dtype=torch.int64)
 
         def keep(block: int, means: Tensor, windows: Tensor) -> None:
-            finite = means.isfinite().all(dim=-1).all(dim=-1)
-            if not finite.all():
-                name = self._names[rows[int(finite.int().argmin())]]
-                raise DrLLMError(
-                    f"hidden states must be finite, but block {block} reads NaN or infinite values for question "
-                    f"{name!r}; leave that question out or load the base model in float32."
-                )
-            read[block] = means.cpu()
-            used.copy_(windows)
+            if block in self._layers:
+                read[block] = means
 
         device = self._model.device
         with (
@@ -203,7 +213,17 @@ class _Collector:
                 use_cache=False,
                 logits_to_keep=last_position(),
             )
-        return torch.stack([read[layer] for layer in self._layers], dim=1), used
+        # All blocks' at once: reading them one by one would make the device wait after every block.
+        means = torch.stack([read[layer].to(device) for layer in self._layers], dim=1).cpu()
+        finite = means.isfinite().all(dim=-1).all(dim=-1)
+        if not finite.all():
+            # The first block that read such values, in whichever question.
+            place, question = (~finite).T.nonzero()[0].tolist()
+            raise DrLLMError(
+                f"hidden states must be finite, but block {self._layers[place]} reads NaN or infinite values for "
+                f"question {self._names[rows[question]]!r}; leave that question out or load the base model in float32."
+            )
+        return means, lengths.clamp(max=means.shape[2])
 
 
 @contextmanager
@@ -225,6 +245,16 @@ def _computing_config(model: Any) -> dict[str, Any]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _digest_of(items: Iterable[Any]) -> str:
+    """As `_digest` of the list of these items, of which one at a time is in memory."""
+    digest, between = hashlib.sha256(b"["), b""
+    for item in items:
+        digest.update(between + json.dumps(item).encode())
+        between = b", "
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def _check_counts(prompts: int, names: int, flags: int, batch_size: int) -> None:
@@ -253,12 +283,11 @@ def _checked_labels(labels: NDArray[Any], names: Sequence[str], num_blocks: int)
     return labels.astype(np.int8)
 
 
-def _check_lengths(tokens: Sequence[Sequence[int]], names: Sequence[str], limit: int | None) -> None:
-    for name, row in zip(names, tokens, strict=True):
-        if not row:
-            raise DrLLMError(f"every prompt must have tokens, but that of question {name!r} has none; leave it out.")
-        if limit is not None and len(row) > limit:
-            raise DrLLMError(
-                f"a prompt must fit the model's {limit} positions, but that of question {name!r} has {len(row)} "
-                f"tokens; leave it out."
-            )
+def _check_length(tokens: Sequence[int], name: str, limit: int | None) -> None:
+    if not tokens:
+        raise DrLLMError(f"every prompt must have tokens, but that of question {name!r} has none; leave it out.")
+    if limit is not None and len(tokens) > limit:
+        raise DrLLMError(
+            f"a prompt must fit the model's {limit} positions, but that of question {name!r} has {len(tokens)} tokens; "
+            f"leave it out."
+        )

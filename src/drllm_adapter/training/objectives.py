@@ -4,10 +4,14 @@ An objective gives the loss of a batch's logits; whatever it is, the largest log
 """
 
 import math
-from collections.abc import Callable, Sequence
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..decisions import Outcome
@@ -61,23 +65,30 @@ class EffectRegression:
     z = sharpness x (effect - price x (passes - 1) / L), so the trained routers need no conversion.
 
     Attributes:
-        paths: int64 [N, M, R], decisions of the M paths tried on each question, at the blocks with a router.
-        margins: float [N, M]; NaN where a question has fewer paths.
+        paths: int8 [P, R], decisions of all paths tried, question by question, at the blocks with a router; mapped from
+            a file, so that a set of any size needs no memory for them.
+        margins: float32 [P]; NaN where the model gave no finite numbers.
+        ends: int64 [N + 1], the paths of question n are those from `ends[n]` to `ends[n + 1]`.
         price: of L block passes, in margin.
         blocks: L.
         sharpness: logits for one unit of margin: how sure the routers are, which only depth control notices.
     """
 
-    paths: Tensor
-    margins: Tensor
+    paths: NDArray[np.int8]
+    margins: NDArray[np.float32]
+    ends: NDArray[np.int64]
     price: float
     blocks: int
     sharpness: float = 10.0
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
-        rows = torch.from_numpy(batch.rows).to(logits.device)
+        first, last = self.ends[batch.rows], self.ends[batch.rows + 1]
+        place = first[:, None] + np.arange((last - first).max(initial=1))
+        inside = place < last[:, None]
+        place = np.where(inside, place, first[:, None])
+        paths = torch.from_numpy(self.paths[place]).to(logits.device).long()
+        margins = torch.from_numpy(np.where(inside, self.margins[place], np.float32("nan"))).to(logits.device)
         effects = self.effects(logits)
-        paths, margins = self.paths[rows], self.margins[rows]
         chosen = effects.unsqueeze(1).expand(-1, paths.shape[1], -1, -1).gather(-1, paths.unsqueeze(-1))
         tried = ~margins.isnan()
         residual = torch.where(tried, margins.nan_to_num() - chosen.squeeze(-1).sum(dim=-1), 0.0)
@@ -86,17 +97,23 @@ class EffectRegression:
         return residual.square().sum() / tried.sum().clamp(min=1)
 
     @classmethod
-    def of(cls, questions: Sequence[Sequence[Outcome]], layers: Sequence[int], price: float) -> "EffectRegression":
+    def of(cls, questions: Iterable[Sequence[Outcome]], layers: Sequence[int], price: float) -> "EffectRegression":
         """The regression of all paths tried on each question, at the blocks `layers` that have routers."""
-        most = max(map(len, questions))
-        paths = torch.ones(len(questions), most, len(layers), dtype=torch.int64)
-        margins = torch.full((len(questions), most), math.nan)
-        for row, tried in enumerate(questions):
-            for place, path in enumerate(tried):
-                paths[row, place] = torch.tensor([path.decisions[layer] for layer in layers])
-                if not math.isnan(path.probability):
-                    margins[row, place] = margin(path.probability)
-        return cls(paths, margins, price, blocks=len(questions[0][0].decisions))
+        ends, blocks = array("q", [0]), 0
+        with tempfile.TemporaryFile() as decisions, tempfile.TemporaryFile() as margins:  # the maps outlive them
+            for tried in questions:
+                blocks = len(tried[0].decisions)
+                ends.append(ends[-1] + len(tried))
+                np.array([[path.decisions[layer] for layer in layers] for path in tried], np.int8).tofile(decisions)
+                found = [math.nan if math.isnan(path.probability) else margin(path.probability) for path in tried]
+                np.array(found, np.float32).tofile(margins)
+            return cls(
+                np.memmap(decisions, dtype=np.int8, mode="c", shape=(ends[-1], len(layers))),
+                np.memmap(margins, dtype=np.float32, mode="c", shape=(ends[-1],)),
+                np.array(ends),
+                price,
+                blocks,
+            )
 
     def effects(self, logits: Tensor) -> Tensor:
         """[..., 3] from the logits that decide."""

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 import numpy as np
@@ -127,8 +127,7 @@ def train_routers(
     start = fresh_weights(len(store.layers), store.means.shape[-1], router_width, generator)
     objective: Objective
     if effects is not None:
-        regression, average = effects
-        objective = replace(regression, paths=regression.paths.to(place), margins=regression.margins.to(place))
+        objective, average = effects
         start = objective.start(start, average)
     elif example_weights is not None:
         objective = WeightedImitation(torch.from_numpy(counts / counts[train_rows].mean()).to(place))
@@ -138,7 +137,7 @@ def train_routers(
     if checkpoint is not None:
         learnt: list[NDArray[Any]] = [store.labels, counts]
         if effects is not None:
-            learnt += [effects[0].paths.numpy(), effects[0].margins.numpy(), effects[1].numpy()]
+            learnt += [effects[0].paths, effects[0].margins, effects[1].numpy()]
         run.keep_in(checkpoint, checkpoint_seconds, learnt)
     with (
         stop_on_signals("step", loud=checkpoint is not None) as stop,
@@ -230,7 +229,7 @@ class _Run:
         self.checkpoint, self.seconds, self.saved = checkpoint, seconds, time.monotonic()
         facts = {
             "features": self.store.key,
-            "learnt": [hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest() for values in learnt],
+            "learnt": [hashlib.sha256(np.ascontiguousarray(values).data).hexdigest() for values in learnt],
             **asdict(self.config),
             "router_width": self.weights["up_weight"].shape[-1],
             "device": self.reader.device.type,

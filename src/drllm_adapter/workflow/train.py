@@ -4,22 +4,22 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from itertools import repeat
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import get_peft_model
 from rich.console import Console
 
 from .. import __version__
-from ..adapter.base_identity import fingerprint
+from ..adapter.base_identity import fingerprint, is_fingerprint_of
 from ..adapter.config import DrLLMConfig
-from ..decisions import Decisions
+from ..decisions import ScoredPath
 from ..errors import DrLLMError
 from ..evaluation import HeldOut, check_limits
 from ..files import check_claim, write_json_atomic
@@ -27,8 +27,9 @@ from ..hub import write_card
 from ..jobs import BEGUN, Processes, is_unfinished, open_folder
 from ..models.download import ADAPTER, TRAINING_REPORT, fetch_supervision, find_base, split_revision
 from ..models.loading import load_base
-from ..supervision import LABEL_RULES, Labels, Row, choose_labels, read_rows, read_search_info
+from ..supervision import LABEL_RULES, Labels, Row, iterate_rows, read_search_info
 from ..supervision.effects import MARGIN_OF_PROBABILITY, regress_effects, static_at
+from ..supervision.examples import Prompts, chosen_of, read_examples
 from ..training import (
     EffectRegression,
     TrainingConfig,
@@ -97,7 +98,7 @@ def train_adapter(
         # Rows that differ in it have no rule, or no price, of the search.
         found_price = Labels().price if info["price"] is None else info["price"]
         labels = Labels(rule or info["rule"] or Labels().rule, found_price if price is None else price)
-    rows, decisions, weights = _examples(read_rows(source), labels, supervision)
+    rows, paths, weights = read_examples(source, labels, supervision)
     if (max_loss, mean_passes) != (None, None) and any(row.mode == "free" for row in rows):
         raise DrLLMError(
             f"limits are kept on held-out questions whose answers need no generating, but {supervision} has free "
@@ -112,7 +113,7 @@ def train_adapter(
         lambda dtype: load_base(name, dtype=dtype, device=device or processes.device), dtype, device, processes
     )
     found = fingerprint(model)
-    if info["base_fingerprint"] not in (None, found):
+    if info["base_fingerprint"] is not None and not is_fingerprint_of(info["base_fingerprint"], model):
         raise DrLLMError(
             f"the supervision set {supervision} was made with {info['base_model']} (weights "
             f"{info['base_fingerprint']}), but the base {name} has weights {found}; train with the base that was "
@@ -121,10 +122,15 @@ def train_adapter(
     model.name_or_path, adapter.revision = split_revision(full_name(name))  # PEFT writes it into the adapter
     routed = get_peft_model(model, adapter).eval()
     # What routers read along: the paths to imitate, or for effects the best static path at this price.
-    paths = np.array(decisions, dtype=np.int8)
     forced, average = paths.copy(), None
+
+    def tried() -> Iterator[Sequence[ScoredPath]]:
+        """The paths tried on the question of each example."""
+        for row in iterate_rows(source):
+            yield from repeat(row.paths, len(chosen_of(row, labels)))
+
     if labels is not None and LABEL_RULES[labels.rule].regresses:
-        average = regress_effects(row.paths for row in rows)
+        average = regress_effects(tried())
         forced[:] = static_at(average, MARGIN_OF_PROBABILITY * labels.price)
     ids = question_names(rows)
     check_labels(ids, paths[:, adapter.routed_blocks(paths.shape[1])], config)
@@ -148,7 +154,7 @@ def train_adapter(
             store = collect_features(
                 routed,
                 tokenizer,
-                [row.prompt for row in rows],
+                Prompts(rows),
                 forced,
                 store_folder,
                 ids=ids,
@@ -166,7 +172,7 @@ def train_adapter(
         effects = None
         if average is not None and labels is not None:
             per_model = MARGIN_OF_PROBABILITY * labels.price
-            regression = EffectRegression.of([row.paths for row in rows], store.layers, per_model)
+            regression = EffectRegression.of(tried(), store.layers, per_model)
             effects = (regression, torch.from_numpy(average[list(store.layers)]))
             store = replace(store, labels=paths)
         checkpoint = folder / "checkpoint.safetensors"
@@ -252,13 +258,21 @@ def _wording(prompts: Iterable[str | None]) -> str:
     return kinds.pop() if len(kinds) == 1 else "plain"
 
 
-def question_names(rows: Sequence[Row]) -> list[str]:
+def question_names(rows: Iterable[Row]) -> list[str]:
     """The id of each row's question; a number more where sets were mixed whose files have the same name."""
-    prompts: dict[str, dict[str, None]] = {}
+    first: dict[str, bytes] = {}
+    others: dict[str, list[bytes]] = {}
+    names = []
     for row in rows:
-        prompts.setdefault(row.id, {})[row.prompt] = None
-    numbers = {(id, prompt): number for id, different in prompts.items() for number, prompt in enumerate(different, 1)}
-    return [row.id if numbers[row.id, row.prompt] == 1 else f"{row.id}#{numbers[row.id, row.prompt]}" for row in rows]
+        mark = hashlib.sha256(row.prompt.encode()).digest()[:8]
+        if first.setdefault(row.id, mark) == mark:
+            names.append(row.id)
+            continue
+        marks = others.setdefault(row.id, [])
+        if mark not in marks:
+            marks.append(mark)
+        names.append(f"{row.id}#{2 + marks.index(mark)}")
+    return names
 
 
 def _supervision_digest(rows: Sequence[Row], learnt: Sequence[NDArray[Any] | None]) -> str:
@@ -269,25 +283,3 @@ def _supervision_digest(rows: Sequence[Row], learnt: Sequence[NDArray[Any] | Non
     for row in rows:
         digest.update(json.dumps([row.id, row.prompt, row.templated]).encode())
     return digest.hexdigest()
-
-
-def _examples(
-    rows: Sequence[Row], labels: Labels | None, supervision: str | os.PathLike[str]
-) -> tuple[list[Row], list[Decisions], NDArray[np.float32] | None]:
-    """What to imitate: a question and a path each, and how much each counts; None where all count alike.
-
-    Without a rule it is what the rows were labelled with.
-    """
-    if labels is None:
-        chosen = [(row, row.decisions, 1.0) for row in rows if row.decisions is not None]
-    else:
-        chosen = [(row, *label) for row in rows for label in choose_labels(row.paths, labels.rule, labels.price)]
-    if not chosen:
-        raise DrLLMError(
-            f"the supervision set {supervision} must hold at least one question with a "
-            f"{labels.rule + ' ' if labels else ''}label, but none of its {len(rows)} has one; search more questions "
-            f"or choose another rule."
-        )
-    weights = np.array([weight for *_, weight in chosen], dtype=np.float32)
-    one_each = (weights == 1).all()
-    return [row for row, *_ in chosen], [decisions for _, decisions, _ in chosen], None if one_each else weights
