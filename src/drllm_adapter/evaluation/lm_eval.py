@@ -238,12 +238,15 @@ def evaluate_with_harness(
 def counted_passes(model: Any) -> Iterator[list[int]]:
     """Gives a list that receives the block passes of every prompt that the model processes inside the block."""
     passes: list[int] = []
+    route = next(module for module in model.modules() if isinstance(module, RoutedLayer)).route
+    prompt = route.decisions
 
     def note(_module: torch.nn.Module, _args: Any, _output: Any) -> None:
-        if route.at_prompt:
+        nonlocal prompt
+        if route.decisions is not prompt:  # and not the continuation of one
+            prompt = route.decisions
             passes.extend(route.last().sum(dim=1).tolist())
 
-    route = next(module for module in model.modules() if isinstance(module, RoutedLayer)).route
     handle = model.get_base_model().register_forward_hook(note)
     try:
         yield passes
