@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from peft import get_peft_model
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -28,7 +29,7 @@ from ..scoring.shared_prefix import SharingScorer
 from ..supervision.rewards import find_reward
 from ..tasks import Prompt, Question, sources_of
 from ..training import RefineConfig, Refined, load_weights_into, plot_refinement, read_weights, refine_routers
-from ..training.routers import Weights
+from ..training.routers import Weights, fresh_weights
 from ..training.skips import SkipTraining, learn_skips
 from ..training.trained_on import marks_of
 from ..training.trainer import split_questions
@@ -111,6 +112,10 @@ def refine_adapter(
     model, tokenizer = load_once(load, dtype, device, processes)
     settings: DrLLMConfig = model.peft_config["default"]
     weights, layers = read_weights(model)
+    if not begins_with_adapter:
+        # Fresh routers are random behind a last layer of zeros; here the seed decides what they are.
+        sizes = (len(layers), weights["down_weight"].shape[-1], settings.router_width)
+        weights |= {"down_weight": fresh_weights(*sizes, torch.Generator().manual_seed(config.seed))["down_weight"]}
     scorer = SharingScorer(model, tokenizer, batch_size=batch_size, notice=teller(console))
     # What does not fit the model is refused before anything is written.
     questions, prompts = prompts_of(
