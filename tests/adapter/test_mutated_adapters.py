@@ -275,14 +275,9 @@ def load_with_transformers(base: Any, adapter: Path) -> Any:
 
 def release(base: Any) -> None:
     """Take away whatever a load, finished or not, has put around the base."""
-    from drllm_adapter.adapter.hooks import detach
-    from drllm_adapter.adapter.layer import RoutedLayer
+    from drllm_adapter.adapter.attaching import remove_routers
 
-    blocks = base.model.layers
-    for place, block in enumerate(blocks):
-        if isinstance(block, RoutedLayer):
-            blocks[place] = block.base_layer
-    detach(base)
+    remove_routers(base)
     for name in ("_load_pretrained_model", "save_pretrained", "peft_config"):
         base.__dict__.pop(name, None)
     base._hf_peft_config_loaded = False

@@ -379,7 +379,6 @@ def test_beams_follow_the_route_of_their_prompt(model: Any) -> None:
         ("num_blocks", 1.5),
         ("hidden_size", 0),
         ("checksum", 4),
-        ("training", "yes"),
     ],
 )
 def test_wrong_configuration_is_refused(field: str, value: Any) -> None:

@@ -127,6 +127,8 @@ class DrLLMConfig(PeftConfig):
         return super().__new__(cls)
 
     def __post_init__(self, settings_checksum: Any, training: Any) -> None:
+        if self.task_type is not None:
+            self._check_task_type()  # PEFT's own refusal names types that would not do here
         super().__post_init__()
         self.peft_type = PeftType.DRLLM  # type: ignore[attr-defined]
         if self.task_type is None:
@@ -145,16 +147,13 @@ class DrLLMConfig(PeftConfig):
             DrLLMError: a value is of the wrong type or out of range.
         """
         _refuse_not_here(vars(self), ("modules_to_save",))
-        if self.task_type not in _TASK_TYPES:
-            raise DrLLMError(
-                f"a router adapter needs a decoder with a language-model head (task_type CAUSAL_LM) or none "
-                f"(FEATURE_EXTRACTION), but task_type is {reprlib.repr(self.task_type)}; a head that has to be trained "
-                f"goes with a LoRA below the routers."
-            )
+        self._check_task_type()
         for name in ("num_windows", "router_width"):
             self._check_positive(name)
         if not isinstance(self.rms_norm, bool):
-            raise DrLLMError(f"rms_norm must be true or false, but {self.rms_norm!r} was given; correct it.")
+            raise DrLLMError(
+                f"rms_norm must be true or false, but {reprlib.repr(self.rms_norm)} was given; correct it."
+            )
         for name in ("num_blocks", "hidden_size"):
             if getattr(self, name) is not None:
                 self._check_positive(name)
@@ -223,6 +222,14 @@ class DrLLMConfig(PeftConfig):
         if layers is None:
             return list(range(num_blocks))
         return [layers] if isinstance(layers, int) else list(layers)
+
+    def _check_task_type(self) -> None:
+        if self.task_type not in _TASK_TYPES:
+            raise DrLLMError(
+                f"a router adapter needs a decoder with a language-model head (task_type CAUSAL_LM) or none "
+                f"(FEATURE_EXTRACTION), but task_type is {reprlib.repr(self.task_type)}; a head that has to be trained "
+                f"goes with a LoRA below the routers."
+            )
 
     def _check_positive(self, name: str) -> None:
         value = getattr(self, name)
