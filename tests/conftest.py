@@ -7,6 +7,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Subprocesses too: the last bits of sums depend on the number of threads, and so may the rows of a search.
 os.environ["OMP_NUM_THREADS"] = "1"
+# What tests of several folders share, also when one of them is run alone.
+sys.path.insert(0, str(Path(__file__).parent / "conformance"))
+sys.path.insert(0, str(Path(__file__).parent / "scoring"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest

@@ -82,6 +82,18 @@ def _register(_peft: Any) -> None:
     register()
 
 
+@wrapt.when_imported("transformers.integrations.peft")
+@_quietly
+def _load_whole(integration: Any) -> None:
+    def load_whole(*call: Any) -> Any:
+        from .adapter.registration import load_whole
+
+        return load_whole(*call)
+
+    for method in ("add_adapter", "load_adapter"):
+        wrapt.wrap_function_wrapper(integration.PeftAdapterMixin, method, load_whole)
+
+
 @wrapt.when_imported("lm_eval.models.huggingface")
 @_quietly
 def _route_on_contexts(huggingface: Any) -> None:

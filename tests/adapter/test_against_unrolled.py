@@ -74,7 +74,7 @@ def test_logits_and_cache_of_every_row(model_type: str, batch: tuple[Any, Any, b
             for block in range(BLOCKS)
             for number in range(path[block])
             for layer in [cache.layers[block].passes[number]]
-            for where in [cache.layers[block].decisions.rows(number).tolist().index(row)]
+            for where in [cache.layers[block].decisions.passes[number].indices.index(row)]
         ]
         assert len(kept) == len(expected_cache.layers)
         for (keys, values), layer in zip(kept, expected_cache.layers, strict=True):

@@ -23,7 +23,7 @@ from drllm_adapter import (
 )
 from drllm_adapter.adapter.calling import cache_keyword
 from drllm_adapter.adapter.layer import observe_router_inputs, routed_layers
-from drllm_adapter.adapter.route import blend
+from drllm_adapter.adapter.policy import blend
 
 BLOCKS = 5
 

@@ -1,5 +1,6 @@
 """What a loaded adapter may not do: take memory before its file was looked at, or run on another base unnoticed."""
 
+import hashlib
 import json
 import os
 import struct
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from unrolled import tiny_model
 
 from drllm_adapter import DrLLMConfig, DrLLMError, last_decisions
-from drllm_adapter.adapter.base_identity import comparable_fingerprint, fingerprint
+from drllm_adapter.adapter.base_identity import comparable_fingerprint, fingerprint, is_fingerprint_of
 
 
 @pytest.fixture
@@ -122,6 +123,48 @@ def test_adapters_are_no_part_of_the_fingerprint(saved: tuple[Path, Path]) -> No
     with_lora = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"]))
     assert fingerprint(with_lora) == plain
     assert comparable_fingerprint(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16)) is None
+
+
+def test_what_routers_do_not_read_is_no_other_state(saved: tuple[Path, Path]) -> None:
+    """Compiled blocks, a vocabulary without its padding, another head: routers read the states between blocks."""
+    base, _ = saved
+    model = AutoModelForCausalLM.from_pretrained(base)
+    plain = fingerprint(model)
+    for change in ("decoder", "blocks", "in place", "vocabulary", "longer vocabulary", "head"):
+        other = AutoModelForCausalLM.from_pretrained(base)
+        if change == "decoder":
+            other.model = torch.compile(other.model, backend="eager")
+        elif change == "blocks":
+            other.model.layers[2] = torch.compile(other.model.layers[2], backend="eager")
+        elif change == "in place":
+            other.model.layers[2].compile(backend="eager")
+        elif change == "head":
+            assert not other.config.tie_word_embeddings
+            torch.nn.init.ones_(other.lm_head.weight)
+        else:
+            other.resize_token_embeddings(40 if change == "vocabulary" else 80)
+        assert fingerprint(other) == plain, change
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:32] += 1
+    assert fingerprint(model) != plain
+
+
+def test_what_was_recorded_before_fingerprints_had_versions_counts(saved: tuple[Path, Path]) -> None:
+    """A file that was written by version 0.1.0 names this base by a hash without a version."""
+    base, _ = saved
+    model = AutoModelForCausalLM.from_pretrained(base)
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        flat = weight.detach().flatten()
+        spread = flat[:: max(1, flat.numel() // 64)][:64]
+        digest.update(spread.to(torch.bfloat16).float().numpy().tobytes())
+    recorded = digest.hexdigest()[:16]
+    assert is_fingerprint_of(recorded, model)
+    assert is_fingerprint_of(fingerprint(model), model)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(2)
+    assert not is_fingerprint_of(recorded, model)
 
 
 def test_settings_edited_by_hand_take_effect_where_they_can_be_right(saved: tuple[Path, Path]) -> None:

@@ -171,7 +171,7 @@ def test_every_kind_of_cache_layer_stays_of_its_kind() -> None:
     cache = Cache(layers=[getattr(cache_utils, name)(**options) for name, options in KINDS.items()])
     before = answers(cache)
     for block, layer in enumerate(cache.layers):
-        assert type(routed_entry(cache, block, batch_size=2).blank()) is type(layer)
+        assert type(routed_entry(cache, block).blank()) is type(layer)
     assert answers(cache) == before
 
 

@@ -19,6 +19,7 @@ assert all(len(path) == NUM_BLOCKS for path in PATHS)
 
 # What no plain configuration describes, and why.
 REFUSED = {
+    "beam": "attn_residual_add_idx",
     "diffllama": "lambda_init",
     "dots3_note_text": "describes no model",
     "ernie4_5_moe": "another",
@@ -30,10 +31,13 @@ REFUSED = {
 ALIKE = 1e-5
 """Kernels round by where in memory a weight lies, so that even a base that is saved and loaded again may differ."""
 
+IN_WRAPPERS = {"qwen2_vl_text", "qwen2_5_vl_text"}
+"""Decoders of multimodal models that have no causal language model of their own."""
+
 QUICK = ("gpt_neo", "llama4_text", "mixtral")
 TYPES = [
     pytest.param(name, marks=[] if name in QUICK else pytest.mark.conformance)
-    for name in sorted(EXACT - NOT_BUILT.keys())
+    for name in sorted(EXACT - NOT_BUILT.keys() - IN_WRAPPERS)
 ]
 
 
@@ -46,8 +50,8 @@ class _NoTokenizer:
 @pytest.mark.parametrize("model_type", TYPES)
 def test_exported_is_unrolled(model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unroll.AutoTokenizer, "from_pretrained", lambda *_, **__: _NoTokenizer())
-    model = tiny_model(model_type)
-    model.save_pretrained(tmp_path / "base")
+    tiny_model(model_type).save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
     base = unroll.look_at_base(str(tmp_path / "base"))
     ids = torch.randint(2, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
     refused = []

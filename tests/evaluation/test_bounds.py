@@ -11,7 +11,7 @@ from test_compare import Outcome
 from unrolled import tiny_model
 
 from drllm_adapter import DrLLMConfig, DrLLMError, last_decisions
-from drllm_adapter.adapter.route import blend
+from drllm_adapter.adapter.policy import blend
 from drllm_adapter.evaluation import HeldOut, hold_to_limits
 from drllm_adapter.evaluation.bounds import IDENTITY, depth_control_of
 

@@ -28,6 +28,7 @@ from huggingface_hub import (
 import drllm_adapter
 from drllm_adapter import DrLLMError
 from drllm_adapter.adapter.card_on_push import CardOnPush
+from drllm_adapter.adapter.integrity import check_adapter_folder
 from drllm_adapter.demo import BASE
 from drllm_adapter.hub import TAGS, add_evaluation, write_card
 from drllm_adapter.models.download import load_training_record
@@ -186,6 +187,25 @@ def test_the_configuration_says_what_an_adapter_is_and_the_report_how_it_was_mad
     change_json(routers / "adapter_config.json", lambda config: config.update(config, training={"version": "0.1.0"}))
     (routers / "training.json").unlink()
     assert load_training_record(routers) == {"version": "0.1.0"}
+
+
+def test_an_adapter_and_its_card_as_earlier_versions_wrote_them(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "smollm2_arc" / "adapter"
+    adapter = Path(shutil.copytree(example, tmp_path / "adapter"))
+    assert {"settings_checksum", "training"} <= json.loads((adapter / "adapter_config.json").read_text()).keys()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = check_adapter_folder(adapter)
+    assert config.checksum is not None
+    assert load_training_record(adapter)["best_epoch"] == 10
+    path = adapter / "README.md"
+    note = "<!-- drllm rewrites what stands between its markers, unless you changed it. All other text is yours. -->"
+    path.write_text(f"{note}\n{path.read_text()}\n<!-- drllm written 03efd39c3b2f -->\n")
+    card = ModelCard.load(write_card(adapter))
+    assert "unless you changed it" not in card.text
+    assert "drllm written" not in card.text
+    assert "An example of what sharing looks like, not of a gain" in card.text  # somebody's own words
+    assert "0.427 [0.372, 0.483]" in card.text
 
 
 def test_no_folder_of_this_machine_is_on_a_card(made: Path) -> None:

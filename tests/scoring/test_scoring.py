@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from unrolled import VOCABULARY, tiny_model, unrolled
 
 from drllm_adapter import DrLLMConfig, DrLLMError
+from drllm_adapter.scoring.continuations import Predicted, are_greedy, log_likelihoods
 from drllm_adapter.scoring.plain import Scorer
 from drllm_adapter.tasks import Prompt
 
@@ -105,3 +106,27 @@ def test_a_prompt_that_does_not_fit_is_refused() -> None:
         Scorer(ROUTED, TOKENIZER).score([longer], [(1,) * BLOCKS])
     with pytest.raises(DrLLMError, match="at least one token"):
         Scorer(ROUTED, TOKENIZER).score([Prompt("", False, (" w1",), 0, "cloze", 4)], [(1,) * BLOCKS])
+
+
+def test_what_is_read_of_a_batch_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Continuations of unlike lengths, in one or two parts: one transfer for all, and the sums are their own."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [[1], [1, 3], [1, 1], [1, 5]]
+    predicted = [
+        Predicted(0, list(range(sum(parts))), [torch.randn(part, 11, generator=generator) for part in parts])
+        for parts in lengths
+    ]
+    predicted.append(Predicted(0, [4, 2], [torch.eye(11)[[4]], torch.eye(11)[[2]]]))
+    expected = [
+        float(item.log_probabilities().double().gather(1, torch.tensor(item.tokens)[:, None]).sum())
+        for item in predicted
+    ]
+    reads = []
+    read = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.shape) or read(tensor))
+    monkeypatch.setattr(torch.Tensor, "__float__", None)
+    monkeypatch.setattr(torch.Tensor, "__bool__", None)
+    assert log_likelihoods(predicted) == pytest.approx(expected, abs=1e-4)
+    assert are_greedy(predicted)[-1]
+    assert len(reads) == 2
+    assert log_likelihoods([]) == []

@@ -1,6 +1,7 @@
 """What a request and an engine may say about paths, without vLLM: read, refused in a sentence, told apart in caches."""
 
 import importlib.util
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from drllm_adapter import DrLLMError
 from drllm_adapter.decisions import draw
 from drllm_adapter.serving import engine_arguments
 from drllm_adapter.serving.admission import name_of, settings_of
-from drllm_adapter.serving.requests import read_request, salt_of
+from drllm_adapter.serving.requests import read_request, refuse_beams, salt_of
+from drllm_adapter.serving.routes import REMEMBERED, Routes
 from drllm_adapter.serving.settings import REFUSED, Settings, check_version, refuse
 
 FORCED = Settings(num_blocks=8, repeatable=tuple(range(8)))
@@ -76,6 +78,15 @@ def test_cached_prefixes_are_shared_along_one_path_alone() -> None:
     assert salt_of(routed, "a") != salt_of(routed, "b")
 
 
+def test_steps_of_a_beam_search_are_refused() -> None:
+    """As vLLM 0.32 makes them (entrypoints/generate/beam_search); a question for one token is none."""
+    step = {"max_tokens": 1, "logprobs": 8, "detokenize": False}
+    with pytest.raises(DrLLMError, match="beam search"):
+        refuse_beams(SimpleNamespace(**step))
+    for changed in ({"max_tokens": 2}, {"logprobs": None}, {"detokenize": True}):
+        refuse_beams(SimpleNamespace(**{**step, **changed}))
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_leave_the_path_is_refused_by_name(name: str) -> None:
     right, reason = REFUSED[name]
@@ -104,6 +115,30 @@ def test_settings_come_through_json() -> None:
     assert Settings.from_json({**ROUTED.to_json(), "routed": [1, 2, 5]}) == ROUTED
     with pytest.raises(DrLLMError, match="engine_arguments"):
         Settings.from_json(None)
+
+
+def test_paths_are_found_by_the_names_that_users_know() -> None:
+    """vLLM calls the two sequences of the response `cmpl-a` `0_cmpl-a-0-5f` and `1_cmpl-a-0-5f`."""
+    routes = Routes(FORCED)
+
+    def begin(name: str, *decisions: int) -> None:
+        params = SimpleNamespace(extra_args={"drllm_path": [*decisions, *[1] * (8 - len(decisions))]})
+        routes.begin(name, params, 5)
+
+    for name, first in (("7", 0), ("1_cmpl-a-0-5f", 2), ("0_cmpl-a-0-5f", 0), ("cmpl-ab-0-1", 1), ("77-12", 2)):
+        begin(name, first)
+    found = routes.taken(["7", "cmpl-a", "77", "cmpl-c"])
+    assert {name: [its[0] for its in paths] for name, paths in found.items()} == {"7": [0], "cmpl-a": [0, 2], "77": [2]}
+    assert routes.known("7") is not None
+    # What routers have not decided yet is not told.
+    undecided = Routes(ROUTED)
+    route = undecided.begin("a", None, 5)
+    assert undecided.taken(["a"]) == {}
+    route.decisions[:] = 1
+    assert undecided.taken(["a"]) == {"a": [[1] * 8]}
+    for number in range(REMEMBERED):
+        begin(f"later{number}")
+    assert routes.known("7") is None
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

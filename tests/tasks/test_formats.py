@@ -92,6 +92,11 @@ def test_rows_in_memory_and_folders_of_datasets(tmp_path: Path) -> None:
     for data in (ROWS, FRAME, made, made.with_format("numpy"), str(tmp_path / "one")):
         assert load_questions("jsonl", data) == WANTED
     assert load_questions("jsonl", str(tmp_path / "several"), split="test") == WANTED
+    (tmp_path / "downloaded" / "data").mkdir(parents=True)
+    made.to_parquet(tmp_path / "downloaded" / "data" / "test-00000-of-00001.parquet")
+    assert load_questions("jsonl", str(tmp_path / "downloaded"), split="test") == WANTED
+    with pytest.raises(DrLLMError, match="a split 'train', but it has test"):
+        load_questions("jsonl", str(tmp_path / "downloaded"))
     with pytest.raises(DrLLMError, match="a split 'train', but it has test"):
         load_questions("jsonl", str(tmp_path / "several"))
 
@@ -219,6 +224,8 @@ def test_other_rows_tell_which_reading_is_meant() -> None:
     last, first = ({"question": "r", "choices": CHOICES, "answer": answer} for answer in (3, 0))
     assert [question.answer for question in load_questions("jsonl", ones)] == [1, 2]
     assert [question.answer for question in load_questions("jsonl", [*ones, last])] == [0, 1, 2]
+    with pytest.raises(DrLLMError, match="row 1 must have an answer that is an index from 0 to 2"):
+        load_questions("jsonl", [last])
     with pytest.raises(DrLLMError, match="row 3 must have an answer that is an index from 0 to 2"):
         load_questions("jsonl", [*ones, last, first])
 

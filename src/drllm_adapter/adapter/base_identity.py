@@ -6,9 +6,14 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 _SAMPLES = 64
+_FIRST_TOKENS = 32
+_VERSION = "2-"
+# Names of what stands between a model and its weights.
+_WRAPPERS = ("base_layer", "original_module", "_orig_mod")
 # Dimensions that every version of transformers names alike, and that neither a resized vocabulary nor a longer context
 # changes.
 _DIMENSIONS = (
@@ -45,19 +50,35 @@ def fingerprint(model: nn.Module) -> str:
     """A hash that tells a base from its own fine-tuning: of each weight, name, shape and some values spread over it.
 
     Not all values, so that it takes milliseconds for models of any size. The dtype counts only through the rounding of
-    the values; they are compared as bfloat16, so the float32 and the bfloat16 copy of a checkpoint agree. Weights of
-    adapters do not count.
+    the values; they are compared as bfloat16, so the float32 and the bfloat16 copy of a checkpoint agree. It covers
+    what routers depend on: not the head, not how long the vocabulary is padded, not whether blocks are compiled, and no
+    weights of adapters.
     """
-    adapters = _adapter_parameters(model)
+    return _VERSION + _hash(model, of_router_inputs=True)
+
+
+def is_fingerprint_of(recorded: str, model: nn.Module) -> bool:
+    """Whether `recorded` is of this model; those without a version covered the head and the whole vocabulary."""
+    return recorded == (fingerprint(model) if recorded.startswith(_VERSION) else _hash(model, of_router_inputs=False))
+
+
+def _hash(model: Any, *, of_router_inputs: bool) -> str:
+    left_out = _adapter_parameters(model)
+    embeddings: set[int] = set()
+    if of_router_inputs:
+        embeddings = _parameters_of(model, "get_input_embeddings")
+        left_out |= _parameters_of(model, "get_output_embeddings") - embeddings
     digest = hashlib.sha256()
+    wrappers = _WRAPPERS if of_router_inputs else ("base_layer",)
     for name, weight in sorted(model.named_parameters()):
-        if id(weight) in adapters:
+        if id(weight) in left_out:
             continue
-        plain = ".".join(part for part in name.split(".") if part != "base_layer").removeprefix("base_model.model.")
-        digest.update(f"{plain} {tuple(weight.shape)}".encode())
+        plain = ".".join(part for part in name.split(".") if part not in wrappers).removeprefix("base_model.model.")
+        padded = id(weight) in embeddings
+        digest.update(f"{plain} {tuple(weight.shape[1:] if padded else weight.shape)}".encode())
         values = _offloaded(model, name) if weight.device.type == "meta" else weight
         if values is not None:
-            flat = values.detach().flatten()
+            flat = (values[:_FIRST_TOKENS] if padded else values).detach().flatten()
             spread = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
             digest.update(spread.to("cpu", torch.bfloat16).float().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -78,11 +99,19 @@ def comparable_fingerprint(model: nn.Module) -> str | None:
     return fingerprint(model)
 
 
+def _parameters_of(model: Any, getter: str) -> set[int]:
+    try:
+        module = getattr(model, getter)()
+    except (AttributeError, NotImplementedError):  # no such embeddings, or no transformers model
+        return set()
+    return set() if module is None else {id(parameter) for parameter in module.parameters()}
+
+
 def _adapter_parameters(model: nn.Module) -> set[int]:
     return {
         id(parameter)
         for module in model.modules()
-        if isinstance(module, BaseTunerLayer)
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
         for name in module.adapter_layer_names
         if isinstance(part := getattr(module, name, None), nn.Module)
         for parameter in part.parameters()

@@ -8,7 +8,7 @@ entries, so rows and routes stay together, and the caller's own cache object sta
 """
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -24,10 +24,23 @@ from transformers.cache_utils import (
 
 from ..decisions import EXECUTE
 from ..errors import DrLLMError
-from .rows import RowDecisions
+from .rows import BlockDecisions, Decisions
 
 # For blocks that keep nothing; transformers has had it since 5.23.
 DummyLayer: Any = getattr(cache_utils, "DummyLayer", type("DummyLayer", (), {}))
+
+# What a layer keeps of tokens, as its class calls it.
+_CONTENT = frozenset(
+    {
+        "keys",
+        "values",
+        "indexer_keys",
+        "conv_states",
+        "recurrent_states",
+        "_quantized_keys",
+        "_quantized_values",
+    }
+)
 
 
 class RoutedEntry:
@@ -38,40 +51,45 @@ class RoutedEntry:
 
     supports_early_init = False
 
-    def __init__(self, layer: Any, batch_size: int) -> None:
+    def __init__(self, layer: Any) -> None:
         # The mixins' own __init__ would set attributes that are answered by the passes here.
-        filled = _is_filled(layer)
-        self._blank = _emptied(layer) if filled or _is_allocated(layer) else layer
-        self.decisions: RowDecisions | None = None
+        self._blank = _emptied(layer) if _is_allocated(layer) else layer
+        # Of the whole batch and stack, and which block of it this is.
+        self.route: Decisions | None = None
+        self.block = 0
         self.passes: list[Any] = []
         # Keeps the length of a block that every row skips: a layer of the same class with one number per token, so
         # that lengths, mask sizes and cropping follow that class's own rules (sliding windows included).
         self._ledger: Any = None
         self._not_in_ledger = 0
+        self._was_cropped = False
         # Training mode ran the block with all three outcomes, of which no cache entry is kept.
         self.only_trained = False
         self.is_sliding = bool(getattr(layer, "is_sliding", False))
         # Also says that the layer is longer than its tokens, so that masks must never be left out.
         self.is_compileable = layer.is_compileable
-        if filled:
-            # A cache that the base model filled is one in which every block executed.
-            self.decisions = RowDecisions((EXECUTE,) * batch_size)
-            self.passes = [layer]
+
+    @property
+    def decisions(self) -> BlockDecisions | None:
+        """Those that this entry was filled along; None when it is empty."""
+        return None if self.route is None else self.route.blocks[self.block]
 
     def __repr__(self) -> str:
-        made = None if self.decisions is None else self.decisions.decisions
+        made = None if self.decisions is None else self.decisions.values
         return f"{type(self).__name__}(decisions={made}, passes={self.passes})"
 
     def blank(self) -> Any:
         """The plain cache layer that this entry stands in for, empty."""
         return self._blank
 
-    def start(self, decisions: RowDecisions) -> None:
-        """Begin a sequence: one empty entry for each pass that some row makes."""
-        self.decisions = decisions
-        self.passes = [_another(self._blank) for _ in range(decisions.max_passes)]
+    def start(self, route: Decisions, block: int) -> None:
+        """Begin a sequence: one empty entry for each pass that some row makes of `block`, which has just decided."""
+        self.route, self.block = route, block
+        decided = route.blocks[block]
+        assert decided is not None
+        self.passes = [_another(self._blank) for _ in decided.passes]
         self._ledger = None if self.passes else _empty_ledger(self._blank)
-        self._not_in_ledger = 0
+        self._not_in_ledger, self._was_cropped = 0, False
 
     def refuse_if_only_trained(self) -> None:
         """Refuse to go on from a call in training mode."""
@@ -115,7 +133,30 @@ class RoutedEntry:
         # Reached only for names that are not defined above: keys, values, device, sliding_window, record_past, ...
         if name.startswith("__") or "_blank" not in self.__dict__:
             raise AttributeError(name)
-        return getattr(self._current, name)
+        return self._whole(name, getattr(self._current, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _CONTENT:
+            self._whole(name, value)
+            setattr(self._current, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _whole(self, name: str, value: Any) -> Any:
+        """What is kept of a block, for code that takes caches apart: compresses, moves or converts them.
+
+        Raises:
+            DrLLMError: some row makes another number of passes than one, so there is no such tensor for the block.
+        """
+        decided = self.decisions
+        if decided is None or decided.uniform == EXECUTE or name not in _CONTENT:
+            return value
+        raise DrLLMError(
+            f"{name} of block {self.block} must be what all rows keep of one pass, but its rows make "
+            f"{list(decided.values)} passes, each with an entry of its own; take the cache apart by "
+            f"cache.layers[{self.block}].passes, whose rows are cache.layers[{self.block}].decisions.passes, or "
+            f"compress and move it where every block executes."
+        )
 
     @property
     def is_initialized(self) -> bool:
@@ -151,40 +192,48 @@ class RoutedEntry:
                 layer.activate_past_recording()
 
     def crop(self, tokens_to_remove: int) -> None:
+        self._was_cropped = True
         for layer in self._all():
             layer.crop(tokens_to_remove)
 
     def reset(self) -> None:
-        self.decisions, self.passes, self._ledger, self._not_in_ledger = None, [], None, 0
+        self.route, self.passes, self._ledger, self._not_in_ledger = None, [], None, 0
         self.only_trained = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._take(beam_idx.cpu())
+        self._take(beam_idx, lambda: beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        if self.decisions is not None:
-            self._take(torch.arange(self.decisions.batch_size)[indices.cpu()])
+        # Whichever way rows are told: by their numbers, from the end, or by a mask.
+        self._take(indices, lambda: torch.arange(self.batch_size, device=indices.device)[indices])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        if self.decisions is not None:
-            self._take(torch.arange(self.decisions.batch_size).repeat_interleave(repeats))
+        self._take(repeats, lambda: torch.arange(self.batch_size).repeat_interleave(repeats))
 
-    def _take(self, rows: Tensor) -> None:
-        """Make row `rows[i]` of the batch its row i, in every pass."""
-        if self.decisions is None:
+    def _take(self, asked: Any, rows: Callable[[], Tensor]) -> None:
+        """Make row `rows()[i]` of the batch its row i, in every pass."""
+        before = self.decisions
+        if self.route is None or before is None:
             return
-        before, after = self.decisions, self.decisions.take(rows)
+        taken = self.route.take(self.block, asked, rows)
         for number, layer in enumerate(self.passes):
-            place = {row: index for index, row in enumerate(before.rows(number).tolist())}
-            kept = [place[row] for row in rows.tolist() if row in place]
-            if kept:
-                layer.reorder_cache(torch.tensor(kept, dtype=torch.long))
+            places = taken.places(before, number)
+            if len(places):
+                layer.reorder_cache(places)
+        self.route = taken.after
+        decided = self.decisions
+        assert decided is not None
         # Rows that leave the batch may have been the only ones to make a pass.
-        if not after.max_passes and self.passes:
+        if not decided.passes and self.passes:
             self._ledger = _empty_ledger(self._blank)
             _note_tokens(self._ledger, _length(self.passes[0]))
-        del self.passes[after.max_passes :]
-        self.decisions = after
+        del self.passes[len(decided.passes) :]
+
+    def is_filled(self) -> bool:
+        """Whether it holds tokens. Asked at every token, so a length on the device is not looked at without need."""
+        if self.route is not None and self.route.filled and not self._was_cropped:
+            return True
+        return _is_filled(self)
 
 
 class RoutedCacheLayer(RoutedEntry, CacheLayerMixin):  # type: ignore[override]
@@ -204,11 +253,11 @@ class RoutedCacheLayer(RoutedEntry, CacheLayerMixin):  # type: ignore[override]
 
     @property
     def keys(self) -> Tensor | None:  # type: ignore[override]
-        return self.passes[0].keys if self.passes else None
+        return self._whole("keys", self.passes[0].keys if self.passes else None)
 
     @property
     def values(self) -> Tensor | None:  # type: ignore[override]
-        return self.passes[0].values if self.passes else None
+        return self._whole("values", self.passes[0].values if self.passes else None)
 
 
 class RoutedStateLayer(RoutedEntry, LinearAttentionCacheLayerMixin):  # type: ignore[override, unused-ignore]
@@ -263,11 +312,11 @@ def find_cache(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cache | None:
     return None
 
 
-def routed_entry(cache: Cache, block: int, batch_size: int) -> RoutedEntry:
+def routed_entry(cache: Cache, block: int) -> RoutedEntry:
     """The routed entry of `block` in `cache`, put in place of the plain one on first use.
 
     Raises:
-        DrLLMError: the cache's layers cannot hold several passes, or it holds another number of rows.
+        DrLLMError: the cache's layers cannot hold several passes.
     """
     layers: list[Any] = cache.layers
     while len(layers) <= block:
@@ -277,49 +326,62 @@ def routed_entry(cache: Cache, block: int, batch_size: int) -> RoutedEntry:
                 f"one; make the cache with the model's own config."
             )
         layers.append(cache.layer_class_to_replicate())
-    entry = layers[block]
-    if not isinstance(entry, RoutedEntry):
-        entry = _entry_class(entry)(entry, batch_size)
-        layers[block] = entry
-    if entry.decisions is not None and entry.decisions.batch_size != batch_size:
-        raise DrLLMError(
-            f"the cache holds {entry.decisions.batch_size} rows, but {batch_size} rows of tokens were given; "
-            f"repeat or select the cache's rows to match."
-        )
-    routed: RoutedEntry = entry
-    return routed
+    if not isinstance(layers[block], RoutedEntry):
+        layers[block] = _entry_class(layers[block])(layers[block])
+    entry: RoutedEntry = layers[block]
+    return entry
 
 
-def routes_of(cache: Cache) -> list[RowDecisions | None]:
-    """The decisions that each block's entry was filled along; None where no route has filled it."""
-    return [entry.decisions if isinstance(entry, RoutedEntry) else None for entry in cache.layers]
-
-
-def check_route(
-    routes: Sequence[RowDecisions | None], forced: tuple[int, ...] | Sequence[Sequence[int]], batch_size: int
-) -> None:
-    """Refuse forced decisions that differ from the route a cache was filled along, before any block writes to it.
+def route_of(cache: Cache, num_blocks: int, batch_size: int) -> Decisions:
+    """The decisions that a cache with tokens was filled along. Without any the base model filled it: all execute.
 
     Args:
-        routes: see `routes_of`; without one, the base model filled the cache and every block executed.
-        forced: `[blocks]` for all rows, a tuple, or `[batch][blocks]`.
+        cache: it holds tokens.
+        num_blocks: how many blocks are going to run.
+        batch_size: rows, where the base model filled it.
 
     Raises:
-        DrLLMError: naming the first block that differs.
+        DrLLMError: it holds a part of a prompt, or was given to a call in training mode.
     """
-    executed = RowDecisions((EXECUTE,) * batch_size)
-    for block, decisions in enumerate(routes):
-        taken = executed if decisions is None else decisions
-        if isinstance(forced, tuple):
-            wanted, agrees = [forced[block]], taken.uniform == forced[block]
-        else:
-            wanted = [row[block] for row in forced]
-            agrees = list(taken.decisions) == wanted
-        if not agrees:
-            raise DrLLMError(
-                f"forced decisions must agree with the route that the cache was filled along, but block {block} has "
-                f"{list(taken.decisions)} in the cache and {wanted} was forced; begin with a new cache."
-            )
+    layers = cache.layers[:num_blocks]
+    entries = [layer for layer in layers if isinstance(layer, RoutedEntry)]
+    routes = {id(entry.route) for entry in entries}
+    route = entries[0].route if entries else None
+    if route is not None and len(routes) == 1 and len(entries) == num_blocks and route.filled:
+        return route
+    check_kept(cache)
+    decided = [layer.decisions if isinstance(layer, RoutedEntry) else None for layer in layers]
+    if not any(decided):
+        return Decisions.all_execute(batch_size, num_blocks)
+    if None in decided or len(decided) < num_blocks:
+        raise DrLLMError(
+            f"a cache must hold a whole prompt to be continued, but {decided.count(None)} of its {len(decided)} "
+            f"layers hold nothing of the one that the others were filled with: its call was interrupted or "
+            f"refused; begin with a new cache."
+        )
+    # Entries were replaced or changed one by one.
+    found = [block for block in decided if block is not None]
+    joint = Decisions(found[0].batch_size, num_blocks)
+    for block, (entry, taken) in enumerate(zip(entries, found, strict=True)):
+        joint.decide(block, taken.values)
+        entry.route = joint
+    joint.filled = True
+    return joint
+
+
+def routed_entries(cache: Cache, num_blocks: int, batch_size: int) -> list[RoutedEntry]:
+    """The entries of a cache with tokens; those that the base model filled are put into routed ones.
+
+    Args:
+        cache, num_blocks, batch_size: see `route_of`.
+    """
+    route = route_of(cache, num_blocks, batch_size)
+    for block, layer in enumerate(list(cache.layers)):
+        if not isinstance(layer, RoutedEntry):
+            entry = routed_entry(cache, block)
+            entry.start(route, block)
+            entry.passes = [layer]
+    return list(cache.layers)  # type: ignore[arg-type]
 
 
 def check_base_route(cache: Cache) -> None:
@@ -328,8 +390,9 @@ def check_base_route(cache: Cache) -> None:
     Raises:
         DrLLMError: some row skipped or repeated a block.
     """
-    if any(decisions is not None and decisions.uniform != EXECUTE for decisions in routes_of(cache)):
-        raise _filled_along_a_route()
+    for entry in cache.layers:
+        if isinstance(entry, RoutedEntry) and entry.decisions is not None and entry.decisions.uniform != EXECUTE:
+            raise _filled_along_a_route()
 
 
 def check_kept(cache: Cache) -> None:
@@ -352,7 +415,7 @@ def _filled_along_a_route() -> DrLLMError:
 
 def has_tokens(cache: Cache) -> bool:
     """Whether the cache holds tokens: keys and values have a length, states only a flag."""
-    return any(_is_filled(layer) for layer in cache.layers)
+    return any(layer.is_filled() if isinstance(layer, RoutedEntry) else _is_filled(layer) for layer in cache.layers)
 
 
 def has_states(cache: Cache) -> bool:

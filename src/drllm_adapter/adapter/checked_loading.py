@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from ..errors import DrLLMError
 from .config import DrLLMConfig
 from .integrity import check_loaded
+from .layer import find_routed_layers
 from .route import Route
 from .weight_file import check_weight_file, refuse_pickle
 
@@ -23,16 +23,12 @@ class CheckedLoading:
         self.remove(self.model)
         if not any(f".drllm_router.{self.adapter_name}." in key for key in kwargs.get("expected_keys") or ()):
             return self.model._load_pretrained_model(*args, **kwargs)  # of another adapter
-        try:
-            for path in kwargs.get("checkpoint_files") or ():
-                if not str(path).endswith(".safetensors"):
-                    raise refuse_pickle(str(path))
-                check_weight_file(path, self.config.weight_shapes())
-            loaded = self.model._load_pretrained_model(*args, **kwargs)
-            check_loaded(self.route, self.adapter_name)
-        except DrLLMError:
-            self.model.delete_adapter(self.adapter_name)
-            raise
+        for path in kwargs.get("checkpoint_files") or ():
+            if not str(path).endswith(".safetensors"):
+                raise refuse_pickle(str(path))
+            check_weight_file(path, self.config.weight_shapes())
+        loaded = self.model._load_pretrained_model(*args, **kwargs)
+        check_loaded(self.route, find_routed_layers(self.model), self.adapter_name)
         return loaded
 
     def attach(self) -> None:

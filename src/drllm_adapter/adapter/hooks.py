@@ -8,18 +8,18 @@ own.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.generation.candidate_generator import EarlyExitCandidateGenerator
 from transformers.utils.generic import ModelOutput
 
 from ..errors import DrLLMError
-from .cache import check_base_route, check_kept, find_cache, has_tokens
+from .cache import check_base_route, check_kept, find_cache, has_tokens, route_of
 from .integrity import verify_once
-from .route import NextCall, Route
+from .route import Call, NextCall, Route
 from .stack import Stack
 
 PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
@@ -38,9 +38,10 @@ class _ModelHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = _by_name(self.parameters, args, kwargs)
+        tokens = _tokens(given)
         # What generate prepared is for this call alone, whether or not the call gets as far as the decoder stack.
-        call, self.route.prepared = self.route.prepared or NextCall(), None
-        call.labels = given.get("labels")
+        call = self.route.next_call if self.route.next_call.is_for(tokens) else NextCall()
+        call.tokens, call.labels = tokens, given.get("labels")
         # Assisted generation sends the first candidates along with the prompt, and changes the number of logits that
         # was prepared to one more than those.
         kept = given.get("logits_to_keep")
@@ -52,67 +53,94 @@ class _ModelHook:
 class _StackHook:
     """At the decoder stack: begins the route of each forward call."""
 
-    def __init__(self, route: Route, owner: nn.Module) -> None:
+    def __init__(self, route: Route, stack: Stack) -> None:
         self.route = route
-        self.parameters = list(inspect.signature(owner.forward).parameters)
+        self.blocks = stack.blocks
+        self.parameters = list(inspect.signature(stack.owner.forward).parameters)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         route = self.route
-        if not torch.compiler.is_compiling():
-            route.thread = get_ident()
-        call, route.next_call = route.next_call, NextCall()
+        next_call, route.next_call = route.next_call, NextCall()
         # Once for all blocks: what PEFT's properties look up is the same for each of them.
-        route.active_adapter = route.layers[0].active_router_adapter
-        route.hidden_states = route.executes = None
-        cache = find_cache(args, kwargs)
-        if route.active_adapter is None:
+        layer: Any = self.blocks[0]
+        name = layer.active_router_adapter
+        compiling = torch.compiler.is_compiling()
+        call = Call(adapter=name, may_run_again=torch.is_grad_enabled() and not compiling)
+        route.begin(call)
+        try:
+            self._begin(module, call, next_call, _by_name(self.parameters, args, kwargs), find_cache(args, kwargs))
+        except BaseException:
+            route.abandon(call)
+            raise
+
+    def _begin(
+        self, module: nn.Module, call: Call, next_call: NextCall, given: Mapping[str, Any], cache: Cache | None
+    ) -> None:
+        route = self.route
+        if call.adapter is None:
             if cache is not None:
                 check_base_route(cache)
             return
-        given = _by_name(self.parameters, args, kwargs)
+        layer: Any = self.blocks[0]
+        call.config = layer.drllm_config[call.adapter]
         config = getattr(module, "config", None)
-        route.running = min(getattr(config, "num_hidden_layers", route.num_blocks), route.num_blocks)
+        # transformers drafts with an early exit by a smaller number in the configuration.
+        call.num_blocks = min(route.num_blocks, getattr(config, "num_hidden_layers", route.num_blocks))
         if _option(given, config, "output_hidden_states"):
-            route.hidden_states = []
-        route.output_of_each_pass = next((o for o in OUTPUTS_OF_EACH_PASS if _option(given, config, o)), None)
-        tokens = given.get("input_ids")
-        if tokens is None:
-            tokens = given.get("inputs_embeds")
+            call.hidden_states = []
+        call.output_of_each_pass = next((o for o in OUTPUTS_OF_EACH_PASS if _option(given, config, o)), None)
+        tokens = _tokens(given)
         if tokens is None:
             return  # the model itself says what is missing
+        if not next_call.is_for(tokens):
+            next_call = NextCall()
         batch_size, length = tokens.shape[:2]
-        if (call.longer_prompt and route.continues(tokens)) or (cache is not None and has_tokens(cache)):
-            route.continue_prompt(batch_size, cache, in_generate=call.in_generate)
+        continued = cache is not None and has_tokens(cache)
+        if continued or (next_call.longer_prompt and route.continues(tokens)):
+            route.continue_prompt(
+                batch_size,
+                route_of(cache, call.num_blocks, batch_size) if cache is not None and continued else None,
+                in_generate=next_call.in_generate,
+            )
             return
-        if call.longer_prompt and call.in_loop_of_generate:
+        if next_call.longer_prompt and next_call.in_loop_of_generate:
             raise DrLLMError(
                 "generation without a cache keeps the route of its prompt from call to call, but the model was called "
                 "with something else in between (guidance, a logits processor, ...); use a cache."
             )
-        verify_once(route)
+        verify_once(route, self.blocks)
         if cache is not None:
             check_kept(cache)
         _refuse_paged(given)
         if route.forced is None:
             _refuse_packed(given)
-        mask = given.get("attention_mask") if call.generation_mask is None else call.generation_mask
+        mask = given.get("attention_mask") if next_call.generation_mask is None else next_call.generation_mask
         prompt = _real_tokens(mask, batch_size, length, tokens.device)
-        if call.labels is not None and call.labels.shape == prompt.shape:
-            prompt = _before_answer(prompt, call.labels)
-        if call.candidate_tokens:
-            prompt = prompt & (torch.arange(length, device=prompt.device) < length - call.candidate_tokens)
-        route.begin_prompt(prompt, tokens[:, : length - call.candidate_tokens], in_generate=call.in_generate)
+        if next_call.labels is not None and next_call.labels.shape == prompt.shape:
+            prompt = _before_answer(prompt, next_call.labels)
+        known = length - next_call.candidate_tokens
+        if next_call.candidate_tokens:
+            prompt = prompt & (torch.arange(length, device=prompt.device) < known)
+        route.begin_prompt(prompt, tokens[:, :known], in_generate=next_call.in_generate, has_cache=cache is not None)
 
 
 class _OutputHook:
-    """After the decoder stack: hidden states are those between the blocks, not one for each time a block has run."""
+    """After the decoder stack, also when it has failed: ends the call, and puts its hidden states in order.
 
-    def __init__(self, route: Route) -> None:
+    They are those between the blocks, not one for each time a block has run.
+    """
+
+    def __init__(self, route: Route, *, in_order: bool) -> None:
         self.route = route
+        self.in_order = in_order
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        entering, self.route.hidden_states = self.route.hidden_states, None
-        if not entering:
+        entering = self.route.call.hidden_states
+        if output is None:
+            self.route.abandon(self.route.call)
+            return None
+        self.route.end()
+        if not entering or self.in_order:
             return None
         if isinstance(output, ModelOutput):
             if "hidden_states" in output:
@@ -126,6 +154,12 @@ class _OutputHook:
 
 def _are_states(item: Any, last: Tensor) -> bool:
     return isinstance(item, tuple) and bool(item) and isinstance(item[0], Tensor) and item[0].shape == last.shape
+
+
+def _tokens(given: Mapping[str, Any]) -> Any:
+    """`[batch, tokens]` ids or `[batch, tokens, width]` embeddings among the arguments of a call."""
+    ids = given.get("input_ids")
+    return given.get("inputs_embeds") if ids is None else ids
 
 
 def _option(given: Mapping[str, Any], config: Any, name: str) -> Any:
@@ -206,9 +240,10 @@ class GenerationInputs:
     mask. docs/design.md lists everything of transformers and PEFT that is replaced.
     """
 
-    def __init__(self, model: Any, route: Route) -> None:
+    def __init__(self, model: Any, route: Route, blocks: nn.ModuleList) -> None:
         self.model = model
         self.route = route
+        self.blocks = blocks
         # generate looks here for the kinds of inputs that the model takes.
         self.__signature__ = inspect.signature(type(model).prepare_inputs_for_generation.__get__(model))
         # The id of the cache whose first tokens may be the first chunk of a chunked prompt.
@@ -220,7 +255,8 @@ class GenerationInputs:
         mask = kwargs.get("attention_mask")
         first = kwargs.get("is_first_iteration", False)
         cache = find_cache((), inputs)
-        self.route.prepared = NextCall(
+        self.route.next_call = NextCall(
+            tokens=_tokens(inputs),
             generation_mask=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
             logits_to_keep=inputs.get("logits_to_keep"),
             in_generate=True,
@@ -238,12 +274,39 @@ class GenerationInputs:
             self._chunked = None
         elif not has_tokens(cache):
             self._chunked = id(cache)
-        elif self._chunked == id(cache) and self.route.layers[0].active_router_adapter is not None:
+        elif self._chunked == id(cache) and self.blocks[0].active_router_adapter is not None:
             self._chunked = None
             raise DrLLMError(
                 "the routers must read the whole prompt at once, but prefill_chunk_size cuts it into chunks; leave it "
                 "out, set it to at least the length of the prompt, or force decisions."
             )
+
+
+class CandidateGenerators:
+    """Stands in for the model's `_get_candidate_generator`, which `generate` calls once when it drafts.
+
+    With `assistant_early_exit` transformers makes the configuration's number of blocks smaller while a draft is
+    generated, and puts it back only when nothing was raised.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        generator = type(self.model)._get_candidate_generator(self.model, *args, **kwargs)
+        if isinstance(generator, EarlyExitCandidateGenerator):
+            config: Any = getattr(self.model, self.model.base_model_prefix).config
+            get_candidates = generator.get_candidates
+
+            def get_and_put_back(*given: Any, **named: Any) -> Any:
+                num_blocks = config.num_hidden_layers
+                try:
+                    return get_candidates(*given, **named)
+                finally:
+                    config.num_hidden_layers = num_blocks
+
+            generator.get_candidates = get_and_put_back  # type: ignore[method-assign]
+        return generator
 
 
 class ContinuousBatching:
@@ -252,12 +315,13 @@ class ContinuousBatching:
     They run the model in a thread of their own, where a refusal would be logged and answers would be missing.
     """
 
-    def __init__(self, model: Any, route: Route) -> None:
+    def __init__(self, model: Any, blocks: nn.ModuleList) -> None:
         self.model = model
-        self.route = route
+        self.blocks = blocks
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.route.layers[0].active_router_adapter is not None:
+        layer: Any = self.blocks[0]
+        if layer.active_router_adapter is not None:
             raise DrLLMError(
                 "continuous batching (generate_batch, transformers serve) has one page table for all requests and cuts "
                 "prompts into pieces, but routes are of one request and its whole prompt; use generate, or drllm serve."
@@ -268,14 +332,16 @@ class ContinuousBatching:
 def attach(model: nn.Module, stack: Stack, route: Route) -> None:
     """Hook the route to the model."""
     model.register_forward_pre_hook(_ModelHook(route, model), with_kwargs=True)
-    stack.owner.register_forward_pre_hook(_StackHook(route, stack.owner), with_kwargs=True)
+    stack.owner.register_forward_pre_hook(_StackHook(route, stack), with_kwargs=True)
     # Models that collect hidden states in their own forward loop have them right.
-    if "hidden_states" in (getattr(stack.owner, "_can_record_outputs", None) or {}):
-        stack.owner.register_forward_hook(_OutputHook(route))
+    in_order = "hidden_states" not in (getattr(stack.owner, "_can_record_outputs", None) or {})
+    stack.owner.register_forward_hook(_OutputHook(route, in_order=in_order), always_call=True)
     if hasattr(type(model), "prepare_inputs_for_generation"):
-        model.prepare_inputs_for_generation = GenerationInputs(model, route)  # type: ignore[assignment]
+        model.prepare_inputs_for_generation = GenerationInputs(model, route, stack.blocks)  # type: ignore[assignment]
+    if hasattr(type(model), "_get_candidate_generator"):
+        model._get_candidate_generator = CandidateGenerators(model)  # type: ignore[assignment]
     if hasattr(type(model), "init_continuous_batching"):
-        model.init_continuous_batching = ContinuousBatching(model, route)  # type: ignore[assignment]
+        model.init_continuous_batching = ContinuousBatching(model, stack.blocks)  # type: ignore[assignment]
 
 
 def detach(model: nn.Module) -> None:
@@ -288,5 +354,6 @@ def detach(model: nn.Module) -> None:
         for key, after in list(module._forward_hooks.items()):
             if isinstance(after, _OutputHook):
                 del module._forward_hooks[key]
-    model.__dict__.pop("prepare_inputs_for_generation", None)
-    model.__dict__.pop("init_continuous_batching", None)
+                module._forward_hooks_always_called.pop(key, None)
+    for name in ("prepare_inputs_for_generation", "_get_candidate_generator", "init_continuous_batching"):
+        model.__dict__.pop(name, None)

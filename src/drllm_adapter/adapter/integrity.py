@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ def checksum(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def router_weights(route: Route, adapter_name: str) -> dict[str, Tensor]:
+def router_weights(layers: Iterable[Any], adapter_name: str) -> dict[str, Tensor]:
     """The weights of an adapter's routers by `"<block>.<parameter>"`."""
     return {
         f"{layer.index}.{name}": parameter
-        for layer in route.layers
+        for layer in layers
         if adapter_name in layer.drllm_router
         for name, parameter in layer.drllm_router[adapter_name].named_parameters()
     }
@@ -65,18 +65,19 @@ def check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, Any], expe
         )
 
 
-def check_loaded(route: Route, adapter_name: str) -> None:
+def check_loaded(route: Route, layers: Iterable[Any], adapter_name: str) -> None:
     """Check the routers in the model right after a library has loaded them.
 
     Raises:
         DrLLMError: they are not complete, or not those that were saved.
     """
-    weights = router_weights(route, adapter_name)
+    weights = router_weights(layers, adapter_name)
     shapes = {name: value.shape for name, value in weights.items()}
-    check_weights(weights, shapes, route.unverified.pop(adapter_name, None))
+    check_weights(weights, shapes, route.unverified.get(adapter_name))
+    route.unverified.pop(adapter_name, None)
 
 
-def verify_once(route: Route) -> None:
+def verify_once(route: Route, layers: Any) -> None:
     """Check the active adapter the first time it is used, where nothing has been loaded into it.
 
     The configuration of a saved adapter alone, for inference, gives routers without weights.
@@ -84,18 +85,37 @@ def verify_once(route: Route) -> None:
     Raises:
         DrLLMError: the weights are not those that were saved.
     """
-    name = route.layers[0].active_router_adapter
-    if name is None or name not in route.unverified:
+    name = layers[0].active_router_adapter
+    if name is None:
         return
-    if not route.layers[0].drllm_config[name].inference_mode:
+    if name not in route.unverified:
+        # What accelerate has offloaded it brings when it is used.
+        check_complete([layer for layer in layers[:1] if not _is_offloaded(layer, name)], [name])
+    elif not layers[0].drllm_config[name].inference_mode:
         del route.unverified[name]  # fresh routers with the settings of another adapter, to be trained
-        return
-    expected = route.unverified[name]
-    try:
-        check_loaded(route, name)
-    except DrLLMError:
-        route.unverified[name] = expected  # the next use is refused as well
-        raise
+    else:
+        check_loaded(route, layers, name)
+
+
+def _is_offloaded(layer: Any, name: str) -> bool:
+    return name in layer.drllm_router and hasattr(layer.drllm_router[name].up, "_hf_hook")
+
+
+def check_complete(layers: Iterable[Any], names: Iterable[str]) -> None:
+    """Refuse to run or to save routers that have no weights.
+
+    Raises:
+        DrLLMError: an adapter of these names has routers on the meta device.
+    """
+    for name in names:
+        for layer in layers:
+            if name in layer.drllm_router and layer.drllm_router[name].up.weight.device.type == "meta":
+                raise DrLLMError(
+                    f"the routers of {name!r} must have weights, but they were made from a saved adapter's "
+                    f"configuration alone or by low_cpu_mem_usage=True; load weights into them, by "
+                    f"set_peft_model_state_dict(model, weights, low_cpu_mem_usage=True) for one, or attach new ones "
+                    f"with DrLLMConfig(...)."
+                )
 
 
 def read_adapter_config(folder: str | os.PathLike[str], name: str | None = None) -> DrLLMConfig:

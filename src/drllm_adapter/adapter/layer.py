@@ -14,9 +14,9 @@ from ..decisions import EXECUTE, SKIP
 from ..errors import DrLLMError
 from .cache import RoutedEntry, find_cache, routed_entry
 from .config import DrLLMConfig
-from .route import MIXED, Route, RouterInputs
+from .route import MIXED, Call, Route, RouterInputs
 from .router import Router
-from .rows import RowDecisions, select_rows
+from .rows import BlockDecisions, cut
 from .straight_through import DepthPenalty, expected_passes, mix
 
 
@@ -72,6 +72,20 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         super().delete_adapter(adapter_name)
         self.route.unverified.pop(adapter_name, None)
 
+    def adapters(self) -> tuple[Any, ...]:
+        """Which adapters there are, which are active, and whether they are disabled: for `set_adapters`."""
+        switches = {name: vars(self)[name] for name in ("_active_adapter", "_disable_adapters") if name in vars(self)}
+        return dict(self.drllm_router), dict(self.drllm_config), switches
+
+    def set_adapters(self, before: tuple[Any, ...]) -> None:
+        """Go back to what `adapters` gave."""
+        routers, configs, switches = before
+        self.drllm_router = nn.ModuleDict(routers)
+        self.drllm_config = dict(configs)
+        for name in ("_active_adapter", "_disable_adapters"):
+            vars(self).pop(name, None)
+        vars(self).update(switches)
+
     def _replicate_for_data_parallel(self) -> Any:
         raise DrLLMError(
             "nn.DataParallel runs copies of a model in threads that would share one route, but the model carries "
@@ -119,44 +133,44 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         return names[0] if names else None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        route, call = self.route, self.route.call
+        if torch.compiler.is_compiling():
+            return self._run(call, args, kwargs)
+        try:
+            return self._run(call, args, kwargs)
+        except BaseException:
+            route.abandon(call)
+            raise
+
+    def _run(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Every token goes through here once a block, so what costs microseconds is kept out of it.
-        route = self.route
-        route.check_thread()
-        executes = route.executes
-        if executes is not None and executes[self.index]:
-            return self._run_pass(0, find_cache(args, kwargs), args, kwargs)
-        name = route.active_adapter
+        self.route.check_thread()
         cache = find_cache(args, kwargs)
-        if name is None:
+        if call.executes is not None and call.executes[self.index]:
+            return self._run_pass(0, cache, args, kwargs)
+        if call.adapter is None:
             self._return_cache(cache)
             return self.base_layer(*args, **kwargs)
         hidden = args[0] if args else kwargs[self.hidden_argument]
-        if route.hidden_states is not None:
-            route.hidden_states.append(hidden)
-        entry = None if cache is None else routed_entry(cache, self.index, hidden.shape[0])
+        if call.hidden_states is not None:
+            call.hidden_states.append(hidden)
 
-        if route.at_prompt:
+        if call.at_prompt:
+            name = call.adapter
             router: Any = self.drllm_router[name] if name in self.drllm_router else None  # noqa: SIM401 - a ModuleDict
-            decisions = route.decide(self, self.drllm_config[name], router, hidden)
-            if self.training and torch.is_grad_enabled() and route.probabilities is not None:
-                return self._run_all_outcomes(decisions, route.probabilities, hidden, cache, args, kwargs)
-            if entry is not None:
-                entry.start(decisions)
-        elif entry is None:
-            decisions = route.decided(self.index)
+            decisions, probabilities = self.route.decide(call, self.index, router, hidden)
+            if self.training and torch.is_grad_enabled() and probabilities is not None:
+                return self._run_all_outcomes(call, decisions, probabilities, hidden, cache, args, kwargs)
+            if cache is not None and call.decisions is not None:
+                routed_entry(cache, self.index).start(call.decisions, self.index)
         else:
-            if entry.decisions is None:
-                entry.refuse_if_only_trained()
-                # The base model filled the cache, in which this block keeps nothing (an MLP alone, say).
-                entry.start(RowDecisions((EXECUTE,) * hidden.shape[0]))
-            assert entry.decisions is not None
-            decisions = entry.decisions
+            decisions = call.decided(self.index)
 
         if decisions.uniform is None:
-            return self.as_output(self._run_some_rows(decisions, hidden, cache, args, kwargs))
+            return self.as_output(self._run_some_rows(call, decisions, hidden, cache, args, kwargs))
         if decisions.uniform == SKIP:
-            if entry is not None:
-                entry.skip(hidden.shape[1])
+            if cache is not None:
+                routed_entry(cache, self.index).skip(hidden.shape[1])
             return self.as_output(hidden)
         # Auxiliary outputs are those of the last pass.
         output = self._run_pass(0, cache, args, kwargs)
@@ -170,26 +184,35 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
 
     def _run_some_rows(
         self,
-        decisions: RowDecisions,
+        call: Call,
+        decisions: BlockDecisions,
         hidden: Tensor,
         cache: Cache | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:
-        self.route.check_outputs(MIXED)
+        call.check_outputs(MIXED)
         batch_size = decisions.batch_size
-        for number, rows in enumerate(decisions.rows_of_pass(hidden.device)):
-            given = self._with_hidden(hidden, args, kwargs)
+        for number, rows in enumerate(decisions.passes):
             if len(rows) == batch_size:
-                hidden = hidden_of(self._run_pass(number, cache, *given))
-            else:
-                output = hidden_of(self._run_pass(number, cache, *select_rows(given, rows, batch_size)))
-                hidden = _with_rows(hidden, rows, output)
+                hidden = hidden_of(self._run_pass(number, cache, *self._with_hidden(hidden, args, kwargs)))
+                continue
+            device = hidden.device
+            index = rows.on(device)
+            some = hidden.index_select(0, index)
+            others = tuple(cut(call.cuts, value, rows, device, batch_size) for value in args[1:])
+            named = {
+                name: some if name == self.hidden_argument else cut(call.cuts, value, rows, device, batch_size, name)
+                for name, value in kwargs.items()
+            }
+            output = hidden_of(self._run_pass(number, cache, (some, *others) if args else (), named))
+            hidden = _with_rows(hidden, index, output)
         return hidden
 
     def _run_all_outcomes(
         self,
-        decisions: RowDecisions,
+        call: Call,
+        decisions: BlockDecisions,
         probabilities: Tensor,
         hidden: Tensor,
         cache: Cache | None,
@@ -200,15 +223,15 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
 
         Models make a cache in training as well, unless told not to; it stays empty and cannot be continued.
         """
-        self.route.check_outputs("training mode runs every block twice; run the model in evaluation mode")
+        call.check_outputs("training mode runs every block twice; run the model in evaluation mode")
         if cache is not None:
-            routed_entry(cache, self.index, hidden.shape[0]).only_trained = True
+            routed_entry(cache, self.index).only_trained = True
         args = tuple(None if isinstance(value, Cache) else value for value in args)
         kwargs = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
         once = hidden_of(self._run_pass(0, None, args, kwargs))
         twice = hidden_of(self._run_pass(1, None, *self._with_hidden(once, args, kwargs)))
-        output = mix((hidden.to(once.device), once, twice), decisions.decisions, probabilities.to(once.device))
-        config = self.active_config
+        output = mix((hidden.to(once.device), once, twice), decisions.values, probabilities.to(once.device))
+        config = call.config
         if config is not None and config.depth_penalty:
             penalty = config.depth_penalty * expected_passes(probabilities) / self.route.num_blocks
             output = DepthPenalty.apply(output, penalty)
@@ -227,7 +250,9 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         if cache is None:
             return block(*args, **kwargs)
         layers: list[Any] = cache.layers
-        entry: RoutedEntry = layers[self.index]
+        entry = layers[self.index] if self.index < len(layers) else None
+        if not isinstance(entry, RoutedEntry):  # the base model filled the cache, in which every block executed
+            return block(*args, **kwargs)
         layer = entry.passes[number]
         # An offloaded cache fetches the next block's entry ahead of time, but not that of a block after a skipped one,
         # and puts a pass away while another pass of the block is still to come.
@@ -275,13 +300,19 @@ def hidden_of(output: Any) -> Tensor:
     return hidden
 
 
+def find_routed_layers(model: nn.Module) -> list[RoutedLayer]:
+    """The routed blocks of a model, in order; none of a model without routers."""
+    # By the class's own method: a model below routers answers as if it had none.
+    return [module for _, module in nn.Module.named_modules(model) if isinstance(module, RoutedLayer)]
+
+
 def routed_layers(model: nn.Module) -> list[RoutedLayer]:
     """The routed blocks of a model, in order.
 
     Raises:
         DrLLMError: the model carries no router adapter.
     """
-    layers = [module for module in model.modules() if isinstance(module, RoutedLayer)]
+    layers = find_routed_layers(model)
     if not layers:
         raise DrLLMError(
             f"the model must carry a router adapter, but this {type(model).__name__} has none; attach one with "

@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, TaskType
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from ..errors import DrLLMError
 from . import base_identity
+from .attaching import remove_routers, unchanged_on_error
 from .card_on_push import CardOnPush
 from .checked_loading import CheckedLoading
 from .config import DrLLMConfig, check_layer_budget
-from .hooks import attach, detach
+from .hooks import attach
 from .integrity import check_weights, checksum, router_weights
-from .layer import RoutedLayer, routed_layers
-from .other_adapters import RouterConfigs, check_below, set_aside_routers, transformers_model
+from .layer import RoutedLayer, find_routed_layers, routed_layers
+from .other_adapters import RouterConfigs, check_below, stand_in, transformers_model
 from .route import Route
 from .stack import Stack, find_stack
 from .weight_file import short_name
@@ -44,10 +45,18 @@ class DrLLMModel(BaseTuner):
                 "a PeftModel with routers must get further router adapters by add_adapter or load_adapter, but it was "
                 "given as the base of a second PeftModel; call one of them on it and choose with set_adapter."
             )
-        configs = {adapter_name: peft_config} if isinstance(peft_config, PeftConfig) else peft_config
-        super().__init__(model, RouterConfigs(configs), adapter_name, **kwargs)
+        # So do add_adapter and inject_adapter_in_model; a PeftModel gives a dict.
+        injected = isinstance(peft_config, PeftConfig)
+        configs = {adapter_name: peft_config} if injected else peft_config
+        if not injected:
+            _check_task(model, configs[adapter_name])
+        first = not find_routed_layers(model)
+        with unchanged_on_error(model):
+            super().__init__(model, RouterConfigs(configs), adapter_name, **kwargs)
         if below is not None:
             model.peft_config = below  # BaseTuner has just put ours in its place
+        if first:
+            stand_in(model, self._stack.blocks, has_own=injected)
 
     def __getattr__(self, name: str) -> Any:
         # BaseTuner adds its configuration to one that the model has. A PeftModel below, a LoRA say, keeps its own.
@@ -55,11 +64,24 @@ class DrLLMModel(BaseTuner):
             raise AttributeError(name)
         return super().__getattr__(name)
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's; prepares for the loading of the weights, which PEFT or transformers begins next."""
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        *args: Any,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As PEFT's; prepares for the loading of the weights, which PEFT or transformers begins next.
+
+        Every block is wrapped, so `state_dict` says only which ones have a router, as `layers_to_transform` does.
+        """
         check_below(self.model, adapter_name)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
         config: Any = self.peft_config[adapter_name]
+        if state_dict is not None:
+            _take_blocks_from(state_dict, config, len(find_stack(self.model).blocks))
+        with unchanged_on_error(self.model):
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
         inner = transformers_model(self.model)
         CheckedLoading.remove(inner)
         if config.weights_follow:
@@ -116,6 +138,7 @@ class DrLLMModel(BaseTuner):
             f"{name} {expected[:12]} there, {value[:12]} here"
             for name, value in found.items()
             if (expected := getattr(peft_config, name)) is not None and value is not None and expected != value
+            if name != "base_weights" or not base_identity.is_fingerprint_of(expected, model)
         ]
         if differing:
             warnings.warn(
@@ -134,7 +157,6 @@ class DrLLMModel(BaseTuner):
         self._route = routed[0].route if routed else Route(len(self._stack.blocks))
         if not routed:
             attach(transformers_model(model), self._stack, self._route)
-            set_aside_routers(model, self._stack.blocks)
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -150,7 +172,6 @@ class DrLLMModel(BaseTuner):
         if not isinstance(layer, RoutedLayer):
             layer = RoutedLayer(target, int(target_name), self._route, self._stack.num_outputs)
             layer.training = target.training
-            self._route.layers.append(layer)
             setattr(parent, target_name, layer)
         layer.update_layer(adapter_name, peft_config, self._stack.hidden_size)
         if adapter_name not in self.active_adapters and adapter_name in layer.drllm_router:
@@ -183,13 +204,7 @@ class DrLLMModel(BaseTuner):
         if merge:
             self.merge_adapter()
         model: Any = self.model
-        for index, layer in enumerate(routed_layers(model)):
-            self._stack.blocks[index] = layer.base_layer
-        detach(transformers_model(model))
-        CheckedLoading.remove(transformers_model(model))
-        CardOnPush.remove(model)
-        for name in ("save_pretrained", "load_adapter"):
-            model.__dict__.pop(name, None)
+        remove_routers(model)
         if not isinstance(model, PeftModel):
             del model.peft_config
         return model
@@ -213,13 +228,11 @@ class DrLLMModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         weights = {key: value for key, value in state_dict.items() if f".drllm_router.{adapter_name}." in key}
-        # PEFT saves the configuration right after the weights: the checksum is of what is being saved.
         if any(value.device.type == "meta" for value in weights.values()):
-            raise DrLLMError(
-                f"the routers of {adapter_name!r} must have weights to be saved, but they were made from a saved "
-                f"adapter's configuration alone; load its weights, or attach new ones with DrLLMConfig(...)."
-            )
-        config.checksum = checksum({short_name(key, adapter_name): value for key, value in weights.items()})
+            config.checksum = None
+        else:
+            # PEFT saves the configuration right after the weights: the checksum is of what is being saved.
+            config.checksum = checksum({short_name(key, adapter_name): value for key, value in weights.items()})
         CardOnPush(model).attach()
         # Named as on the bare base, so that the adapter fits it with and without another adapter below.
         wrapped = "base_model.model."
@@ -242,15 +255,8 @@ class DrLLMModel(BaseTuner):
         places = {short_name(key, adapter_name): key for key, _ in model.named_parameters() if marker in key}
         weights = {short_name(key): value for key, value in state_dict.items()}
         route = layers[0].route
-        shapes = {name: value.shape for name, value in router_weights(route, adapter_name).items()}
-        try:
-            check_weights(weights, shapes, route.unverified.get(adapter_name))
-        except DrLLMError:
-            if adapter_name in route.unverified:  # new, and without weights of its own
-                for layer in layers:
-                    layer.delete_adapter(adapter_name)
-                getattr(model, "peft_config", {}).pop(adapter_name, None)
-            raise
+        shapes = {name: value.shape for name, value in router_weights(layers, adapter_name).items()}
+        check_weights(weights, shapes, route.unverified.get(adapter_name))
         route.unverified.pop(adapter_name, None)
         return {places[name]: value.float() for name, value in weights.items()}
 
@@ -261,9 +267,32 @@ class _RouterWeights(dict[str, Tensor]):
     def update(self, *embeddings: Any, **kwargs: Any) -> None:
         warnings.warn(
             "embeddings are not saved with a router adapter, which leaves its base as it is; save the base with the "
-            "resized or trained embeddings by its own save_pretrained, and load the adapter on that.",
+            "resized or trained embeddings by get_base_model().save_pretrained(...), which leaves the routers out, and "
+            "load the adapter on that.",
             stacklevel=4,
         )
+
+
+def _check_task(model: nn.Module, config: Any) -> None:
+    """Refuse what PEFT would find out after the blocks have been wrapped."""
+    if config.task_type == TaskType.CAUSAL_LM and not hasattr(model, "prepare_inputs_for_generation"):
+        raise DrLLMError(
+            f"a router adapter of task_type CAUSAL_LM needs a model that generates text, but this "
+            f"{type(model).__name__} has no language-model head; give DrLLMConfig(task_type='FEATURE_EXTRACTION'), or "
+            f"set task_type of a saved adapter's configuration to it and pass that as config."
+        )
+
+
+def _take_blocks_from(state_dict: dict[str, Tensor], config: DrLLMConfig, num_blocks: int) -> None:
+    """PEFT's rule: where the weights are given with the configuration, they say which modules are adapted."""
+    blocks = {int(name.split(".")[0]) for name in map(short_name, state_dict) if name.split(".")[0].isdigit()}
+    if blocks and blocks != set(config.routed_blocks(num_blocks)):
+        warnings.warn(
+            f"the weights are of routers for the blocks {sorted(blocks)}, but layers_to_transform says "
+            f"{config.routed_blocks(num_blocks)}: the weights' blocks get routers.",
+            stacklevel=4,
+        )
+        config.layers_to_transform = sorted(blocks)
 
 
 def _check_offloading(model: nn.Module) -> None:

@@ -1,16 +1,17 @@
 """Routers over another adapter, a LoRA say, that lies inside the blocks and is saved and loaded without them."""
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
 
 from peft import PeftConfig, PeftModel, PeftType
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from torch import nn
 
 from ..errors import DrLLMError
 from .config import DrLLMConfig
+from .integrity import check_complete
 from .layer import RoutedLayer
 
 
@@ -70,10 +71,15 @@ def transformers_model(model: nn.Module) -> nn.Module:
 
 
 class WithoutRouters:
-    """Stands in for a method of a model that carries another adapter below the routers, to save or to load that one.
+    """Stands in for a method of a model below the routers, which works as if they were not there.
 
-    PEFT names weights by the modules around them: with the routers in place, a saved LoRA would not load without them,
-    and one that is loaded would not find its modules.
+    PEFT and transformers name weights by the modules around them. With the routers in place a saved LoRA would not load
+    without them, one that is loaded would not find its modules, and a saved base would load with random blocks.
+
+    Args:
+        model: whose method it is: a PeftModel below, its tuner, a transformers model or its decoder.
+        blocks: the list of blocks, routed or not.
+        method: what it is called.
     """
 
     def __init__(self, model: Any, blocks: nn.ModuleList, method: str) -> None:
@@ -84,30 +90,96 @@ class WithoutRouters:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = getattr(type(self.model), self.method)
         routed = list(self.blocks)
-        if not self._is_of_another(routed):
+        if not all(isinstance(layer, RoutedLayer) for layer in routed) or self._concerns_routers(args, kwargs):
+            if self.method == "save_pretrained" and isinstance(routed[0], RoutedLayer):
+                check_complete(routed, routed[0].active_adapters)
             return call(self.model, *args, **kwargs)
         for index, layer in enumerate(routed):
             self.blocks[index] = layer.get_submodule("base_layer")
         try:
-            return call(self.model, *args, **kwargs)
+            self._check_saving()
+            result = call(self.model, *args, **kwargs)
+            return list(result) if isinstance(result, Iterator) else result
         finally:
             for index, layer in enumerate(routed):
                 self.blocks[index] = layer
 
-    def _is_of_another(self, routed: list[Any]) -> bool:
-        if not all(isinstance(layer, RoutedLayer) for layer in routed):
-            return False
-        # A PeftModel has its own adapters alone; a transformers model saves the one that is active.
-        return isinstance(self.model, PeftModel) or not set(routed[0].active_adapters) & set(routed[0].drllm_config)
+    def _concerns_routers(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether it is a part of a call of the model around, or about the routers themselves."""
+        if self.method in ("state_dict", "named_modules"):
+            return bool(args) or kwargs.get("destination") is not None or kwargs.get("memo") is not None
+        if self.method == "load_state_dict":
+            given = args[0] if args else kwargs.get("state_dict", ())
+            return any(".drllm_router." in key for key in given)
+        if self.method == "save_pretrained" and getattr(self.model, "_hf_peft_config_loaded", False):
+            # transformers saves the adapter that is active.
+            layer: Any = self.blocks[0]
+            return bool(set(layer.active_adapters) & set(layer.drllm_config))
+        return False
+
+    def _check_saving(self) -> None:
+        below = next((m for m in self.model.modules() if isinstance(m, BaseTunerLayer)), None)
+        own = isinstance(self.model, PeftModel) or getattr(self.model, "_hf_peft_config_loaded", False)
+        if self.method == "save_pretrained" and below is not None and not own:
+            raise DrLLMError(
+                f"a base must be saved without adapters inside its blocks, but this {type(self.model).__name__} has "
+                f"{type(below).__name__}s in them, with which no call loads it again; save the adapter by its own "
+                f"save_pretrained, or call unload() of the model with routers, then merge_and_unload() or unload() of "
+                f"that adapter, and save what it returns."
+            )
 
 
-def set_aside_routers(model: Any, blocks: nn.ModuleList) -> None:
-    """Let a model that carries another adapter below save and load it as if the routers were not there."""
-    if isinstance(model, PeftModel):
-        model.save_pretrained = WithoutRouters(model, blocks, "save_pretrained")  # type: ignore[method-assign]
-        model.load_adapter = WithoutRouters(model, blocks, "load_adapter")  # type: ignore[method-assign]
-    elif any(isinstance(module, BaseTunerLayer) for module in blocks.modules()):
-        model.save_pretrained = WithoutRouters(model, blocks, "save_pretrained")
+class RefusedBelow:
+    """Stands in for what would take the blocks apart that the routers around them go on using."""
+
+    def __init__(self, model: Any, method: str) -> None:
+        self.model = model
+        self.method = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise DrLLMError(
+            "an adapter below routers cannot be unloaded or merged away before them, because their blocks contain it; "
+            "call unload() of the model with routers first, then unload() or merge_and_unload() of what it returns "
+            "(merge_adapter() works with the routers in place)."
+        )
+
+
+# Of a PeftModel below and of its tuner; of the base in it and of the base's decoder.
+_BELOW = ("save_pretrained", "load_adapter", "state_dict", "load_state_dict", "named_modules")
+_OF_TUNER = ("inject_adapter", "merge_adapter")
+_OF_BASE = ("save_pretrained", "state_dict", "load_state_dict")
+
+
+def stand_in(model: Any, blocks: nn.ModuleList, *, has_own: bool) -> None:
+    """Let the calls of everything below the routers do what they do without routers.
+
+    Args:
+        model: what was given to be routed.
+        blocks: its blocks.
+        has_own: whether the routers are the model's own (`add_adapter`, `inject_adapter_in_model`) and not those of a
+            PeftModel around it: then their weights are part of its state.
+    """
+    while isinstance(model, PeftModel):
+        for method in _BELOW:
+            setattr(model, method, WithoutRouters(model, blocks, method))
+        if isinstance(model.base_model, BaseTuner):
+            for method in _OF_TUNER:
+                setattr(model.base_model, method, WithoutRouters(model.base_model, blocks, method))
+            unload = "_unload_and_optionally_merge"  # what unload and merge_and_unload of every method come to
+            setattr(model.base_model, unload, RefusedBelow(model.base_model, unload))
+        model = model.get_base_model()
+    for module in model.modules():
+        if hasattr(type(module), "save_pretrained") and any(part is blocks for part in module.modules()):
+            for method in ("save_pretrained",) if has_own else _OF_BASE:
+                setattr(module, method, WithoutRouters(module, blocks, method))
+
+
+def stop_standing_in(model: nn.Module) -> None:
+    """Take away everything that `stand_in` has put into the model."""
+    for _, module in list(nn.Module.named_modules(model)):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, (WithoutRouters, RefusedBelow)):
+                delattr(module, name)
 
 
 def warn_of_unsaved(model: PeftModel) -> None:

@@ -74,11 +74,12 @@ def generate(
         raise DrLLMError(f"a prompt must come from one place, but {' and '.join(given)} were given; drop one.")
     check_adapter(adapter, base)
     wording = load_training_record(adapter).get("supervision", {}).get("wording")
+    note = ""
     if chat_template is not None or chat:
         wording = "plain" if chat_template is False else "chat"
     elif wording not in (None, "chat"):
         how = "as 'Question: ...', without a chat template" if wording == "question" else "without a chat template"
-        notes.print(f"As in training: prompts are worded {how}.", style="dim", highlight=False)
+        note = f"As in training: prompts are worded {how}."
     asked: list[Any] = []
     if prompts is not None:
         from ..tasks import load_questions
@@ -95,6 +96,8 @@ def generate(
     from ..workflow.generate import generate_text
 
     model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+    if note:
+        notes.print(note, style="dim", highlight=False)
     if depth_control is not None:
         set_depth_control(model, depth_control)
     if layer_budget is not None:

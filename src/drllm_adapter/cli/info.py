@@ -66,17 +66,13 @@ def _training_facts(training: dict[str, Any]) -> list[tuple[str, str]]:
     metrics = training.get("metrics", {}).get("routers", {})
     labels = supervision.get("labels", {})
     search = supervision.get("search", {})
-    return [
-        (
-            "trained on",
-            f"{supervision.get('questions')} questions ({', '.join(supervision.get('tasks', []))}, "
-            f"{supervision.get('mode')}), {labels.get('rule')} labels at price {labels.get('price')}, "
-            f"{search.get('simulations')} simulations, seed {search.get('seed')}",
-        ),
-        (
-            "validation",
-            f"macro F1 {metrics.get('macro_f1', float('nan')):.3f}, {metrics.get('mean_passes', float('nan')):.2f} "
-            f"passes, best epoch {training.get('best_epoch')}",
-        ),
-        ("made with", f"drllm-adapter {training.get('version')}"),
-    ]
+    tasks = ", ".join(supervision.get("tasks", []))
+    learnt = f"{supervision.get('questions')} questions ({tasks}, {supervision.get('mode')})"
+    facts = [("trained on", learnt)]
+    if "rule" in labels and search:
+        how = f"{labels['rule']} labels at price {labels.get('price')}, {search.get('simulations')} simulations"
+        facts = [("trained on", f"{learnt}, {how}, seed {search.get('seed')}")]
+    if "macro_f1" in metrics:  # of routers that imitate labels; refined ones have none
+        passes, epoch = metrics.get("mean_passes", math.nan), training.get("best_epoch")
+        facts.append(("validation", f"macro F1 {metrics['macro_f1']:.3f}, {passes:.2f} passes, best epoch {epoch}"))
+    return [*facts, ("made with", f"drllm-adapter {training.get('version')}")]

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Base, console
+from .options import Base
 
 
 def serve(
@@ -32,7 +32,6 @@ def serve(
     """
     from ..serving.server import run_server
 
-    console.print("Starting vLLM; GET /drllm/paths/ID says which path a response took.", highlight=False)
     run_server(
         adapter,
         context.args,

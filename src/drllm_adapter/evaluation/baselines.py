@@ -208,6 +208,12 @@ def compare_with_baselines(
     for name, (what, path_of) in static.items():
         points = [base, *(tested.contender(name, path_of(number), what) for number in numbers)]
         table.append(replace(best_mixture(points, own.passes), name=name, what=what))
+    if measured == "agreement":
+        # What a deep path loses more than a shallow one is less than in proportion: the sceptic's baseline.
+        tested.prepare([*greedy.values()])
+        points = [base, *(tested.contender("greedy", path) for path in greedy.values())]
+        what = "the best mixture of any two of the base and the greedy paths, of whatever depth, a lot for each prompt"
+        table.append(replace(best_mixture(points, own.passes), name="static, any mixture", what=what))
     lengths = [len(row.prompt) for row in supervision]
     edges = np.quantile(lengths, np.linspace(0, 1, _BUCKETS + 1)[1:-1])
     by_task = ("task router", "the best static path of each task, from its name alone",

@@ -20,7 +20,7 @@ from rich.table import Table
 from ..adapter.layer import RoutedLayer
 from ..adapter.steering import last_decisions
 from ..errors import DrLLMError, first_sentence
-from ..scoring.continuations import predict_continuations
+from ..scoring.continuations import are_greedy, log_likelihoods, predict_continuations
 from .intervals import paired_interval
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -86,7 +86,7 @@ def score_requests(
             places = [by_context[context] for context in contexts]
             continuations = [[requests[place][2] for place in group] for group in places]
             predicted, _ = predict_continuations(model, contexts, continuations, padding=0)
-            scored = [(item.log_likelihood(), item.is_greedy()) for item in predicted]
+            scored = list(zip(log_likelihoods(predicted), are_greedy(predicted), strict=True))
             answers.update(zip((place for group in places for place in group), scored, strict=True))
             bar.update(len(scored))
     return [answers[place] for place in range(len(requests))]
@@ -238,12 +238,15 @@ def evaluate_with_harness(
 def counted_passes(model: Any) -> Iterator[list[int]]:
     """Gives a list that receives the block passes of every prompt that the model processes inside the block."""
     passes: list[int] = []
+    route = next(module for module in model.modules() if isinstance(module, RoutedLayer)).route
+    prompt = route.decisions
 
     def note(_module: torch.nn.Module, _args: Any, _output: Any) -> None:
-        if route.at_prompt:
+        nonlocal prompt
+        if route.decisions is not prompt:  # and not the continuation of one
+            prompt = route.decisions
             passes.extend(route.last().sum(dim=1).tolist())
 
-    route = next(module for module in model.modules() if isinstance(module, RoutedLayer)).route
     handle = model.get_base_model().register_forward_hook(note)
     try:
         yield passes

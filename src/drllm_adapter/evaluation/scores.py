@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
+from torch import Tensor
 
 from ..adapter.steering import set_layer_budget
 from ..decisions import execute_all
@@ -99,6 +100,9 @@ def score_both(
     return in_base, along_routers
 
 
+_KEPT_BYTES = 2 * 2**30
+
+
 def scoring_all(
     scorer: Scorer, prompts: Sequence[Prompt], what: str, console: Console | None, log: TextIO | None
 ) -> Callable[[], list[Score]]:
@@ -109,6 +113,17 @@ def scoring_all(
     """
     batches = batches_of(prompts, scorer.batch_size)
     step = count(1)
+    # What the base predicts is the same in every step; as much of it is kept as memory allows.
+    kept: dict[int, list[Tensor | None]] = {}
+
+    def bases(number: int, asked: Sequence[Prompt]) -> list[Tensor | None]:
+        if number in kept:
+            return kept[number]
+        found = scorer.base_predictions(asked)
+        held = sum(item.nbytes for batch in (*kept.values(), found) for item in batch if item is not None)
+        if held <= _KEPT_BYTES:
+            kept[number] = found
+        return found
 
     def score() -> list[Score]:
         scores: dict[int, Score] = {}
@@ -116,8 +131,9 @@ def scoring_all(
             f"{what}, step {next(step)}", "questions", len(prompts), console=console, log=log
         ) as progress:
             progress.update(0)
-            for places in batches:
-                scores.update(zip(places, scorer.score([prompts[place] for place in places]), strict=True))
+            for number, places in enumerate(batches):
+                asked = [prompts[place] for place in places]
+                scores.update(zip(places, scorer.score(asked, bases=bases(number, asked)), strict=True))
                 progress.update(len(scores))
         return [scores[place] for place in range(len(prompts))]
 

@@ -29,6 +29,7 @@ _SECTION = re.compile(r"<!-- drllm:(?P<name>[a-z]+)[^>]* -->\n(?P<content>.*?)<!
 _NOTE = re.compile(
     r"^(?:<!-- drllm (?:rewrites|written) [^>]*-->|# (?:Layer (?:routers for|paths of) .*|.* along one path))$", re.M
 )
+_OF_OLDER_CARDS = re.compile(r"^<!-- drllm written .*-->\n?|(?<=between its markers), unless you changed it", re.M)
 _MEASURED = ("model-index", "dataset_info")
 _TEMPLATE = "# Model Card for Model ID"
 # Lines that PEFT and transformers add to the template of their cards.
@@ -99,7 +100,8 @@ def write_card(
         )
     if written:
         contents = {section["name"]: section[0] for section in _SECTION.finditer(new.text)}
-        new.text = _SECTION.sub(lambda section: contents.get(section["name"], section[0]), written[0].text)
+        text = _SECTION.sub(lambda section: contents.get(section["name"], section[0]), written[0].text)
+        new.text = _OF_OLDER_CARDS.sub("", text)
     _keep_fields(new, older)
     if license is not None:
         new.data["license"] = license

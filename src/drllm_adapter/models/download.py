@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = (ADAPTER_CONFIG, TRAINING_REPORT, "adapter_model.safetensors")
 SUPERVISION_FILES = ("*.parquet", MARKER, INFO)
 
+_SECONDS_TO_ANSWER = 10.0
 _MODEL_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _FILES = (".json", ".jsonl", ".safetensors", ".bin", ".gguf", ".parquet", ".yaml")
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<subfolder>[^@]+?))?/?(?:@(?P<revision>[^@\s]+))?")
@@ -60,10 +62,13 @@ def is_hub_name(base: str) -> bool:
 
 
 def check_model_name(name: str) -> None:
-    """Refuse what is neither a model's folder nor a name that a model can have on the Hub, which is not asked.
+    """Refuse what is neither a model's folder, nor in the cache, nor on the Hub.
+
+    The Hub is asked once, and only where the name can be one of its: libraries that load a model ask it for file after
+    file, again and again, when it does not answer.
 
     Raises:
-        DrLLMError: as said; a missing folder must not end in minutes of questions to the Hub.
+        DrLLMError: as said.
     """
     where, _ = split_revision(name)
     if Path(where).is_dir():
@@ -80,6 +85,18 @@ def check_model_name(name: str) -> None:
             f"the base model {name!r} must be a folder or a name on the Hub (owner/name, owner/name@branch), but "
             f"{found}; correct it."
         )
+    _ask_for_model(name)
+
+
+@cache
+def _ask_for_model(name: str) -> None:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    where, revision = split_revision(name)
+    if isinstance(try_to_load_from_cache(where, "config.json", revision=revision), str):
+        return
+    with explained(f"the base model {name!r}, which is no folder here,", "downloaded"):
+        HfApi().model_info(where, revision=revision, timeout=_SECONDS_TO_ANSWER)
 
 
 def find_base(source: str | os.PathLike[str], base: str) -> str:

@@ -5,7 +5,7 @@ recurrent states (state spaces, linear attention) run each answer behind its pro
 route: not all of them can go on with several tokens at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -45,22 +45,31 @@ class Predicted(NamedTuple):
     tokens: Tokens
     logits: list[Tensor]
 
-    def log_likelihood(self) -> float:
-        return sum(
-            float(part.float().log_softmax(dim=-1).gather(1, target[:, None]).sum()) for part, target in self._parts()
-        )
-
     def log_probabilities(self) -> Tensor:
         """`[tokens, vocabulary]` float32, of each token given those before it."""
         return torch.cat(self.logits).log_softmax(dim=-1, dtype=torch.float32)
 
-    def is_greedy(self) -> bool:
-        """Whether every token is the likeliest."""
-        return all(bool((part.argmax(dim=-1) == target).all()) for part, target in self._parts())
 
-    def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
-        tokens = torch.tensor(self.tokens, device=self.logits[0].device)
-        return zip(self.logits, tokens.split([len(part) for part in self.logits]), strict=True)
+def log_likelihoods(predicted: Sequence[Predicted]) -> list[float]:
+    """Of each continuation, with one transfer from the device for all of them."""
+    return _of_parts(predicted, lambda part, target: part.float().log_softmax(dim=-1).gather(1, target[:, None]).sum())
+
+
+def are_greedy(predicted: Sequence[Predicted]) -> list[bool]:
+    """Whether every token of a continuation is the likeliest, with one transfer for all continuations."""
+    misses = _of_parts(predicted, lambda part, target: (part.argmax(dim=-1) != target).sum())
+    return [missed == 0 for missed in misses]
+
+
+def _of_parts(predicted: Sequence[Predicted], read: Callable[[Tensor, Tensor], Tensor]) -> list[float]:
+    """The sum over a continuation's parts of what is read from their logits and tokens."""
+    if not predicted:
+        return []
+    parts = [part for item in predicted for part in item.logits]
+    tokens = torch.tensor([token for item in predicted for token in item.tokens], device=parts[0].device)
+    targets = tokens.split([len(part) for part in parts])
+    values = iter(torch.stack([read(*pair) for pair in zip(parts, targets, strict=True)]).tolist())
+    return [sum(next(values) for _ in item.logits) for item in predicted]
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from ..decisions import Decisions, passes
 from ..errors import DrLLMError
 from ..search.bundle import Work
 from ..tasks import Prompt, grade, settled
-from .continuations import Predicted, as_base, forced, pad_left, predict_continuations
+from .continuations import Predicted, as_base, forced, log_likelihoods, pad_left, predict_continuations
 from .fidelity import Fidelity, fidelity
 
 _DIGITS = 7
@@ -131,7 +131,7 @@ class Scorer:
         self, prompts: Sequence[Prompt], decisions: Sequence[Decisions] | None = None
     ) -> list[list[float]]:
         """The log-likelihoods of every prompt's continuations; all prompts run as one batch."""
-        return [[item.log_likelihood() for item in group] for group in self._run(prompts, decisions)[0]]
+        return _likelihoods(self._run(prompts, decisions)[0])
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -146,12 +146,13 @@ class Scorer:
         self, prompts: Sequence[Prompt], decisions: Sequence[Decisions] | None, bases: Sequence[Tensor | None]
     ) -> list[Score]:
         predicted, ran = self._run(prompts, decisions)
+        likelihoods = _likelihoods(predicted)
         free = [row for row, prompt in enumerate(prompts) if prompt.mode == "free"]
         texts = dict(zip(free, self.generate([prompts[row] for row in free], [ran[row] for row in free]), strict=True))
         return [
             self.judge(
                 prompt,
-                [item.log_likelihood() for item in predicted[row]],
+                likelihoods[row],
                 ran[row],
                 texts.get(row, ""),
                 None if base is None else fidelity(base, predicted[row][0].log_probabilities()),
@@ -362,6 +363,12 @@ def check_references(prompts: Sequence[Prompt]) -> None:
             "prompts of the mode self must have the base model's continuations to be scored, but some have none; call "
             "scoring.references.add_references."
         )
+
+
+def _likelihoods(predicted: Sequence[Sequence[Predicted]]) -> list[list[float]]:
+    """For each prompt, the log-likelihoods of its continuations."""
+    values = iter(log_likelihoods([item for group in predicted for item in group]))
+    return [[next(values) for _ in group] for group in predicted]
 
 
 def _rounded(probability: float) -> float:

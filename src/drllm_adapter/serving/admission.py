@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from ..errors import DrLLMError
-from .requests import read_request
+from .requests import read_request, refuse_beams
 from .settings import Settings
 
 _NAME = re.compile(
@@ -51,6 +51,7 @@ def settings_of(name: str) -> Settings | None:
 
 def _check(settings: Settings, params: Any) -> None:
     try:
+        refuse_beams(params)
         read_request(params.extra_args, settings)
     except DrLLMError as error:
         raise ValueError(str(error)) from None

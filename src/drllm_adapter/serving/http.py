@@ -21,17 +21,16 @@ class PathEndpoint:
         from fastapi import HTTPException
 
         async def paths(response_id: str) -> dict[str, Any]:
-            found: dict[str, list[int]] = {}
+            found: dict[str, list[list[int]]] = {}
             if self._client is not None:
                 found = (await self._client.collective_rpc("drllm_paths", args=([response_id],)))[0]
-            if not found:
+            if response_id not in found:
                 raise HTTPException(404, f"no request of the id {response_id} has been answered lately")
-            # In the order of their numbers, which vLLM puts in front of the names or behind them.
-            taken = [found[name] for name in sorted(found)]
             return {
                 "id": response_id,
                 "paths": [
-                    {"decisions": decisions, "passes": sum(decisions), "drawn": draw(decisions)} for decisions in taken
+                    {"decisions": decisions, "passes": sum(decisions), "drawn": draw(decisions)}
+                    for decisions in found[response_id]
                 ],
             }
 

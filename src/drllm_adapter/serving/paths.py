@@ -18,18 +18,12 @@ def paths_of(llm: Any, outputs: Sequence[Any]) -> list[Decisions]:
         DrLLMError: a request is not remembered any more.
     """
     names = [str(output.request_id) for output in outputs]
-    found: dict[str, list[int]] = llm.collective_rpc("drllm_paths", args=(names,))[0]
-    by_request = {_plain(name): decisions for name, decisions in found.items()}
-    missing = [name for name in names if name not in by_request]
+    found: dict[str, list[list[int]]] = llm.collective_rpc("drllm_paths", args=(names,))[0]
+    missing = [name for name in names if name not in found]
     if missing:
         raise DrLLMError(
             f"the path of a request must be asked for soon after its answer, but the engine knows none of "
             f"{missing[0]!r}."
         )
-    return [tuple(by_request[name]) for name in names]
-
-
-def _plain(name: str) -> str:
-    number, _, rest = name.partition("_")
-    own = rest if number.isdigit() and rest else name
-    return own.partition("-")[0]
+    # Sequences of one prompt take one path.
+    return [tuple(found[name][0]) for name in names]

@@ -13,36 +13,7 @@ from vllm.forward_context import get_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from ..decisions import EXECUTE
-from .requests import Asked
-
-UNDECIDED = -1
-
-
-@dataclass
-class Route:
-    """The route of one request; it lives as long as the request does, preempted or not.
-
-    Attributes:
-        decisions: `[blocks]` int8, -1 where its routers have not decided yet.
-        prompt_tokens: how many tokens routers may read: a prompt that is processed again has generated ones behind it.
-        asked: what the request said.
-    """
-
-    decisions: NDArray[np.int8]
-    prompt_tokens: int
-    asked: Asked
-
-    @classmethod
-    def begin(cls, asked: Asked, prompt_tokens: int, num_blocks: int, *, decides: bool) -> "Route":
-        if asked.path is not None:
-            decisions = np.array(asked.path, dtype=np.int8)
-        else:
-            decisions = np.full(num_blocks, UNDECIDED if decides else EXECUTE, dtype=np.int8)
-        return cls(decisions, prompt_tokens, asked)
-
-    @property
-    def undecided(self) -> bool:
-        return bool(self.decisions[-1] == UNDECIDED)
+from .routes import Route
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,23 @@ def read_request(arguments: Mapping[str, Any] | None, settings: Settings) -> Ask
     return Asked(path, depth_control, layer_budget)
 
 
+def refuse_beams(params: Any) -> None:
+    """Refuse a step of vLLM's beam search: a request of its own, whose prompt has the generated tokens in it.
+
+    Such steps come without the path that was asked for, and routers would read the tokens. They are known by what they
+    ask for: one token with likelihoods and without its text.
+
+    Raises:
+        DrLLMError: as said.
+    """
+    if params.max_tokens == 1 and params.logprobs and not params.detokenize:
+        raise DrLLMError(
+            "vLLM's beam search must not be used with routed blocks, because its steps come without their request's "
+            "path and with its answer in the prompt; sample, or generate greedily (one token with its "
+            "logprobs alone: leave detokenize on)."
+        )
+
+
 def _path(value: Any, settings: Settings) -> Decisions:
     if isinstance(value, str):
         path = from_path(value, settings.num_blocks)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from vllm.logger import init_logger
 
-from ..adapter.route import blend, choose, pass_limit
+from ..adapter.policy import blend, choose, pass_limit
 from ..adapter.router import Router, Windows
 from ..adapter.weight_file import WEIGHTS, short_name
 from ..decisions import EXECUTE, REPEAT

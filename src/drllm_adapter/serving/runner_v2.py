@@ -11,8 +11,8 @@ import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
-from .plan import Batch, Plan, Route
-from .worker import Routes
+from .plan import Batch, Plan
+from .routes import Route, Routes
 
 
 class RoutedModelState(DefaultModelState):

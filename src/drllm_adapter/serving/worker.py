@@ -3,59 +3,13 @@
 They use vLLM's first model runner, the only one on a CPU; with the second, routes live in `runner_v2.RoutedModelState`.
 """
 
-from collections import OrderedDict
 from typing import Any
 
 from vllm.forward_context import get_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from .plan import Batch, Plan, Route
-from .requests import read_request
-from .settings import Settings
-
-REMEMBERED = 10_000
-"""Finished requests whose paths can still be asked for."""
-
-
-class Routes:
-    """The routes of the requests of one engine, also of the last ones that are finished."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self._of: OrderedDict[str, Route] = OrderedDict()
-
-    def begin(self, request_id: str, params: Any, prompt_tokens: int) -> Route:
-        """The route of a request that is new here."""
-        asked = read_request(params.extra_args if params is not None else None, self.settings)
-        route = Route.begin(asked, prompt_tokens, self.settings.num_blocks, decides=self.settings.decides)
-        self._of[request_id] = route
-        while len(self._of) > REMEMBERED:
-            self._of.popitem(last=False)
-        return route
-
-    def known(self, request_id: str) -> Route | None:
-        """The route of a request that is or was here."""
-        return self._of.get(request_id)
-
-    def taken(self, request_ids: list[str] | None) -> dict[str, list[int]]:
-        """Decisions by request, once they are all taken.
-
-        Args:
-            request_ids: as the engine or the server named them: vLLM hangs more behind the server's names, and puts the
-                number of a sequence in front where several are asked for. None is all.
-        """
-        asked = None if request_ids is None else set(request_ids)
-        return {
-            name: route.decisions.tolist()
-            for name, route in self._of.items()
-            if not route.undecided and (asked is None or any(_is_of(name, wanted) for wanted in asked))
-        }
-
-
-def _is_of(name: str, wanted: str) -> bool:
-    number, _, rest = name.partition("_")
-    own = rest if number.isdigit() and rest else name
-    return own == wanted or own.startswith(wanted + "-") or name == wanted
+from .plan import Batch, Plan
+from .routes import Route, Routes
 
 
 class RoutedRunner:
@@ -146,7 +100,7 @@ class RoutedWorker:
             kind = type(self.model_runner)
             self.model_runner.__class__ = type(f"Routed{kind.__name__}", (RoutedRunner, kind), {})
 
-    def drllm_paths(self, request_ids: list[str] | None = None) -> dict[str, list[int]]:
+    def drllm_paths(self, request_ids: list[str]) -> dict[str, list[list[int]]]:
         """See `Routes.taken`."""
         runner = self.model_runner
         routes: Routes = runner.model_state.routes if self.use_v2_model_runner else runner.drllm_routes

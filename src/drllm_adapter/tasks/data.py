@@ -30,6 +30,7 @@ _REFUSED = {
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it, or compress it by gzip"),
     b"\xd0\xcf\x11\xe0": ("an old Excel file", "save the sheet as CSV"),
 }
+_SPLIT = re.compile(r"(?<![a-z])(train|test|validation|valid|val)(?![a-z])")
 QUESTION_FIELDS = ("question", "query", "problem", "question_stem", "prompt", "messages")
 """Names of the field that a row must have; the first that is there counts."""
 
@@ -137,18 +138,33 @@ def _opened(path: Path) -> Any:
 
 
 def _folder_rows(path: Path, split: str | None) -> Iterator[Row]:
-    """The rows of a folder that `Dataset.save_to_disk` wrote."""
-    if not (path / "state.json").is_file() and not (path / "dataset_dict.json").is_file():
-        raise DrLLMError(f"the data {path} must be a file, but it is a folder; name a file in it.")
-    import datasets
+    """A split of a folder that `Dataset.save_to_disk` wrote, or whose files are named after their splits."""
+    wanted = split or "train"
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        import datasets
 
-    found = datasets.load_from_disk(path)
-    if isinstance(found, datasets.DatasetDict):
-        wanted = split or "train"
-        if wanted not in found:
-            raise DrLLMError(f"the data {path} must have a split {wanted!r}, but it has {', '.join(found)}; name one.")
-        found = found[wanted]
-    yield from ((f"{path}, {where}", row) for where, row in rows_in_memory(found))
+        found = datasets.load_from_disk(path)
+        if isinstance(found, datasets.Dataset):
+            yield from ((f"{path}, {where}", row) for where, row in rows_in_memory(found))
+            return
+        _check_split(path, wanted, found)
+        yield from ((f"{path}, {where}", row) for where, row in rows_in_memory(found[wanted]))
+        return
+    files: dict[str, list[Path]] = {}
+    for file in sorted(path.rglob("*")):
+        named = _SPLIT.search(file.relative_to(path).as_posix())
+        if named is not None and file.suffix in SUFFIXES:
+            files.setdefault("validation" if named[1].startswith("val") else named[1], []).append(file)
+    if not files:
+        raise DrLLMError(f"the data {path} must be a file, but it is a folder; name a file in it.")
+    _check_split(path, wanted, files)
+    for file in files[wanted]:
+        yield from file_rows(file)
+
+
+def _check_split(path: Path, wanted: str, splits: Iterable[str]) -> None:
+    if wanted not in splits:
+        raise DrLLMError(f"the data {path} must have a split {wanted!r}, but it has {', '.join(splits)}; name one.")
 
 
 def _hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:

@@ -299,6 +299,7 @@ class _Answers:
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
+        self._from_1 = 0
         self._open: dict[str, dict[str, int]] = {}
 
     def read(self, question: Question, given: Mapping[str, Any], labels: tuple[str, ...]) -> int:
@@ -321,6 +322,7 @@ class _Answers:
                     f"{answer!r}, which are different choices; correct one of them."
                 )
             found = agreed or readings
+        self._from_1 += _FROM_1 in found
         if len(found) == 1:
             self._seen.update(found)
         if len(set(found.values())) > 1 or list(found) == [_FROM_1]:
@@ -333,7 +335,7 @@ class _Answers:
         Raises:
             DrLLMError: nothing tells which reading is meant.
         """
-        if _FROM_0 in self._seen:
+        if _FROM_0 in self._seen or self._from_1 < 2:  # one row alone is rather a mistake
             self._seen.discard(_FROM_1)
         kept = []
         for question in questions:
@@ -350,7 +352,7 @@ class _Answers:
         return kept
 
     def _choose(self, question: Question, readings: Mapping[str, int]) -> int:
-        if _FROM_0 in self._seen and list(readings) == [_FROM_1]:
+        if _FROM_1 not in self._seen and list(readings) == [_FROM_1]:
             raise _no_choice(question, readings[_FROM_1] + 1)
         meant = {index for kind, index in readings.items() if kind in self._seen}
         if len(meant) == 1:

@@ -197,18 +197,10 @@ class _Collector:
         lengths = torch.tensor([len(row) for row in tokens])
         attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
         read: dict[int, Tensor] = {}
-        used = torch.zeros(len(rows), dtype=torch.int64)
 
         def keep(block: int, means: Tensor, windows: Tensor) -> None:
-            finite = means.isfinite().all(dim=-1).all(dim=-1)
-            if not finite.all():
-                name = self._names[rows[int(finite.int().argmin())]]
-                raise DrLLMError(
-                    f"hidden states must be finite, but block {block} reads NaN or infinite values for question "
-                    f"{name!r}; leave that question out or load the base model in float32."
-                )
-            read[block] = means.cpu()
-            used.copy_(windows)
+            if block in self._layers:
+                read[block] = means
 
         device = self._model.device
         with (
@@ -221,7 +213,17 @@ class _Collector:
                 use_cache=False,
                 logits_to_keep=last_position(),
             )
-        return torch.stack([read[layer] for layer in self._layers], dim=1), used
+        # All blocks' at once: reading them one by one would make the device wait after every block.
+        means = torch.stack([read[layer].to(device) for layer in self._layers], dim=1).cpu()
+        finite = means.isfinite().all(dim=-1).all(dim=-1)
+        if not finite.all():
+            # The first block that read such values, in whichever question.
+            place, question = (~finite).T.nonzero()[0].tolist()
+            raise DrLLMError(
+                f"hidden states must be finite, but block {self._layers[place]} reads NaN or infinite values for "
+                f"question {self._names[rows[question]]!r}; leave that question out or load the base model in float32."
+            )
+        return means, lengths.clamp(max=means.shape[2])
 
 
 @contextmanager

@@ -35,7 +35,7 @@ _TRIED = 160
 """Prompts whose random sets are scored, at most: the surrogate takes as much memory as the square of its paths."""
 _MOST_SKIPS = 9
 _NEVER = 0.12
-"""In loss a pass; above it a block is never left out."""
+"""In loss a pass: the critical price of blocks that no set of a prompt's leaves out, at least."""
 _MEAN_SKIPS = (1.2, 3.0, 4.5)
 """Of the paths on policy, a third of the prompts each: routers read states behind skips as well."""
 _DEPTHS = (1 / 15, 2 / 15, 4 / 15, 7 / 15, 2 / 3, 13 / 15)
@@ -101,6 +101,8 @@ def learn_skips(
     config = config or SkipTraining()
     blocks = scorer.num_blocks
     candidates = _candidates(scorer, prompts, ids, layers, config.seed, console)
+    # Above the price that is asked for, or what is never to be left out would be.
+    never = max(_NEVER, 2 * price / blocks)
     looked_at = sorted({*candidates, *(round(depth * blocks) for depth in _DEPTHS)} & set(range(blocks)))
     reading = _Reading(scorer, prompts, looked_at, num_windows, rms_norm, console)
 
@@ -112,7 +114,7 @@ def learn_skips(
     scores = _score(scorer, [prompts[row] for row in rows], sets, "random paths", console)
     tried = _tried(rows, sets, scores, candidates)
 
-    prices = _prices(summary, tried, len(candidates))
+    prices = _prices(summary, tried, len(candidates), never)
     thresholds = [_price_for(prices, skips) for skips in _MEAN_SKIPS]
     chosen = [
         _path(of_prompt < thresholds[row % len(thresholds)], candidates, blocks) for row, of_prompt in enumerate(prices)
@@ -120,7 +122,7 @@ def learn_skips(
     behind, found = reading.along(chosen, "on policy")
     again = _tried(range(len(prompts)), [[path] for path in chosen], [[score] for score in found], candidates)
     tried = Tried(*(np.concatenate(pair) for pair in zip(_fields(tried), _fields(again), strict=True)))
-    prices = _prices(summary, tried, len(candidates))
+    prices = _prices(summary, tried, len(candidates), never)
 
     places = [looked_at.index(block) for block in candidates]
     features = torch.from_numpy(np.concatenate([base[:, places], behind[:, places]])).transpose(0, 1)
@@ -129,7 +131,7 @@ def learn_skips(
     return _as_routers(learnt, candidates, layers, price / blocks, base.shape[-1], config)
 
 
-def _prices(summary: Array, tried: Tried, candidates: int) -> Array:
+def _prices(summary: Array, tried: Tried, candidates: int, never: float) -> Array:
     """The critical prices of all prompts, each by a surrogate that has not seen the prompt's own paths.
 
     What a path of a few tokens came to is partly luck, and labels that follow it are learnt by heart.
@@ -139,7 +141,7 @@ def _prices(summary: Array, tried: Tried, candidates: int) -> Array:
         own = np.arange(len(summary)) % _FOLDS == fold
         others = tried.prompts % _FOLDS != fold
         surrogate = Surrogate(summary, Tried(*(values[others] for values in _fields(tried))))
-        prices[own] = critical_prices(*nested_sets(surrogate, summary[own], candidates, _MOST_SKIPS), _NEVER)
+        prices[own] = critical_prices(*nested_sets(surrogate, summary[own], candidates, _MOST_SKIPS), never)
     return prices
 
 

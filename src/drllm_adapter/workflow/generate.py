@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Generated:
     text: str
     decisions: Decisions
     tokens: int
-    seconds: float
+    seconds: float = field(compare=False)
     speculation: Speculation | None = None
 
     def to_json(self) -> dict[str, Any]:

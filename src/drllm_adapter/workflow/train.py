@@ -17,7 +17,7 @@ from peft import get_peft_model
 from rich.console import Console
 
 from .. import __version__
-from ..adapter.base_identity import fingerprint
+from ..adapter.base_identity import fingerprint, is_fingerprint_of
 from ..adapter.config import DrLLMConfig
 from ..decisions import ScoredPath
 from ..errors import DrLLMError
@@ -113,7 +113,7 @@ def train_adapter(
         lambda dtype: load_base(name, dtype=dtype, device=device or processes.device), dtype, device, processes
     )
     found = fingerprint(model)
-    if info["base_fingerprint"] not in (None, found):
+    if info["base_fingerprint"] is not None and not is_fingerprint_of(info["base_fingerprint"], model):
         raise DrLLMError(
             f"the supervision set {supervision} was made with {info['base_model']} (weights "
             f"{info['base_fingerprint']}), but the base {name} has weights {found}; train with the base that was "

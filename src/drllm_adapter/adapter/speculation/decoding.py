@@ -13,12 +13,12 @@ from transformers.cache_utils import StaticLayer
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from ...decisions import SKIP
+from ...decisions import EXECUTE, SKIP
 from ...errors import DrLLMError
-from ..cache import RoutedEntry, check_base_route, find_cache, has_tokens
+from ..cache import RoutedEntry, check_base_route, find_cache, has_tokens, routed_entries
 from ..layer import routed_layers
 from ..route import Route
-from ..rows import RowDecisions
+from ..rows import Decisions
 from .acceptance import accept, choose
 from .draft import DraftLength, Price, Speculation
 from .rows import Rows, can_move
@@ -79,6 +79,7 @@ def speculate(
                 f"lossless decoding takes rejected tokens back, but the recurrent states of a {type(model).__name__} "
                 f"cannot be; generate without custom_generate."
             )
+        routed_entries(cache, route.num_blocks, len(input_ids))
         cache.activate_past_recording()
         route.speculation = done = Speculation(verifications=1)
         decoder = _Decoder(
@@ -116,7 +117,7 @@ class _Decoder:
         self.ends_rows = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
         most = config.num_assistant_tokens
         self.length = DraftLength(MOST_DRAFTED if most is None else int(most))
-        self.price = Price(model, route.layers)
+        self.price = Price(model, routed_layers(model))
         self.movable = can_move(cache)
         self.growing = [True] * len(decisions)
         # Where each row was told to stop, in tokens; without an end-of-text token all go on until the last one is.
@@ -333,13 +334,17 @@ def _every_block(route: Route, *, forced: bool) -> Iterator[None]:
 
 def _along(cache: Cache, runs: Sequence[bool], filled: int, batch_size: int) -> Cache:
     """The same cache for a call in which only some blocks run: the others' keys and values are left alone."""
-    skips = RowDecisions((SKIP,) * batch_size)
-    layers: list[Any] = _entries(cache)
-    for block, entry in enumerate(_entries(cache)):
-        if not runs[block]:
-            layers[block] = passed_by = type(entry)(entry.blank(), batch_size)
-            passed_by.start(skips)
-            passed_by.skip(filled)
+    route = Decisions(batch_size, len(runs))
+    layers: list[Any] = []
+    for block, (entry, run) in enumerate(zip(_entries(cache), runs, strict=True)):
+        route.decide(block, (EXECUTE if run else SKIP,) * batch_size)
+        layers.append(copy.copy(entry) if run else type(entry)(entry.blank()))
+        if run:
+            layers[block].route = route
+        else:
+            layers[block].start(route, block)
+            layers[block].skip(filled)
+    route.filled = True
     draft = copy.copy(cache)
     draft.layers = layers
     return draft

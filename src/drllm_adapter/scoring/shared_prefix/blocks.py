@@ -103,7 +103,7 @@ class Blocks:
         """One pass of a block: `hidden` `[n, tokens, width]` are the states of `rows` of what was prepared."""
         args, kwargs = prepared.calls[block]
         count = prepared.hidden.shape[0]
-        index = torch.tensor(rows)
+        index = torch.tensor(rows, device=hidden.device)  # once for all arguments
         args, kwargs = select_rows(args, index, count), select_rows(kwargs, index, count)
         layer: Any = self.layers[block].base_layer
         return hidden_of(layer(hidden, *args, **kwargs))
