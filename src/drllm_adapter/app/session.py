@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from ..adapter.cache import RoutedEntry
 from ..adapter.calling import cache_keyword, last_position
 from ..adapter.layer import observe_router_inputs, routed_layers
-from ..adapter.route import blend
+from ..adapter.policy import blend
 from ..adapter.router import window_shares
 from ..adapter.steering import force_decisions, last_decisions, set_depth_control, set_layer_budget
 from ..decisions import Decisions, execute_all
