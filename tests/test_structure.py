@@ -25,6 +25,7 @@ ROOMS = [
     ["hub"],
     ["serving"],
     ["workflow", "bench"],
+    ["app"],
     ["cli"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}

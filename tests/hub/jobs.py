@@ -126,6 +126,17 @@ def files_of(repo: str, **options: Any) -> list[str]:
     return sorted(HfApi().list_repo_files(repo, **options))
 
 
+def load_of_space(repo: str, folder: str) -> tuple[list[float], list[list[int]]]:
+    """What the adapter that a Space carries answers, loaded as its app.py does."""
+    from huggingface_hub import snapshot_download
+
+    _prepare()
+    from drllm_adapter.models.loading import load_routed
+
+    snapshot_download(repo, repo_type="space", local_dir=folder)
+    return _answer(load_routed(str(Path(folder) / "adapter"))[0])
+
+
 def titles_of(repo: str, **options: Any) -> list[str]:
     from huggingface_hub import HfApi
 

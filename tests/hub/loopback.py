@@ -270,7 +270,9 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command in method and (match := re.fullmatch(pattern, self.route)):
                 groups = match.groupdict()
                 if "kind" in groups:
-                    groups["kind"] = {"models": "model", "datasets": "dataset", None: "model"}[groups["kind"]]
+                    groups["kind"] = {"models": "model", "datasets": "dataset", "spaces": "space", None: "model"}[
+                        groups["kind"]
+                    ]
                 return action(self, body, **groups)
         raise _Answer(404, None, "no such endpoint")
 
@@ -286,7 +288,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{asked.get('organization') or self.user}/{asked['name']}"
         if name.split("/")[0] != self.user:
             raise _Answer(403, None, "You don't have the rights to create a repository here")
-        url = f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{name}"
+        url = f"{self.hub.url}/{'' if kind == 'model' else f'{kind}s/'}{name}"
         with self.hub.lock:
             if (kind, name) in self.hub.repos:
                 return self._json({"error": "You already created this repo", "url": url, "name": name}, 409)
@@ -452,7 +454,7 @@ class _Handler(BaseHTTPRequestHandler):
                 extra = {"pullRequestUrl": f"{self.hub.url}/{name}/discussions/{number}"}
             commit = Commit(files, head, header["summary"], len(list(head.history())))
             repo.refs[ref] = commit
-        url = f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{name}/commit/{commit.sha}"
+        url = f"{self.hub.url}/{'' if kind == 'model' else f'{kind}s/'}{name}/commit/{commit.sha}"
         self._json({"success": True, "commitOid": commit.sha, "commitUrl": url, **extra})
 
     def resolve(self, body: bytes, kind: str, name: str, revision: str, path: str) -> None:
@@ -487,9 +489,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(206, content[first : last + 1], {**headers, "Content-Range": place})
 
 
-_KIND = r"/api/(?P<kind>models|datasets)"
+_KIND = r"/api/(?P<kind>models|datasets|spaces)"
 _NAME = r"(?P<name>[^/]+/[^/]+)"
-_FILES = r"/(?:(?P<kind>datasets)/)?" + _NAME
+_FILES = r"/(?:(?P<kind>datasets|spaces)/)?" + _NAME
 _ROUTES: list[tuple[tuple[str, ...], str, Any]] = [
     (("GET",), r"/api/whoami-v2", _Handler.whoami),
     (("POST",), r"/api/repos/create", _Handler.create_repo),

@@ -22,6 +22,7 @@ from .generate import generate
 from .info import info
 from .lm_eval import lm_eval
 from .options import is_main_process
+from .page import page
 from .probe import probe
 from .push import push
 from .refine import refine
@@ -49,6 +50,7 @@ app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(export)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+app.command("app")(page)
 app.command()(info)
 app.command()(push)
 app.command()(card)

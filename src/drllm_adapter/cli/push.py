@@ -5,12 +5,19 @@ from typing import Annotated
 
 import typer
 
+from ..errors import DrLLMError
 from .options import Json, console, say, write_json
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="Folder of an adapter or of a supervision set.")],
-    repo: Annotated[str, typer.Argument(help="Repository: owner/name, or owner/name@branch.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Folder of an adapter or of a supervision set; for a Space, an adapter's on the Hub too."),
+    ],
+    repo: Annotated[str | None, typer.Argument(help="Repository: owner/name, or owner/name@branch.")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Push a Space in its place, owner/name, with the page of drllm app.")
+    ] = None,
     private: Annotated[
         bool | None, typer.Option("--private/--public", help="Of a new repository; the account's default otherwise.")
     ] = None,
@@ -35,12 +42,26 @@ def push(
     this disk is uploaded: of a base model in a folder only the folder's name, or what --base says it is on the Hub.
     When anything fails, the repository holds what it held before.
 
+    A Space carries the adapter of a folder with it, and names one that is on the Hub already.
+
     Example: drllm push adapter me/routers --private
+    Example: drllm push adapter --space me/routing-demo
     """
+    if (repo is None) == (space is None):
+        raise DrLLMError(
+            f"a push must go to one place, owner/name or --space owner/name, but {'none' if repo is None else 'both'} "
+            f"were given; give one of them."
+        )
     from ..hub.push import prepare_push
     from ..hub.push import push as upload
+    from ..hub.space import prepare_space
 
-    with prepare_push(folder, repo, revision=revision, base=base, ask_hub=not dry_run) as plan:
+    ask_hub = not dry_run
+    if space is not None:
+        prepared = prepare_space(folder, space, revision=revision, base=base, ask_hub=ask_hub)
+    else:
+        prepared = prepare_push(folder, str(repo), revision=revision, base=base, ask_hub=ask_hub)
+    with prepared as plan:
         facts = plan.to_json()
         console.print(plan.table())
         if plan.advice is not None:

@@ -39,6 +39,8 @@ _FILES = {
     CHECKPOINT: (CARD, "*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"),
     SUPERVISION: (CARD, f"{DATA.parent}/*.parquet", INFO, SUMMARY, MARKER, "*.png"),
 }
+SPACE = "space"
+"""What `space.prepare_space` makes, and how the Hub calls the kind of its repository."""
 _LARGE = (".safetensors", ".parquet")
 
 
@@ -47,8 +49,8 @@ class Push:
     """What a push uploads, and where to.
 
     Attributes:
-        contents: "adapter", "checkpoint" or "supervision set".
-        kind: "model" or "dataset".
+        contents: "adapter", "checkpoint", "supervision set" or "space".
+        kind: "model", "dataset" or "space".
         repo: `owner/name`.
         revision: branch; None is the main one.
         folder: copy of what is uploaded, with the card as it will be.
@@ -128,32 +130,16 @@ def prepare_push(
             does not fit, or see `write_card`.
     """
     folder = Path(folder)
-    try:
-        place = HubName.parse(repo)
-    except DrLLMError:
-        raise DrLLMError(
-            f"the repository of a push must be owner/name or owner/name@branch, but {repo!r} was given; correct it."
-        ) from None
-    if place.subfolder is not None:
-        raise DrLLMError(f"a push needs a whole repository, owner/name, but {repo!r} was given; leave out the folder.")
-    if place.revision and revision and place.revision != revision:
-        raise DrLLMError(f"a push goes to one branch, but {place.revision!r} and {revision!r} were given; drop one.")
-    revision = place.revision or revision
+    place, revision = parse_place(repo, revision)
     contents = _contents(folder)
     kind = "dataset" if contents == SUPERVISION else "model"
-    head, new, on_hub = _on_hub(place.repo, kind, revision, repo) if ask_hub else (None, None, None)
+    head, new, on_hub = look_at_hub(place.repo, kind, revision, repo) if ask_hub else (None, None, None)
     if base is not None and ask_hub:
         check_base(base, folder)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / folder.resolve().name
         with writing(copy):
-            for path in (path for pattern in _FILES[contents] for path in folder.glob(pattern) if path.is_file()):
-                target = copy / path.relative_to(folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if path.suffix in _LARGE:
-                    target.symlink_to(path.resolve())
-                else:
-                    shutil.copyfile(path, target)
+            copy_files(contents, folder, copy)
             named = share_base(copy, base)
             write_card(copy, repo_id=place.repo, base=base and split_revision(base)[0], on_hub=on_hub)
         yield Push(contents, kind, place.repo, revision, copy, named, head, new)
@@ -180,13 +166,19 @@ def push(
         raise DrLLMError(
             f"a pull request goes to the main branch, but the branch {plan.revision!r} was given; drop one of them."
         )
-    what = {ADAPTER: "Routers", CHECKPOINT: "A static path", SUPERVISION: "Supervision set"}[plan.contents]
+    what = {
+        ADAPTER: "Routers",
+        CHECKPOINT: "A static path",
+        SUPERVISION: "Supervision set",
+        SPACE: "The page of a routed model",
+    }[plan.contents]
     files = [CommitOperationAdd(name, plan.folder / name) for name in plan.sizes]
     api, head, made = HfApi(), plan.head, None
     try:
         with explained(plan.repo, "uploaded"):
             if head is None:
-                api.create_repo(plan.repo, repo_type=plan.kind, private=private, exist_ok=True)
+                api.create_repo(plan.repo, repo_type=plan.kind, private=private, exist_ok=True,
+                                space_sdk="gradio" if plan.kind == SPACE else None)  # fmt: skip
                 made = "repository" if plan.new == "repository" else None
                 if plan.revision not in (None, "main"):
                     api.create_branch(plan.repo, branch=str(plan.revision), repo_type=plan.kind, exist_ok=True)
@@ -210,6 +202,36 @@ def push(
     return commit.oid, commit.pr_url or commit.commit_url
 
 
+def parse_place(repo: str, revision: str | None) -> tuple[HubName, str | None]:
+    """The repository of a push and its branch, None for the main one.
+
+    Raises:
+        DrLLMError: it is no whole repository, or two branches are named.
+    """
+    try:
+        place = HubName.parse(repo)
+    except DrLLMError:
+        raise DrLLMError(
+            f"the repository of a push must be owner/name or owner/name@branch, but {repo!r} was given; correct it."
+        ) from None
+    if place.subfolder is not None:
+        raise DrLLMError(f"a push needs a whole repository, owner/name, but {repo!r} was given; leave out the folder.")
+    if place.revision and revision and place.revision != revision:
+        raise DrLLMError(f"a push goes to one branch, but {place.revision!r} and {revision!r} were given; drop one.")
+    return place, place.revision or revision
+
+
+def copy_files(contents: str, folder: Path, copy: Path) -> None:
+    """Copy what is uploaded of a folder; large files become links."""
+    for path in (path for pattern in _FILES[contents] for path in folder.glob(pattern) if path.is_file()):
+        target = copy / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in _LARGE:
+            target.symlink_to(path.resolve())
+        else:
+            shutil.copyfile(path, target)
+
+
 def _contents(folder: Path) -> str:
     """What a folder holds, by its marker or its files, after a check that it is whole."""
     marked = folder_kind(folder)
@@ -228,7 +250,7 @@ def _contents(folder: Path) -> str:
     )
 
 
-def _on_hub(repo: str, kind: str, revision: str | None, named: str) -> tuple[str | None, str | None, str | None]:
+def look_at_hub(repo: str, kind: str, revision: str | None, named: str) -> tuple[str | None, str | None, str | None]:
     """The repository's commit, what is not there yet ("repository", "branch" or None), and the text of its card."""
     with explained(named, "looked at"):
         try:

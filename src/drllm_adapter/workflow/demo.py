@@ -117,7 +117,8 @@ def run_demo(
     console.print(
         f"{result['seconds']:.0f} s. In {folder}: report.json, layers.png, adapter/, and what led to it, paths/ and "
         f"trained/. Try: drllm generate "
-        f'{folder}/adapter "{shown[0]["prompt"]}" --show-path',
+        f'{folder}/adapter "{shown[0]["prompt"]}" --show-path\n'
+        f"Or see it in a browser: pip install 'drllm-adapter[app]', then drllm app {folder}/adapter",
         highlight=False,
         soft_wrap=True,
     )

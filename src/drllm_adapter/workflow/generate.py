@@ -117,6 +117,6 @@ def prompt_inputs(
     if length == 0 or (limit is not None and length + max_new_tokens > limit):
         raise DrLLMError(
             f"the prompt must have at least one token and, with {max_new_tokens} tokens to generate, fit the model's "
-            f"{limit} positions, but it has {length}; shorten it or lower --max-new-tokens."
+            f"{limit} positions, but it has {length}; shorten it or ask for fewer tokens."
         )
     return {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
