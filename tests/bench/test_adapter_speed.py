@@ -53,8 +53,8 @@ def test_passes_are_those_of_the_prompts_one_by_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "bench.json"
-    command = ["drllm", "bench", "adapter", folder, "--task", "khop", "--limit", QUESTIONS, "--batch-sizes", "1,4",
-               "--repetitions", 3, "--decode-tokens", 2, "--output", output]  # fmt: skip
+    command = ["drllm", "bench", "adapter", folder, "--task", "khop", "--mode", "cloze", "--limit", QUESTIONS,
+               "--batch-sizes", "1,4", "--repetitions", 3, "--decode-tokens", 2, "--output", output]  # fmt: skip
     monkeypatch.setattr(sys, "argv", list(map(str, command)))
     with pytest.raises(SystemExit) as stop:
         main()

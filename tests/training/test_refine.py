@@ -168,7 +168,7 @@ def test_routers_learn_what_the_reward_wants_of_each_prompt() -> None:
     assert result.history[0]["validation_reward"] == 0.0
     assert result.history[-1]["validation_reward"] == 1.0
     assert result.history[-1]["entropy"] < result.history[1]["entropy"]
-    assert len(result.validation) == 2
+    assert len(result.validation) == 4
 
 
 def test_the_price_makes_paths_shorter() -> None:

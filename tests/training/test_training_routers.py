@@ -226,7 +226,9 @@ def test_three_lines_and_json() -> None:
 
     text = io.StringIO()
     result = train_routers(random_store(), SMALL, router_width=8, console=Console(file=text, width=500))
-    assert [line for line in text.getvalue().splitlines() if line] == list(result.lines)
+    *printed, verdict = [line for line in text.getvalue().splitlines() if line]
+    assert printed == list(result.lines)
+    assert verdict.startswith("verdict   ")
     assert len(result.lines) == 3
     data, training, outcome = result.lines
     assert data.startswith("data      54 training and 6 validation questions, 3 routers; labels: ")
