@@ -65,7 +65,7 @@ def test_a_mistake_of_the_program_keeps_its_traceback(error: Exception) -> None:
 def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An adapter's folder, and a Hub that holds nothing."""
     jobs.make_adapter(str(BASE), str(tmp_path / "adapter"), 0)
-    monkeypatch.setattr(push_module, "_on_hub", lambda *_: (None, "repository", None))
+    monkeypatch.setattr(push_module, "look_at_hub", lambda *_: (None, "repository", None))
     return tmp_path / "adapter"
 
 
