@@ -41,7 +41,7 @@ def test_a_block_is_a_button_that_says_what_it_does() -> None:
     assert labels[0] == "Block 0, skipped, forced; the router chose execute. Changes it."
     assert labels[1] == "Block 1, run, no router. Changes it."
     assert labels[2] == "Block 2, repeated, the router's choice. Changes it."
-    assert "4 of 4 block passes" in seen.text
+    assert "4 block passes base model: 4" in seen.text
     assert "25%" in seen.text
     assert "75%" in seen.text
 

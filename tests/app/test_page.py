@@ -1,5 +1,6 @@
 """The page in a real browser: what is typed, clicked and moved changes what is drawn."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -8,8 +9,13 @@ from typing import Any
 
 import pytest
 from test_session import PROMPTS, fresh_model
+from transformers import AutoTokenizer
 
+from drllm_adapter.app.session import Ask, Session
+from drllm_adapter.decisions import CLASS_NAMES
 from drllm_adapter.demo import BASE
+from drllm_adapter.tasks import load_questions
+from drllm_adapter.workflow import evaluate_adapter
 
 gradio = pytest.importorskip("gradio", reason="the page needs the extra app")
 
@@ -23,6 +29,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = fresh_model()
     model.peft_config["default"].base_model_name_or_path = str(BASE)
     model.save_pretrained(folder)
+    evaluate_adapter(str(folder), load_questions("khop", limit=20), folder / "evaluation", mode="cloze")
     return folder
 
 
@@ -45,6 +52,23 @@ def address(adapter: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def talker() -> Session:
+    """A model with room for long answers, which it does not end by itself, and with a chat template."""
+    model = fresh_model(max_position_embeddings=2048)
+    model.generation_config.eos_token_id = [-1]
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    tokenizer.chat_template = "{% for message in messages %}a>b {{ message['content'] }}{% endfor %}"
+    return Session(model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def long_address(address: str, adapter: Path, talker: Session) -> str:
+    from drllm_adapter.app.page import build_page, serve
+
+    return serve(build_page(talker, "talker", adapter))
+
+
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
     if CHROMIUM is None:
@@ -57,6 +81,15 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def page(chromium: Any, address: str) -> Iterator[Any]:
+    yield from opened(chromium, address)
+
+
+@pytest.fixture
+def long_page(chromium: Any, long_address: str) -> Iterator[Any]:
+    yield from opened(chromium, long_address)
+
+
+def opened(chromium: Any, address: str) -> Iterator[Any]:
     page = chromium.new_page(viewport={"width": 1180, "height": 900})
     page.set_default_timeout(60_000)
     asked: list[str] = []
@@ -91,8 +124,8 @@ def set_slider(page: Any, name: str, value: float) -> None:
 
 
 @pytest.mark.browser
-def test_type_move_and_force(page: Any) -> None:
-    ask(page, PROMPTS[0])
+def test_type_move_and_force(page: Any, talker: Session) -> None:
+    ask(page, PROMPTS[1])
     done(page)
     chosen = blocks(page)
     assert "block execute" in chosen
@@ -101,18 +134,28 @@ def test_type_move_and_force(page: Any) -> None:
     page.wait_for_function("document.querySelectorAll('#path .block.execute').length == 8")
     page.wait_for_function("document.querySelector('#answers').innerText.includes('The answers are the same')")
     set_slider(page, "budget", 3)
-    page.wait_for_function("document.querySelector('#path').innerText.includes('3 of 8 block passes')")
+    page.wait_for_function("document.querySelector('#path').innerText.includes('3 block passes')")
     set_slider(page, "budget", 16)
+    page.wait_for_function("document.querySelectorAll('#path .block.execute').length == 8")
+    set_slider(page, "depth", -0.5)
+    set_slider(page, "price", 3)
+    priced = talker.path(Ask(PROMPTS[1], "plain", price=3)).decisions
+    assert priced != talker.path(Ask(PROMPTS[1], "plain")).decisions
+    expected = [f"block {CLASS_NAMES[decision]}" for decision in priced]
+    page.wait_for_function(f"[...document.querySelectorAll('#path .block')].map(b => b.className)+'' == {expected}+''")
+    set_slider(page, "price", 0)
+    set_slider(page, "depth", 0.5)
     page.wait_for_function("document.querySelectorAll('#path .block.execute').length == 8")
     # A click on a block, then the keyboard: repeat, skip, and the router's own again.
     page.locator("#path .block").nth(3).click()
     page.wait_for_selector("#path .block.repeat.forced >> nth=0")
     assert blocks(page)[3] == "block repeat forced"
-    page.wait_for_function("document.querySelector('#path').innerText.includes('9 of 8 block passes')")
+    page.wait_for_function("document.querySelector('#path').innerText.includes('9 block passes')")
     page.locator("#path .block").nth(3).focus()
     page.keyboard.press("Enter")
     page.wait_for_selector("#path .block.skip.forced")
-    page.locator("#path .block").nth(3).focus()
+    # The drawing is a new one, and the keyboard is still at its block.
+    page.wait_for_function("document.activeElement.dataset.block == '3'")
     page.keyboard.press("Space")
     page.wait_for_function("document.querySelectorAll('#path .forced').length == 1")  # of the legend
     set_slider(page, "depth", -0.5)
@@ -142,6 +185,131 @@ def test_many_prompts_are_one_picture(page: Any) -> None:
     page.wait_for_function("document.querySelectorAll('#many g').length == 7")
     drawn = page.eval_on_selector_all("#many g", "rows => rows.map(row => Number(row.lastChild.textContent))")
     assert drawn == sorted(drawn)
+
+
+@pytest.mark.browser
+def test_many_prompts_of_a_file(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in PROMPTS[:3]))
+    (tmp_path / "broken.jsonl").write_text("{")
+    page.get_by_role("tab", name="Many prompts").click()
+    page.locator("#lines textarea").fill("not asked, since there is a file")
+    page.locator("#file input[type=file]").set_input_files(tmp_path / "asked.jsonl")
+    page.wait_for_selector("#file >> text=asked.jsonl")
+    page.locator("#draw").click()
+    page.wait_for_function("document.querySelectorAll('#many g').length == 3")
+    titles = page.eval_on_selector_all("#many g title", "found => found.map(title => title.textContent)")
+    assert sorted(titles) == sorted(PROMPTS[:3])
+    page.get_by_role("button", name="Remove").or_(page.locator("#file button[aria-label=Clear]")).first.click()
+    page.locator("#file input[type=file]").set_input_files(tmp_path / "broken.jsonl")
+    page.wait_for_selector("#file >> text=broken.jsonl")
+    page.locator("#draw").click()
+    page.wait_for_selector("#many .error")
+    said = page.locator("#many").inner_text()
+    assert "broken.jsonl" in said
+    assert "/tmp" not in said
+
+
+@pytest.mark.browser
+def test_the_adapters_evaluation(page: Any, adapter: Path) -> None:
+    report = json.loads((adapter / "evaluation" / "report.json").read_text())
+    page.get_by_role("tab", name="Evaluation").click()
+    table = page.locator("table:visible")
+    assert [cell.strip() for cell in table.locator("tbody td").all_inner_texts()][1:4] == [
+        "accuracy", "20", f"{report['base']['value']:.3f}"
+    ]  # fmt: skip
+    assert f"{report['mean_passes']:.2f} of 8" in table.inner_text()
+    figure = page.locator("img[alt=layers]:visible")
+    assert figure.evaluate("image => image.complete && image.naturalWidth > 100")
+
+
+def texts(page: Any) -> list[str]:
+    return [text.removesuffix(" ▌") for text in page.locator("#answers .text").all_inner_texts()]
+
+
+def last_texts(session: Session, ask: Ask) -> list[str]:
+    *_, (routed, base) = session.side_by_side(ask)
+    return [routed.text, base.text]
+
+
+@pytest.mark.browser
+def test_a_long_answer_streams_to_its_end(long_page: Any, talker: Session) -> None:
+    set_slider(long_page, "length", 512)
+    ask(long_page, PROMPTS[0])
+    long_page.wait_for_function("document.querySelector('#answers .text')?.innerText.length > 20")
+    early = texts(long_page)
+    done(long_page)
+    assert "512" in long_page.locator("#answers table").inner_text()
+    assert texts(long_page) == last_texts(talker, Ask(PROMPTS[0], max_new_tokens=512))
+    assert all(long.startswith(start) for long, start in zip(texts(long_page), early, strict=True))
+    # In a box that is full, what is new is in sight.
+    long_page.add_style_tag(content="#answers .text { max-height: 40px !important }")
+    box = long_page.locator("#answers .text").first
+    assert box.evaluate("box => box.scrollHeight > box.clientHeight")
+    assert box.evaluate("box => Math.abs(box.scrollTop) < 2 || box.scrollTop + box.clientHeight > box.scrollHeight - 2")
+
+
+@pytest.mark.browser
+def test_a_long_answer_is_stopped(long_page: Any, talker: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    call = talker._call
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return call(*arguments)
+
+    monkeypatch.setattr(talker, "_call", counted)
+    set_slider(long_page, "length", 512)
+    ask(long_page, PROMPTS[1])
+    long_page.wait_for_function("document.querySelector('#answers .text')?.innerText.length > 20")
+    long_page.locator("#stop").click()
+    long_page.wait_for_function("document.querySelector('#answers').innerText.includes('Stopped.')")
+    made, said = calls, texts(long_page)
+    assert made < 2 * 512
+    long_page.wait_for_timeout(500)
+    assert (calls, texts(long_page)) == (made, said)  # nothing is computed on
+    set_slider(long_page, "length", 5)
+    ask(long_page, PROMPTS[1])
+    done(long_page)
+    assert all(long.startswith(short) for long, short in zip(said, texts(long_page), strict=True))
+
+
+@pytest.mark.browser
+def test_two_visitors_do_not_disturb_each_other(
+    chromium: Any, long_page: Any, long_address: str, talker: Session
+) -> None:
+    pages = opened(chromium, long_address)
+    other = next(pages)
+    set_slider(other, "depth", 0.3)
+    set_slider(other, "price", -0.5)
+    for page, prompt in ((long_page, PROMPTS[2]), (other, PROMPTS[3])):
+        set_slider(page, "length", 100)
+        ask(page, prompt)
+    for page, asked in (
+        (long_page, Ask(PROMPTS[2], max_new_tokens=100)),
+        (other, Ask(PROMPTS[3], max_new_tokens=100, depth_control=0.3, price=-0.5)),
+    ):
+        done(page)
+        assert texts(page) == last_texts(talker, asked)
+    assert list(pages) == []
+
+
+@pytest.mark.browser
+def test_wording(long_page: Any, talker: Session) -> None:
+    set_slider(long_page, "length", 4)
+    ask(long_page, PROMPTS[4])
+    done(long_page)
+    in_chat = talker.path(Ask(PROMPTS[4], "chat"))
+    plain = talker.path(Ask(PROMPTS[4], "plain"))
+    assert in_chat.probabilities != plain.probabilities
+    tips = "document.querySelector('#path .block .tip').innerText"
+    shown = [f"{path.probabilities[0][1]:.0%}" for path in (in_chat, plain) if path.probabilities[0]]
+    assert shown[0] != shown[1]
+    long_page.locator("#path .block").first.hover()
+    long_page.wait_for_function(f"{tips}.includes({shown[0]!r})")
+    long_page.get_by_label("plain").check()
+    long_page.locator("#path .block").first.hover()
+    long_page.wait_for_function(f"{tips}.includes({shown[1]!r})")
 
 
 @pytest.mark.browser

@@ -19,9 +19,9 @@ from drllm_adapter.workflow.generate import generate_text
 PROMPTS = [item["question"] for item in generate(7, seed=5)]
 
 
-def fresh_model(seed: int = 0) -> Any:
+def fresh_model(seed: int = 0, **config: Any) -> Any:
     """Routers that decide differently for different prompts, on the embedded base."""
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(BASE), DrLLMConfig()).eval()
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(BASE, **config), DrLLMConfig()).eval()
     model.generation_config.eos_token_id = [1]  # the embedded model ends at once, behind its one letter
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -80,6 +80,16 @@ def test_controls_are_those_of_the_adapter(session: Session) -> None:
     assert session.path(Ask(prompt)) == before  # the adapter's own settings are back
     assert session.path(Ask(prompt, depth_control=0.5)).probabilities == (pytest.approx((0, 1, 0)),) * 8
     assert set(session.path(Ask(prompt, depth_control=-1.0)).decisions) == {0}
+
+
+def test_a_price_makes_every_pass_less_likely(session: Session) -> None:
+    prompt = PROMPTS[1]
+    before = session.path(Ask(prompt))
+    logits = torch.tensor([before.probabilities[0]]).log() - 0.7 * torch.arange(3)  # the first block reads the same
+    assert session.path(Ask(prompt, price=0.7)).probabilities[0] == pytest.approx(logits.softmax(-1)[0].tolist())
+    assert set(session.path(Ask(prompt, price=1e4)).decisions) == {0}
+    assert set(session.path(Ask(prompt, price=-1e4)).decisions) == {2}
+    assert session.path(Ask(prompt)) == before
 
 
 def test_probabilities_are_those_that_decided(session: Session) -> None:

@@ -53,8 +53,10 @@ STYLE = """
 .drllm .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 290px), 1fr)); gap: 14px; }
 .drllm .card { border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; background: var(--card); }
 .drllm .card h3 { margin: 0 0 8px; font-size: 14px; font-weight: 600; color: var(--soft); }
-.drllm .card .text { min-height: 56px; max-height: 320px; overflow-y: auto; white-space: pre-wrap;
-  overflow-wrap: anywhere; font-size: 16px; line-height: 1.5; }
+/* Upside down, so that a box that is full shows the end of its text while it grows. */
+.drllm .card .text { min-height: 56px; max-height: 320px; overflow-y: auto; white-space: pre-wrap; display: flex;
+  flex-direction: column-reverse; overflow-wrap: anywhere; font-size: 16px; line-height: 1.5; }
+.drllm .card .text div { margin-bottom: auto; }
 .drllm .scroll { overflow-x: auto; }
 .drllm table { border-collapse: collapse; width: 100%; margin: 12px 0; }
 .drllm table, .drllm tr, .drllm th, .drllm td { border: 0 !important; }
@@ -81,6 +83,10 @@ def title(name: str, about: str) -> str:
     return framed(f'<h2>{_safe(name)}</h2><p class="soft">{_safe(about)}</p>')
 
 
+def note(sentence: str) -> str:
+    return framed(f'<p class="soft">{_safe(sentence)}</p>')
+
+
 def error(sentence: str) -> str:
     return framed(f'<p class="error" role="alert">{_safe(sentence)}</p>')
 
@@ -97,7 +103,7 @@ def path(shown: Path, forced: Mapping[int, int]) -> str:
         for name, text in zip((*CLASS_NAMES, "forced"), (*_DONE, "forced by you"), strict=True)
     )
     return framed(
-        f"<strong>{passes(shown.decisions)} of {base} block passes</strong>"
+        f'<strong>{passes(shown.decisions)} block passes</strong> <span class="soft">base model: {base}</span>'
         f'<div class="blocks">{blocks}</div><div class="legend soft">{legend}</div>'
     )
 
@@ -122,8 +128,8 @@ def _block(index: int, decision: int, probabilities: Probabilities | None, chose
 def answers(routed: Answer, base: Answer, blocks: int, *, stopped: bool = False) -> str:
     """Two answers side by side, and what they took."""
     cards = "".join(
-        f'<div class="card"><h3>{name}</h3><div class="text" tabindex="0">{_safe(answer.text)}'
-        f"{'' if answer.ended or stopped else ' ▌'}</div></div>"
+        f'<div class="card"><h3>{name}</h3><div class="text" tabindex="0"><div>{_safe(answer.text)}'
+        f"{'' if answer.ended or stopped else ' ▌'}</div></div></div>"
         for name, answer in (("Routed", routed), ("Base model", base))
     )
     same = "Stopped." if stopped else ""

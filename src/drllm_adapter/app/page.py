@@ -26,6 +26,8 @@ from .session import Ask, Path, Session, base_path
 
 MOST_PROMPTS = 300
 """In the picture of many prompts."""
+DEAREST = 3.0
+"""Price of a pass at the end of its slider; there a router must be e^3 times surer of a pass."""
 _EVERY = 0.08
 """Seconds between two states of a growing answer."""
 _SETTLED = 0.15
@@ -38,11 +40,27 @@ _EXAMPLES = (
     "A shop sells pens at 3 for 2 euros. How much do 12 pens cost? Think step by step.",
 )
 _CLICKS = """
+let last = null;
 element.addEventListener('click', event => {
   const block = event.target.closest('[data-block]');
-  if (block) trigger('click', {block: Number(block.dataset.block)});
+  if (!block) return;
+  last = block.dataset.block;
+  trigger('click', {block: Number(last)});
 });
+// The drawing is replaced by the new path: who used the keyboard goes on at the same block.
+new MutationObserver(() => {
+  if (last !== null && document.activeElement === document.body)
+    element.querySelector(`[data-block="${last}"]`)?.focus({preventScroll: true});
+}).observe(element, {childList: true, subtree: true});
 """
+
+# Labels as text: the theme has them as badges, which break in narrow columns.
+_PLAIN_LABELS = {
+    f"block_{part}_{name}{dark}": value
+    for part in ("title", "label")
+    for name, value in (("background_fill", "none"), ("text_color", "*body_text_color"))
+    for dark in ("", "_dark")
+} | {"block_title_padding": "0", "block_title_text_weight": "600"}
 
 Outputs = tuple[Any, ...]
 
@@ -75,21 +93,30 @@ def launch(
     wanted = (*ADAPTER_FILES, CARD, f"*/{REPORT}", f"*/{MARKER}", "*/*.png")
     folder = fetch(adapter, "model", wanted)
     model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
-    page = build_page(Session(model, tokenizer), _named(adapter), folder)
+    session = Session(model, tokenizer)
+    session.path(Ask("a", "plain"))  # the first call of a model takes longer than all others
+    address = serve(build_page(session, _named(adapter), folder), host=host, port=port, open_browser=open_browser)
+    if block:
+        print(f"The page is at {address}; Ctrl+C ends it.", flush=True)
+        Event().wait()
+    return address
+
+
+def serve(page: gr.Blocks, *, host: str | None = None, port: int | None = None, open_browser: bool = False) -> str:
+    """Serve a page in the background and give its address; see `launch`."""
     try:
         _, address, _ = page.queue(default_concurrency_limit=16).launch(
             server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True, ssr_mode=False,
             prevent_thread_lock=True, css=drawing.STYLE, footer_links=[],
-            theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            theme=gr.themes.Soft(
+                font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+            ).set(**_PLAIN_LABELS),
         )  # fmt: skip
     except OSError as error:
         raise DrLLMError(
             f"the page must have a free port, but none was found ({first_sentence(error)}); choose another one by "
             f"--port."
         ) from error
-    if block:
-        print(f"The page is at {address}; Ctrl+C ends it.", flush=True)
-        Event().wait()
     return str(address)
 
 
@@ -135,13 +162,19 @@ def build_page(session: Session, name: str, folder: File) -> gr.Blocks:
                         -1, 1, session.depth_control, step=0.05, label="Depth control", elem_id="depth",
                         info="-1 skips all, -0.5 as trained, 0.5 runs all once, 1 repeats all",
                     )  # fmt: skip
+                    price = gr.Slider(
+                        -DEAREST, DEAREST, 0, step=0.1, label="Price of a pass", elem_id="price",
+                        info="in the routers' logits: above 0 fewer passes, below 0 more",
+                    )  # fmt: skip
                     most = 2 * session.num_blocks
                     budget = gr.Slider(
                         session.least_budget, most, session.layer_budget or most, step=1, label="Layer budget",
                         elem_id="budget", info=f"most block passes; {most} is no bound",
                     )  # fmt: skip
                     limit = handlers.longest
-                    length = gr.Slider(1, limit, min(64, limit), step=1, label="Longest answer", info="tokens")
+                    length = gr.Slider(
+                        1, limit, min(64, limit), step=1, label="Longest answer", info="tokens", elem_id="length"
+                    )  # fmt: skip
                     wording = gr.Radio(
                         wordings, value=learnt if learnt in wordings else wordings[0], label="Wording",
                         visible=len(wordings) > 1,
@@ -149,13 +182,13 @@ def build_page(session: Session, name: str, folder: File) -> gr.Blocks:
                     free = gr.Button("Let the routers choose again", elem_id="free", size="sm")
             forced, shown = gr.State({}), gr.State(None)
 
-            inputs = [prompt, wording, length, depth, budget, forced]
+            inputs = [prompt, wording, length, depth, price, budget, forced]
             asked: dict[str, Any] = {"fn": handlers.answer, "inputs": inputs, "outputs": [drawn, answers, shown],
                      "show_progress": "hidden", "trigger_mode": "multiple"}  # fmt: skip
             fresh: dict[str, Any] = {"fn": lambda: {}, "outputs": forced, "queue": False, "show_progress": "hidden"}
             for begin in (answer.click, prompt.submit, examples.dataset.click, free.click):
                 begin(**fresh).then(**asked)
-            for changed in (depth.change, budget.change):
+            for changed in (depth.change, price.change, budget.change):
                 changed(**asked)
             wording.input(**asked)
             drawn.click(
@@ -166,11 +199,15 @@ def build_page(session: Session, name: str, folder: File) -> gr.Blocks:
             with gr.Row():
                 lines = gr.Textbox(label="A prompt a line", lines=8, max_lines=16, scale=2, elem_id="lines")
                 file = gr.File(
-                    label="or a file: .txt with a prompt a line, JSON lines, CSV or Parquet", type="filepath", scale=1
+                    label="or a file: .txt with a prompt a line, JSON lines, CSV or Parquet",
+                    type="filepath",
+                    scale=1,
+                    elem_id="file",
                 )
             draw = gr.Button("Draw their paths", variant="primary", elem_id="draw")
+            gr.HTML(drawing.note("Wording, depth control, price and budget are those of the first tab."), padding=True)
             picture = gr.HTML(elem_id="many", padding=True)
-            draw.click(handlers.many, [lines, file, wording, depth, budget], picture, show_progress="hidden")
+            draw.click(handlers.many, [lines, file, wording, depth, price, budget], picture, show_progress="hidden")
             if is_demo(base):
                 lines.value = "\n".join(item["question"] for item in khop.generate(28, seed=12345))
         measured = evaluations(folder, config)
@@ -218,8 +255,8 @@ class _Handlers:
         self._count = 0
 
     def answer(
-        self, prompt: str, wording: str, length: float, depth: float, budget: float, forced: dict[int, int],
-        request: gr.Request,
+        self, prompt: str, wording: str, length: float, depth: float, price: float, budget: float,
+        forced: dict[int, int], request: gr.Request,
     ) -> Iterator[Outputs]:  # fmt: skip
         """Drawing, answers and path, as they grow."""
         visitor = str(request.session_hash)
@@ -231,7 +268,7 @@ class _Handlers:
         time.sleep(_SETTLED)
         if self._latest.get(visitor) != mine:
             return
-        ask = Ask(prompt, wording, int(length), depth, self._budget(budget), forced)
+        ask = Ask(prompt, wording, int(length), depth, self._budget(budget), price, forced)
         blocks, drawn_at, drawn = self.session.num_blocks, 0.0, False
         try:
             for routed, base in self.session.side_by_side(ask):
@@ -261,7 +298,9 @@ class _Handlers:
         rest = {other: decision for other, decision in forced.items() if other != block}
         return rest if following == chosen else {**rest, block: following}
 
-    def many(self, lines: str, file: str | None, wording: str, depth: float, budget: float) -> Iterator[str]:
+    def many(
+        self, lines: str, file: str | None, wording: str, depth: float, price: float, budget: float
+    ) -> Iterator[str]:
         """The picture, as it grows."""
         try:
             prompts: list[Any] = [line for line in lines.splitlines() if line.strip()]
@@ -276,14 +315,16 @@ class _Handlers:
             found: list[tuple[str, Decisions]] = []
             drawn_at = 0.0
             for prompt in prompts:
-                path = self.session.path(Ask(prompt, wording, 1, depth, self._budget(budget)))
+                path = self.session.path(Ask(prompt, wording, 1, depth, self._budget(budget), price))
                 text = prompt if isinstance(prompt, str) else prompt[-1][1]
                 found.append((text, path.decisions))
                 if time.perf_counter() - drawn_at > 0.5 or len(found) == len(prompts):
                     yield drawing.many(found)
                     drawn_at = time.perf_counter()
         except DrLLMError as problem:
-            yield drawing.error(str(problem))
+            # By its name alone: where the server keeps what was sent to it is nobody's business.
+            said = str(problem) if file is None else str(problem).replace(file, File(file).name)
+            yield drawing.error(said)
 
     def stop(self, request: gr.Request) -> None:
         self._latest[str(request.session_hash)] = None

@@ -20,6 +20,7 @@ from ..adapter.router import window_shares
 from ..adapter.steering import force_decisions, last_decisions, set_depth_control, set_layer_budget
 from ..decisions import Decisions, execute_all
 from ..errors import DrLLMError
+from ..evaluation.sweep import priced
 from ..workflow.generate import Conversation, prompt_inputs
 
 Probabilities = tuple[float, float, float]
@@ -34,6 +35,7 @@ class Ask:
         wording: see `prompt_inputs`.
         depth_control: the paper's p; None is the adapter's own.
         layer_budget: most block passes; None is no bound.
+        price: of a block pass, see `priced`.
         forced: decisions by block, in place of what the routers choose for the prompt at these blocks.
     """
 
@@ -42,6 +44,7 @@ class Ask:
     max_new_tokens: int = 64
     depth_control: float | None = None
     layer_budget: int | None = None
+    price: float = 0.0
     forced: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -206,7 +209,8 @@ class Session:
             if ask.depth_control is not None:
                 set_depth_control(self.model, ask.depth_control)
             set_layer_budget(self.model, ask.layer_budget)
-            yield
+            with priced(self.model, ask.price):
+                yield
         finally:
             config.depth_control, config.layer_budget = before
 

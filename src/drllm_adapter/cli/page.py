@@ -1,13 +1,11 @@
 """`drllm app`."""
 
-import importlib.util
 import os
 from typing import Annotated
 
 import typer
 
-from ..errors import DrLLMError
-from .options import Base, Device, Dtype, Threads, check_adapter, say
+from .options import Base, Device, Dtype, Threads, check_adapter, need_extra, say
 
 
 def page(
@@ -27,10 +25,7 @@ def page(
 
     Example: drllm app adapter
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise DrLLMError(
-            "this command needs the extra app, but it is not installed; run pip install 'drllm-adapter[app]'."
-        )
+    need_extra("gradio", "app", "the page")
     check_adapter(adapter, base)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     from ..app.page import launch
