@@ -26,6 +26,7 @@ from .options import (
     SkipBad,
     SkipFirst,
     Task,
+    TemplateAsTrained,
     Threads,
     as_trained,
     check_adapter,
@@ -72,12 +73,7 @@ def evaluate(
     max_new_tokens: MaxNewTokens = None,
     grader: Grader = None,
     skip_bad: SkipBad = False,
-    chat_template: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat-template/--no-chat-template", help="Word prompts by the tokenizer's; as in training by default."
-        ),
-    ] = None,
+    chat_template: TemplateAsTrained = None,
     lm_eval: Annotated[
         str | None,
         typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, with commas, instead of --task and --data."),
@@ -152,7 +148,7 @@ def evaluate(
         if output is not None:
             say(f"Saved in {output}: report.json.")
         return
-    task, mode = as_trained(adapter, task, mode)
+    task, mode, grader = as_trained(adapter, task, mode, grader)
     bad = left_out(skip_bad)
     asked = questions(task, data, split or "test", limit, skip, seed, mode=mode, grader=grader, skip_bad=bad)
     from ..evaluation import sweep_table, verdict

@@ -12,6 +12,7 @@ from .options import (
     Data,
     Device,
     Dtype,
+    Grader,
     Json,
     Limit,
     Log,
@@ -21,13 +22,16 @@ from .options import (
     Overwrite,
     Resume,
     Seed,
+    SkipBad,
     Split,
     Task,
     Threads,
     claim,
     console,
+    left_out,
     log_stream,
     questions,
+    quoted,
     say,
     write_json,
 )
@@ -55,6 +59,8 @@ def fit(
     split: Split = None,
     limit: Limit = None,
     max_new_tokens: MaxNewTokens = None,
+    grader: Grader = None,
+    skip_bad: SkipBad = False,
     chat_template: ChatTemplate = True,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -77,9 +83,11 @@ def fit(
     check_model_name(model)
     is_made = resume and (output / TRAINING_REPORT).exists() and not (output / BEGUN).exists()
     make_room = claim(output, ADAPTER, BEGUN, TRAINING_REPORT, resume=resume, overwrite=overwrite)
-    asked = questions(task, data, split, limit, 0, seed, mode=mode)
+    bad = left_out(skip_bad)
+    asked = questions(task, data, split, limit, 0, seed, mode=mode, grader=grader, skip_bad=bad)
     if test_data is not None:
-        learnt, tested = asked, questions(task, test_data, "test", None, 0, seed, mode=mode)
+        tested = questions(task, test_data, "test", None, 0, seed, mode=mode, grader=grader, skip_bad=bad)
+        learnt = asked
     else:
         learnt, tested = _cut(asked, seed)
     make_room()
@@ -94,18 +102,21 @@ def fit(
         config = RefineConfig(max_steps=0 if is_self else 60, price=1.0 if is_self else 0.4, seed=seed)
         refine_adapter(
             model, learnt, output, mode=mode, config=config, max_new_tokens=max_new_tokens,
-            chat_template=chat_template, max_loss=max_loss, resume=resume, dtype=dtype, device=device, console=console,
-            log=log_to,
+            chat_template=chat_template, grader=grader, skip_bad=bad, max_loss=max_loss, resume=resume, dtype=dtype,
+            device=device, console=console, log=log_to,
         )  # fmt: skip
     report = evaluate_adapter(
         str(output), tested, output / "evaluation", mode=mode, max_new_tokens=max_new_tokens,
-        chat_template=chat_template, resume=resume, dtype=dtype, device=device, console=console, log=log_to,
+        chat_template=chat_template, grader=grader, skip_bad=bad, resume=resume, dtype=dtype, device=device,
+        console=console, log=log_to,
     )  # fmt: skip
+    if bad is not None:
+        bad.say()
     console.print(report.table())
     say(f"Verdict: {verdict(report)}")
     write_json(json_file, {"verdict": verdict(report), **report.to_json()})
     if push is None:
-        say(f"Saved in {output}. Next: drllm push {output} OWNER/NAME")
+        say(f"Saved in {output}. Next: drllm push {quoted(output)} OWNER/NAME")
         return
     from ..hub.push import prepare_push
     from ..hub.push import push as upload

@@ -5,16 +5,17 @@ from typing import Annotated
 
 import typer
 
-from ..supervision.rewards import REWARDS
+from ..supervision.rewards import REWARDS, find_reward
 from .config import Config
 from .options import (
     PAPER,
     RUNNING,
+    AsTrained,
     Base,
-    ChatTemplate,
     Data,
     Device,
     Dtype,
+    Grader,
     Json,
     Limit,
     Log,
@@ -22,22 +23,27 @@ from .options import (
     MaxLoss,
     MaxNewTokens,
     MeanPasses,
-    Mode,
     Overwrite,
     ReportTo,
     Resume,
     Seed,
+    SkipBad,
     SkipFirst,
     Split,
     Task,
+    TemplateAsTrained,
     Threads,
+    as_trained,
+    check_adapter,
     claim,
     console,
+    left_out,
     log_stream,
     numbers,
     one_of,
     questions,
-    say,
+    say_next,
+    worded_by_template,
     write_json,
 )
 
@@ -50,7 +56,7 @@ def refine(
     task: Task = None,
     data: Data = None,
     split: Split = None,
-    mode: Mode = "letter",
+    mode: AsTrained = None,
     limit: Limit = None,
     skip: SkipFirst = 0,
     base: Base = None,
@@ -109,7 +115,9 @@ def refine(
         typer.Option(help="Blocks that get a router, such as 4,5,6 (base model).", rich_help_panel=PAPER),
     ] = None,
     max_new_tokens: MaxNewTokens = None,
-    chat_template: ChatTemplate = True,
+    grader: Grader = None,
+    skip_bad: SkipBad = False,
+    chat_template: TemplateAsTrained = None,
     rows: Annotated[int, typer.Option(min=1, help="Most rows a block runs at once.", rich_help_panel=RUNNING)] = 64,
     seed: Seed = 0,
     resume: Resume = False,
@@ -131,11 +139,18 @@ def refine(
 
     routed = numbers(layers, "--layers", "block indices", "4,5,6")
     make_room = claim(output, ADAPTER, BEGUN, TRAINING_REPORT, resume=resume, overwrite=overwrite)
-    if not is_adapter(start):
+    if is_adapter(start):
+        check_adapter(start, base)
+        task, mode, grader = as_trained(start, task, mode, grader)
+        if chat_template is None:
+            chat_template = worded_by_template(start)
+    else:
         check_model_name(start)
-    elif base is not None:
-        check_model_name(base)
-    asked = questions(task, data, split, limit, skip, seed, mode=mode)
+    mode = mode or "letter"
+    if reward is not None:
+        find_reward(reward)
+    bad = left_out(skip_bad)
+    asked = questions(task, data, split, limit, skip, seed, mode=mode, grader=grader, skip_bad=bad)
 
     from ..adapter.config import DrLLMConfig
     from ..training import RefineConfig
@@ -172,7 +187,9 @@ def refine(
         ),
         base=base,
         max_new_tokens=max_new_tokens,
-        chat_template=chat_template,
+        chat_template=chat_template is not False,
+        grader=grader,
+        skip_bad=bad,
         batch_size=rows,
         resume=resume,
         dtype=dtype,
@@ -180,8 +197,9 @@ def refine(
         console=console,
         log=log_stream(log),
     )
+    if bad is not None:
+        bad.say()
     if result is not None:
-        write_json(json_file, load_training_record(output))
-        named = "" if task is None else f" --task {task}"
-        fresh = "--seed 12345" if task == "khop" else "--data TEST_QUESTIONS"
-        say(f"Saved in {output}. Next: drllm eval {output}{named} --mode {mode} {fresh} --output {output}/evaluation")
+        record = load_training_record(output)
+        write_json(json_file, record)
+        say_next(output, record["supervision"])

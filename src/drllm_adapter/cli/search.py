@@ -39,6 +39,7 @@ from .options import (
     log_stream,
     one_of,
     questions,
+    quoted,
     say,
     write_json,
 )
@@ -204,4 +205,4 @@ def search(
     console.print(summary.table())
     say(f"Verdict: {summary.verdict}")
     write_json(json, asdict(summary))
-    say(f"Saved in {output}. Next: drllm train {output} --output adapter")
+    say(f"Saved in {output}. Next: drllm train {quoted(output)} --output adapter")

@@ -29,7 +29,7 @@ from .options import (
     log_stream,
     numbers,
     one_of,
-    say,
+    say_next,
     write_json,
 )
 
@@ -124,7 +124,6 @@ def train(
         load_training_record,
     )
     from ..supervision import read_search_info
-    from ..tasks import TASKS
 
     if (supervision is None) == (supervision_option is None):
         raise DrLLMError("a training needs one supervision set, as the argument or with --supervision; name it.")
@@ -178,12 +177,4 @@ def train(
         return
     record = load_training_record(output)
     write_json(json_file, record)
-    learnt = record["supervision"]
-    # Names that rows of the task jsonl give themselves are no tasks of a command.
-    task = learnt["tasks"][0] if learnt["tasks"] in [[name] for name in TASKS] else "jsonl"
-    # A dataset has a split to test on; other questions are the user's to name.
-    hub = [source for source in learnt["sources"] if source["hub"]]
-    data = "--seed 12345" if task == "khop" else "--data TEST_QUESTIONS"
-    if len(hub) == len(learnt["sources"]) == 1:
-        data = f"--data {hub[0]['name']}{':' + hub[0]['config'] if hub[0]['config'] else ''}"
-    say(f"Saved in {output}. Next: drllm eval {output} {data} --output {output}/evaluation")
+    say_next(output, record["supervision"])
