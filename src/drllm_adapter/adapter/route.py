@@ -68,7 +68,6 @@ class Call:
     at_prompt: whether decisions are taken in it, or hold from before.
     decisions: these or those.
     noted: those that routers take while every block executes.
-    executes: of a call that continues sequences: at which blocks every row executes, so that these need not find out.
     prompt: `[batch, tokens]` bool, true for the tokens that routers may read.
     forced: the decisions of each row that stand in for the routers'.
     passes: how many each row has made so far.
@@ -87,7 +86,6 @@ class Call:
     at_prompt: bool = False
     decisions: Decisions | None = None
     noted: Decisions | None = None
-    executes: list[bool] | None = None
     prompt: Tensor | None = None
     forced: list[list[int]] | None = None
     passes: list[int] = field(default_factory=list)
@@ -214,8 +212,6 @@ class Route:
         call.decisions = decisions
         if call.forced is not None:
             self._check_forced(decisions, call.forced)
-        if call.hidden_states is None:
-            call.executes = decisions.where_all_execute()
         if any(decided is not None and decided.uniform is None for decided in decisions.blocks):
             call.check_outputs(MIXED)
 

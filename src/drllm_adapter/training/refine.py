@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, TextIO
 
 import torch
@@ -181,7 +181,7 @@ def refine_routers(
         layers=tuple(layers),
         history=run.state.history,
         improved=run.state.best_epoch > 0,
-        work=scorer.work - work,
+        work=Work(*map(round, run.sum(astuple(scorer.work - work)))),
         seconds=time.perf_counter() - began,
         validation=tuple(validation.tolist()),
     )
@@ -288,7 +288,7 @@ class _Run:
         if loss.requires_grad:
             loss.backward()
         self._sum_gradients()
-        totals = self._sum([entropy, float(rollouts.rewards.sum()) / paths, float(rollouts.passes.sum()) / paths])
+        totals = self.sum([entropy, float(rollouts.rewards.sum()) / paths, float(rollouts.passes.sum()) / paths])
         if not all(map(math.isfinite, totals)):
             raise DrLLMError(
                 f"rewards and routers must be finite, but a step came to {totals}; lower the learning rate, "
@@ -355,7 +355,7 @@ class _Run:
         for start in range(0, len(mine), config.batch_size):
             rollouts = self._walk(mine[start : start + config.batch_size], 1, drawn=False)
             rewards, made = rewards + float(rollouts.rewards.sum()), made + float(rollouts.passes.sum())
-        rewards, made = (total / len(validation) for total in self._sum([rewards, made]))
+        rewards, made = (total / len(validation) for total in self.sum([rewards, made]))
         state.history[-1] |= {"validation_reward": rewards, "validation_passes": made}
         loss = config.price * made / self.scorer.num_blocks - rewards
         # Not the best of all looks: on few prompts that is the luckiest.
@@ -363,7 +363,7 @@ class _Run:
             state.best_loss, state.best_epoch = loss, state.step
             state.best_weights = {name: weight.detach().cpu().clone() for name, weight in self.weights.items()}
 
-    def _sum(self, numbers: Sequence[float]) -> list[float]:
+    def sum(self, numbers: Sequence[float]) -> list[float]:
         """The sums over all processes."""
         if self.processes.count == 1:
             return list(numbers)
@@ -394,6 +394,6 @@ class _Run:
         if self.checkpoint is not None and due and self.processes.is_main:
             save_checkpoint(self.checkpoint, self.state, self.key)
             self.saved = time.monotonic()
-        if self._sum([float(stop.asked)]) != [0.0]:
+        if self.sum([float(stop.asked)]) != [0.0]:
             kept = "." if self.checkpoint is None else "; go on with the same command and --resume."
             raise Interrupted(f"stopped after step {self.state.step} of {self.config.max_steps}{kept}")
