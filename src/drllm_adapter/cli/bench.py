@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DrLLMError
+from .groups import Place, unfolded
 from .options import (
     AsTrained,
     Base,
@@ -36,6 +37,7 @@ Output = Annotated[Path, typer.Option(callback=writable, help="JSON file for the
 
 
 @bench.command()
+@unfolded
 def routing(
     base: Model = None,
     shape: Shape = None,
@@ -43,9 +45,8 @@ def routing(
     repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 15,
     decode_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded in a repetition.")] = 32,
     prompt_tokens: Annotated[int, typer.Option(min=8, help="Length of the prompt that the routers read.")] = 512,
-    threads: Threads = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
+    *,
+    place: Place,
 ) -> None:
     """Decoding along a forced path and in mixed batches, all EXECUTE, and prompts with routers, against models without.
 
@@ -54,7 +55,7 @@ def routing(
     from ..bench.models import model_to_measure
     from ..bench.routing import bench_routing
 
-    model, _ = model_to_measure(base, shape, dtype=dtype, device=device)
+    model, _ = model_to_measure(base, shape, **place.model)
     results = bench_routing(
         model, repetitions=repetitions, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens, console=console
     )
@@ -62,6 +63,7 @@ def routing(
 
 
 @bench.command()
+@unfolded
 def serve(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder, or owner/name[@branch] on the Hub.")],
     base: Base = None,
@@ -81,15 +83,9 @@ def serve(
     from ..bench.serve import bench_serve
 
     results, facts = bench_serve(
-        adapter,
-        base=base,
-        requests=requests,
-        prompt_tokens=prompt_tokens,
-        decode_tokens=decode_tokens,
-        passes=passes,
-        repetitions=repetitions,
-        dtype=dtype,
-    )
+        adapter, base=base, requests=requests, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens,
+        passes=passes, repetitions=repetitions, dtype=dtype,
+    )  # fmt: skip
     from ..bench.timing import table, write_report
 
     console.print(table(results))
@@ -100,6 +96,7 @@ def serve(
 
 
 @bench.command()
+@unfolded
 def search(
     base: Model = None,
     shape: Shape = None,
@@ -114,9 +111,8 @@ def search(
     bundle: Annotated[int, typer.Option(min=1, help="Questions searched side by side.")] = 64,
     memory: Annotated[float, typer.Option(min=0, help="Gigabytes of hidden states kept.")] = 2.0,
     sample: Annotated[int, typer.Option(min=1, help="Paths that are scored the published way as well.")] = 64,
-    threads: Threads = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
+    *,
+    place: Place,
 ) -> None:
     """A whole search against the published way: one question, one path, one `generate` call at a time.
 
@@ -131,7 +127,7 @@ def search(
     from ..bench.timing import environment
     from ..tasks import build_prompts
 
-    model, tokenizer = model_to_measure(base, shape, dtype=dtype, device=device)
+    model, tokenizer = model_to_measure(base, shape, **place.model)
     results = []
     for name in asked:
         prompts = build_prompts(asked[name], name, tokenizer)
@@ -148,6 +144,7 @@ def search(
 
 
 @bench.command()
+@unfolded
 def refine(
     base: Model = None,
     shape: Shape = None,
@@ -158,9 +155,8 @@ def refine(
     limit: Annotated[int, typer.Option(min=1, help="Prompts of the step.")] = 32,
     num_generations: Annotated[int, typer.Option(min=2, help="Paths sampled for each.")] = 8,
     repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 5,
-    threads: Threads = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
+    *,
+    place: Place,
 ) -> None:
     """A step of refinement - sampling paths and scoring them - against each path through the model's own forward.
 
@@ -171,13 +167,14 @@ def refine(
     from ..bench.refine import bench_refine
     from ..tasks import build_prompts
 
-    model, tokenizer = model_to_measure(base, shape, dtype=dtype, device=device)
+    model, tokenizer = model_to_measure(base, shape, **place.model)
     prompts = build_prompts(asked, mode, tokenizer)
     result = bench_refine(model, tokenizer, prompts, generations=num_generations, repetitions=repetitions)
     _finish([result], output, model, shape or base or "demo", repetitions=repetitions)
 
 
 @bench.command()
+@unfolded
 def train(
     base: Model = None,
     shape: Shape = None,
@@ -215,6 +212,7 @@ def train(
 
 
 @bench.command()
+@unfolded
 def cost(
     shape: Annotated[str, typer.Option(help=f"Of which one block is made, with random weights: {SHAPE_NAMES}.")],
     output: Output = Path("bench_cost.json"),
@@ -254,6 +252,7 @@ def cost(
 
 
 @bench.command()
+@unfolded
 def adapter(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
     output: Output = Path("bench_adapter.json"),
@@ -265,9 +264,8 @@ def adapter(
     batch_sizes: Annotated[str, typer.Option(help="Prompts side by side, several with commas.")] = "1,16",
     repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 5,
     decode_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded after each prompt.")] = 16,
-    threads: Threads = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
+    *,
+    place: Place,
 ) -> None:
     """Prefill and decoding of a trained adapter against its base on real prompts, beside the ratio of passes.
 
@@ -284,7 +282,7 @@ def adapter(
     from ..models.loading import load_routed
     from ..tasks import build_prompts
 
-    model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+    model, tokenizer = load_routed(adapter, base=base, **place.model)
     results = bench_adapter(
         model, tokenizer, build_prompts(asked, mode, tokenizer), batch_sizes=sizes, decode_tokens=decode_tokens,
         repetitions=repetitions, console=console,
@@ -296,6 +294,7 @@ def adapter(
 
 
 @bench.command()
+@unfolded
 def lossless(
     adapter: Annotated[str | None, typer.Argument(help="The adapter: a folder or a name on the Hub.")] = None,
     shape: Annotated[str | None, typer.Option(help=f"Costs alone, of random weights instead: {SHAPE_NAMES}.")] = None,
@@ -309,9 +308,8 @@ def lossless(
     limit: Annotated[int, typer.Option(min=1, help="Prompts, the first of the questions.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 64,
     repetitions: Annotated[int, typer.Option(min=3, help="Of each cost; medians are reported.")] = 15,
-    threads: Threads = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
+    *,
+    place: Place,
 ) -> None:
     """Lossless decoding against the base: acceptance, costs of drafting and verifying, and whether that pays here.
 
@@ -329,16 +327,16 @@ def lossless(
 
     hidden, speed, facts = not console.is_terminal, None, {}
     if shape is not None:
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kind = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+        on = place.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        kind = torch.bfloat16 if place.dtype == "auto" else getattr(torch, place.dtype)
         costs = costs_of_shape(
-            shape, skip, dtype=kind, device=place, context=context, repetitions=repetitions, hidden=hidden
+            shape, skip, dtype=kind, device=on, context=context, repetitions=repetitions, hidden=hidden
         )
         facts = {"shape": shape, "dtype": str(kind).removeprefix("torch."), "threads": torch.get_num_threads()}
     else:
         assert adapter is not None
         asked = questions(task, data, None, limit, 0, 0, mode=mode)
-        model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+        model, tokenizer = load_routed(adapter, base=base, **place.model)
         prompts = build_prompts(asked, mode, tokenizer)
         speed, costs = bench_lossless(
             model, tokenizer, prompts, new_tokens=max_new_tokens, repetitions=repetitions, hidden=hidden

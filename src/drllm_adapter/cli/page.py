@@ -7,18 +7,19 @@ from typing import Annotated
 import typer
 
 from ..errors import DrLLMError
-from .options import Base, Device, Dtype, Threads, check_adapter, say
+from .groups import Place, unfolded
+from .options import Base, check_adapter, say
 
 
+@unfolded
 def page(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder, or owner/name[@branch] on the Hub.")],
     host: Annotated[str | None, typer.Option(help="Address to listen at; by default this machine alone.")] = None,
     port: Annotated[int | None, typer.Option(help="By default the first free one from 7860 on.")] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     base: Base = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    threads: Threads = None,
+    *,
+    place: Place,
 ) -> None:
     """A page in the browser: the routed and the base model's answers side by side, and the path, block by block.
 
@@ -36,4 +37,4 @@ def page(
     from ..app.page import launch
 
     say(f"Loading {adapter} ...")
-    launch(adapter, base=base, dtype=dtype, device=device, host=host, port=port, open_browser=open_browser)
+    launch(adapter, base=base, **place.model, host=host, port=port, open_browser=open_browser)
