@@ -76,8 +76,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
          "--output", "paths"],
         ["train", "paths", "--output", "adapter", "--epochs", 8],
     ):  # fmt: skip
-        command = [sys.executable, "-m", "drllm_adapter", *map(str, arguments)]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", ["drllm", *map(str, arguments)])
+            with pytest.raises(SystemExit) as stop:
+                main()
+        assert stop.value.code == 0
     return folder
 
 
@@ -262,23 +266,20 @@ def test_generate_answers_a_file_of_prompts(made: Path, tmp_path: Path, run: Run
 
 def test_plain_characters_where_others_cannot_be_shown(made: Path) -> None:
     """Tables, too, whose lines are no ASCII elsewhere."""
-    question = [
-        "generate",
-        "adapter",
-        "a>b from a 1 hops:",
-        "--show-path",
-        "--layer-budget",
-        "5",
-        "--max-new-tokens",
-        "1",
-    ]
-    for arguments in (question, ["eval", "adapter", "--data", "test.jsonl", "--limit", "4"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "drllm_adapter", *arguments], cwd=made, check=True, capture_output=True,
-            env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        )  # fmt: skip
-        assert done.stdout.decode("ascii")
-        assert b"?" not in done.stdout
+    code = (
+        "import sys\nfrom drllm_adapter.cli import main\n"
+        "for arguments in ('generate adapter a>b --show-path --layer-budget 5 --max-new-tokens 1',\n"
+        "                  'eval adapter --data test.jsonl --limit 4'):\n"
+        "    sys.argv[1:] = arguments.split()\n    try: main()\n    except SystemExit as stop: assert not stop.code\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=made, check=True, capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    shown = done.stdout.decode("ascii")
+    assert "path  " in shown
+    assert "Verdict: " in shown
+    assert "?" not in shown
 
 
 def test_info_says_what_it_fits_and_how_it_was_trained(made: Path, tmp_path: Path, run: Run) -> None:

@@ -259,10 +259,7 @@ def table(outcomes: dict[str, tuple[str, str]]) -> str:
         "",
         "| not exact | | why |",
         "|---|---|---|",
-        *(
-            f"| {', '.join(names)} | {outcome} | {why} |"
-            for (outcome, why), names in sorted(reasons.items(), reverse=True)
-        ),
+        *(f"| {', '.join(names)} | {outcome} | {why} |" for (outcome, why), names in others),
     ]
     return "\n".join(lines) + "\n"
 
