@@ -26,6 +26,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..bench.timing import Comparison
 
 bench = typer.Typer(no_args_is_help=True, help="Measure what routing, searching and training cost; JSON beside it.")
@@ -59,7 +61,7 @@ def routing(
     results = bench_routing(
         model, repetitions=repetitions, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens, console=console
     )
-    _finish(results, output, model, shape or base or "demo", repetitions=repetitions)
+    _compared(results, output, model, shape or base or "demo", repetitions=repetitions)
 
 
 @bench.command()
@@ -86,13 +88,9 @@ def serve(
         adapter, base=base, requests=requests, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens,
         passes=passes, repetitions=repetitions, dtype=dtype,
     )  # fmt: skip
-    from ..bench.timing import table, write_report
+    from ..bench.timing import report, table
 
-    console.print(table(results))
-    write_report(output, results, **facts)
-    say(f"Saved in {output}.")
-    if not all(item.met for item in results):
-        raise typer.Exit(1)
+    _finish(table(results), output, {**facts, **report(results)})
 
 
 @bench.command()
@@ -123,8 +121,8 @@ def search(
     config = SearchConfig(simulations=simulations)
     asked = {name: questions(task, data, None, limit, 0, 0, mode=name) for name in mode.split(",")}
     from ..bench.models import model_to_measure
-    from ..bench.search import bench_search, speed_table, write_speeds
-    from ..bench.timing import environment
+    from ..bench.search import bench_search, speed_table
+    from ..bench.timing import environment, report
     from ..tasks import build_prompts
 
     model, tokenizer = model_to_measure(base, shape, **place.model)
@@ -136,11 +134,9 @@ def search(
                 model, tokenizer, prompts, config=config, bundle=bundle, memory=memory, sample=sample, console=console
             )
         )
-    console.print(speed_table(results))
-    write_speeds(output, results, model=shape or base or "demo", **environment(model), bundle=bundle, memory=memory)
-    say(f"Saved in {output}.")
-    if not all(item.met for item in results):
-        raise typer.Exit(1)
+    facts = {"model": shape or base or "demo", **environment(model), "bundle": bundle, "memory": memory}
+    ratios = {"ratio": {item.mode: item.ratio for item in results}}
+    _finish(speed_table(results), output, {**facts, **ratios, **report(results)})
 
 
 @bench.command()
@@ -170,7 +166,7 @@ def refine(
     model, tokenizer = model_to_measure(base, shape, **place.model)
     prompts = build_prompts(asked, mode, tokenizer)
     result = bench_refine(model, tokenizer, prompts, generations=num_generations, repetitions=repetitions)
-    _finish([result], output, model, shape or base or "demo", repetitions=repetitions)
+    _compared([result], output, model, shape or base or "demo", repetitions=repetitions)
 
 
 @bench.command()
@@ -198,17 +194,12 @@ def train(
     from ..bench.models import model_to_measure
     from ..bench.timing import environment
     from ..bench.train import bench_train
-    from ..files import write_json_atomic
     from ..tasks import build_prompts
 
     model, tokenizer = model_to_measure(base, shape, dtype=dtype, device=device)
     prompts = build_prompts(asked, mode, tokenizer)
     result = bench_train(model, tokenizer, prompts, epochs=epochs, batch_size=batch_size, steps=steps, console=console)
-    console.print(result.table())
-    write_json_atomic(output, {"model": shape or base or "demo", **environment(model), **result.to_json()})
-    say(f"Saved in {output}.")
-    if not result.met:
-        raise typer.Exit(1)
+    _finish(result.table(), output, {"model": shape or base or "demo", **environment(model), **result.to_json()})
 
 
 @bench.command()
@@ -238,17 +229,14 @@ def cost(
     from ..bench.cost import SearchSize, cost_table, measure_block, to_json
     from ..bench.models import SHAPES, random_model
     from ..bench.timing import environment
-    from ..files import write_json_atomic
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = random_model(shape, getattr(torch, dtype), place, num_hidden_layers=1, vocab_size=256)
     measured = measure_block(model, rows, tokens, repetitions, hidden=not console.is_terminal)
     blocks = SHAPES[shape]["num_hidden_layers"]
     size = SearchSize(blocks, questions, tokens, simulations, avoided, devices)
-    console.print(cost_table(measured, size))
     facts = {name: value for name, value in environment(model).items() if name not in ("parameters", "blocks")}
-    write_json_atomic(output, {"shape": shape, **facts, **to_json(measured, size)})
-    say(f"Saved in {output}.")
+    _finish(cost_table(measured, size), output, {"shape": shape, **facts, **to_json(measured, size)})
 
 
 @bench.command()
@@ -278,7 +266,6 @@ def adapter(
     asked = questions(task, data, "test", limit, 0, 0, mode=mode)
     from ..bench.adapter import bench_adapter, table
     from ..bench.timing import environment
-    from ..files import write_json_atomic
     from ..models.loading import load_routed
     from ..tasks import build_prompts
 
@@ -287,10 +274,9 @@ def adapter(
         model, tokenizer, build_prompts(asked, mode, tokenizer), batch_sizes=sizes, decode_tokens=decode_tokens,
         repetitions=repetitions, console=console,
     )  # fmt: skip
-    console.print(table(results))
     settings = {"adapter": adapter, "task": task, "mode": mode, "repetitions": repetitions}
-    write_json_atomic(output, {**settings, **environment(model), "results": [item.to_json() for item in results]})
-    say(f"Saved in {output}.")
+    found = {"results": [item.to_json() for item in results]}
+    _finish(table(results), output, {**settings, **environment(model), **found})
 
 
 @bench.command()
@@ -321,7 +307,6 @@ def lossless(
 
     from ..bench.lossless import bench_lossless, costs_of_shape, costs_table, to_json, verdict
     from ..bench.timing import environment
-    from ..files import write_json_atomic
     from ..models.loading import load_routed
     from ..tasks import build_prompts
 
@@ -342,19 +327,24 @@ def lossless(
             model, tokenizer, prompts, new_tokens=max_new_tokens, repetitions=repetitions, hidden=hidden
         )
         facts = {"adapter": adapter, "task": task, "mode": mode, **environment(model)}
-    console.print(costs_table(costs))
     say(verdict(costs, speed))
-    write_json_atomic(output, {**facts, **to_json(costs, speed)})
-    say(f"Saved in {output}.")
+    _finish(costs_table(costs), output, {**facts, **to_json(costs, speed)})
     if speed is not None and speed.apart and facts["dtype"] == "float32":
         raise typer.Exit(1)
 
 
-def _finish(results: "Sequence[Comparison]", output: Path, model: Any, name: str, **settings: Any) -> None:
-    from ..bench.timing import environment, table, write_report
+def _compared(results: "Sequence[Comparison]", output: Path, model: Any, name: str, **settings: Any) -> None:
+    from ..bench.timing import environment, report, table
 
-    console.print(table(results))
-    write_report(output, results, model=name, **environment(model), **settings)
+    _finish(table(results), output, {"model": name, **environment(model), **settings, **report(results)})
+
+
+def _finish(shown: "Table", output: Path, found: dict[str, Any]) -> None:
+    """Show and save what was found; a goal that was missed ends the command with 1."""
+    from ..files import write_json_atomic
+
+    console.print(shown)
+    write_json_atomic(output, found)
     say(f"Saved in {output}.")
-    if not all(item.met for item in results):
+    if not all(item.get("met", True) for item in [found, *found.get("results", ())]):
         raise typer.Exit(1)
