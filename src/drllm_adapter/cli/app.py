@@ -1,14 +1,12 @@
 """`drllm app`."""
 
-import importlib.util
 import os
 from typing import Annotated
 
 import typer
 
-from ..errors import DrLLMError
 from .groups import Place, unfolded
-from .options import Base, check_adapter, say
+from .options import Base, check_adapter, need_extra, say
 
 
 @unfolded
@@ -28,10 +26,7 @@ def page(
 
     Example: drllm app adapter
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise DrLLMError(
-            "this command needs the extra app, but it is not installed; run pip install 'drllm-adapter[app]'."
-        )
+    need_extra("gradio", "app", "this command")
     check_adapter(adapter, base)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     from ..app.page import launch
