@@ -17,17 +17,20 @@ from typing import Any
 import pytest
 import torch
 from commands import command
+from rich.table import Table
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from unrolled import tiny_model
 
 import drllm_adapter
+from drllm_adapter.cli.options import console, say
 from drllm_adapter.demo import BASE
 from drllm_adapter.demo.khop import generate
 from drllm_adapter.scoring.plain import Scorer
 from drllm_adapter.search import SearchConfig
 from drllm_adapter.tasks import load_questions
 from drllm_adapter.workflow import search_paths
+from drllm_adapter.workflow.begin import teller
 
 Run = Callable[..., str]
 
@@ -145,6 +148,7 @@ def test_fit_goes_from_questions_to_an_evaluated_adapter(tmp_path: Path, run: Ru
     out = run(*fit, "--output", tmp_path / "adapter", "--json", tmp_path / "fit.json")
     saved = json.loads((tmp_path / "fit.json").read_text())
     assert f"Verdict: {saved['verdict']}" in out
+    assert "Nothing was uploaded" in run(*suggested(out), "--dry-run")
     report = json.loads((tmp_path / "adapter" / "evaluation" / "report.json").read_text())
     assert report["routed"]["of"] == 8
     assert report["trained_on"] is None
@@ -191,21 +195,49 @@ def suggested(out: str) -> list[str]:
 def test_commands_that_are_suggested_run_as_they_are_printed(
     mode: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a search to an evaluation that is on the adapter's card; it follows how the adapter was trained."""
+    """From a search to an evaluation that is on the adapter's card; all follow how the adapter was trained."""
     monkeypatch.chdir(tmp_path)
     for name, count, seed in (("train.jsonl", 30, 0), ("TEST_QUESTIONS", 12, 1)):
         made = [
             {"prompt": item["question"], "answer": item["choices"][item["answer"]]} for item in generate(count, seed)
         ]
         Path(name).write_text("\n".join(map(json.dumps, made)))
+    grader = ["--grader", "contains"] if mode == "free" else []
+    followed = f"As in training: {' '.join(['--mode', mode, '--task jsonl', *grader])}."
     out = run("search", BASE, "--task", "jsonl", "--data", "train.jsonl", "--mode", mode, "--simulations", 15,
-              "--max-new-tokens", 2, "--output", "paths")  # fmt: skip
+              "--max-new-tokens", 2, *grader, "--output", "my [paths]")  # fmt: skip
     out = run(*suggested(out), "--epochs", 2)
     out = run(*suggested(out), "--max-new-tokens", 2)
     report = json.loads(Path("adapter/evaluation/report.json").read_text())
     assert report["mode"] == mode
-    assert f"As in training: --mode {mode} --task jsonl." in out
+    assert followed in out
     assert "TEST_QUESTIONS" in Path("adapter/README.md").read_text()
+    with open("train.jsonl", "a") as file:
+        file.write('\n{"prompt": ""}')
+    out = run("refine", "adapter", "--data", "train.jsonl", "--max-steps", 1, "--max-new-tokens", 2, "--skip-bad",
+              "--output", "my adapter")  # fmt: skip
+    assert followed in out
+    assert "1 questions that cannot be asked are left out" in out
+    learnt = json.loads(Path("my adapter/training.json").read_text())["supervision"]
+    assert (learnt["questions"], learnt["mode"], learnt["wording"]) == (30, mode, "plain")
+    assert followed in run(*suggested(out), "--max-new-tokens", 2)
+
+
+@pytest.mark.slow
+def test_a_demo_suggests_what_runs(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = run("demo", "--output", "my demo", "--questions", 20, "--test-questions", 20, "--simulations", 3)
+    generates, installs = out.splitlines()[-2:]
+    assert "passes, 8 blocks" in run(*shlex.split(generates.rpartition("Try: drllm ")[2]))
+    assert "pip install 'drllm-adapter[app]', then drllm app 'my demo/adapter'" in installs
+
+
+def test_text_of_people_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print(Table("[/INST]", title="[b]:smile:"))
+    teller(console)("[INST] hi [/INST] :smile:")
+    say("runs/[1]")
+    said = capsys.readouterr().out
+    assert all(text in said for text in ("[/INST]", "[b]:smile:", "[INST] hi [/INST] :smile:\n", "runs/[1]\n"))
 
 
 def test_what_was_trained_on_a_dataset_is_evaluated_on_its_test_split(tmp_path: Path, made: Path, refuse: Run) -> None:

@@ -262,7 +262,7 @@ def adapter(
     sizes = numbers(batch_sizes, "--batch-sizes", "whole numbers", "1,16") or []
     if min(sizes) < 1:
         raise DrLLMError(f"--batch-sizes must be numbers from 1, but {batch_sizes!r} was given; correct it.")
-    task, mode = as_trained(adapter, task, mode)
+    task, mode, _ = as_trained(adapter, task, mode)
     asked = questions(task, data, "test", limit, 0, 0, mode=mode)
     from ..bench.adapter import bench_adapter, table
     from ..bench.timing import environment

@@ -15,6 +15,7 @@ from .options import (
     Grader,
     MaxNewTokens,
     SkipBad,
+    TemplateAsTrained,
     as_trained,
     check_adapter,
     console,
@@ -56,12 +57,7 @@ def evaluate(
     max_new_tokens: MaxNewTokens = None,
     grader: Grader = None,
     skip_bad: SkipBad = False,
-    chat_template: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat-template/--no-chat-template", help="Word prompts by the tokenizer's; as in training by default."
-        ),
-    ] = None,
+    chat_template: TemplateAsTrained = None,
     lm_eval: Annotated[
         str | None,
         typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, with commas, instead of --task and --data."),
@@ -119,7 +115,7 @@ def evaluate(
         if output is not None:
             say(f"Saved in {output}: report.json.")
         return
-    task, mode = as_trained(adapter, asked.task, mode)
+    task, mode, grader = as_trained(adapter, asked.task, mode, grader)
     bad = left_out(skip_bad)
     asked = replace(asked, task=task, split=asked.split or "test")
     found = questions(**asdict(asked), seed=job.seed, mode=mode, grader=grader, skip_bad=bad)

@@ -9,7 +9,19 @@ import typer
 
 from ..errors import DrLLMError
 from .groups import Asked, Job, unfolded
-from .options import ChatTemplate, MaxNewTokens, Mode, console, questions, say, write_json
+from .options import (
+    ChatTemplate,
+    Grader,
+    MaxNewTokens,
+    Mode,
+    SkipBad,
+    console,
+    left_out,
+    questions,
+    quoted,
+    say,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from ..tasks import Question
@@ -33,6 +45,8 @@ def fit(
     push: Annotated[str | None, typer.Option(help="Upload the adapter with its card to owner/name at the end.")] = None,
     private: Annotated[bool | None, typer.Option("--private/--public", help="With --push, of a new one.")] = None,
     max_new_tokens: MaxNewTokens = None,
+    grader: Grader = None,
+    skip_bad: SkipBad = False,
     chat_template: ChatTemplate = True,
     job: Job,
 ) -> None:
@@ -48,12 +62,13 @@ def fit(
     check_model_name(model)
     is_made = job.resume and (output / TRAINING_REPORT).exists() and not (output / BEGUN).exists()
     make_room = job.claim(output, ADAPTER, BEGUN, TRAINING_REPORT)
-    learnt = questions(**asdict(asked), seed=job.seed, mode=mode)
+    bad = left_out(skip_bad)
+    learnt = questions(**asdict(asked), seed=job.seed, mode=mode, grader=grader, skip_bad=bad)
     if test_data is None:
         learnt, tested = _cut(learnt, job.seed)
     else:
         others = replace(asked, data=test_data, split="test", limit=None, skip=0)
-        tested = questions(**asdict(others), seed=job.seed, mode=mode)
+        tested = questions(**asdict(others), seed=job.seed, mode=mode, grader=grader, skip_bad=bad)
     make_room()
 
     from ..evaluation import verdict
@@ -61,21 +76,21 @@ def fit(
     from ..workflow import evaluate_adapter, refine_adapter
 
     how: dict[str, Any] = {
-        "mode": mode,
-        "max_new_tokens": max_new_tokens,
-        "chat_template": chat_template,
-        **job.running,
-    }
+        "mode": mode, "max_new_tokens": max_new_tokens, "chat_template": chat_template, "grader": grader,
+        "skip_bad": bad, **job.running,
+    }  # fmt: skip
     if not is_made:
         is_self = mode == "self"
         config = RefineConfig(max_steps=0 if is_self else 60, price=1.0 if is_self else 0.4, seed=job.seed)
         refine_adapter(model, learnt, output, config=config, max_loss=max_loss, **how)
     report = evaluate_adapter(str(output), tested, output / "evaluation", **how)
+    if bad is not None:
+        bad.say()
     console.print(report.table())
     say(f"Verdict: {verdict(report)}")
     write_json(job.json_file, {"verdict": verdict(report), **report.to_json()})
     if push is None:
-        say(f"Saved in {output}. Next: drllm push {output} OWNER/NAME")
+        say(f"Saved in {output}. Next: drllm push {quoted(output)} OWNER/NAME")
         return
     from ..hub.push import prepare_push
     from ..hub.push import push as upload

@@ -18,7 +18,7 @@ from .options import RUNNING, Base, Json, Seed, check_adapter, console, write_js
 if TYPE_CHECKING:
     from ..workflow.generate import Generated
 
-notes = Console(stderr=True)
+notes = Console(stderr=True, markup=False, emoji=False)
 """What is said about an answer goes to standard error, so that standard output is the answer."""
 
 

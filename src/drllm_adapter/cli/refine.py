@@ -1,26 +1,32 @@
 """`drllm refine`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..supervision.rewards import REWARDS
+from ..supervision.rewards import REWARDS, find_reward
 from .config import Config
 from .groups import Asked, Job, NewRouters, unfolded
 from .options import (
     RUNNING,
+    AsTrained,
     Base,
-    ChatTemplate,
+    Grader,
     MaxLoss,
     MaxNewTokens,
     MeanPasses,
-    Mode,
+    SkipBad,
+    TemplateAsTrained,
+    as_trained,
+    check_adapter,
     constant,
+    left_out,
     one_of,
     questions,
-    say,
+    say_next,
+    worded_by_template,
     write_json,
 )
 
@@ -44,7 +50,7 @@ def refine(
     output: Annotated[Path, typer.Option(help="Folder for the adapter, its report and its curves.")],
     *,
     asked: Asked,
-    mode: Mode = "letter",
+    mode: AsTrained = None,
     base: Base = None,
     reward: Annotated[
         str | None,
@@ -78,7 +84,9 @@ def refine(
         constant("--rms-norm/--no-rms-norm", help="Normalise each token's states before pooling (base model)."),
     ] = True,
     max_new_tokens: MaxNewTokens = None,
-    chat_template: ChatTemplate = True,
+    grader: Grader = None,
+    skip_bad: SkipBad = False,
+    chat_template: TemplateAsTrained = None,
     rows: Annotated[int, typer.Option(min=1, help="Most rows a block runs at once.", rich_help_panel=RUNNING)] = 64,
     constants: Constants,
     routers: NewRouters,
@@ -94,11 +102,19 @@ def refine(
 
     settings = routers.settings()
     make_room = job.claim(output, ADAPTER, BEGUN, TRAINING_REPORT)
-    if not is_adapter(start):
+    if is_adapter(start):
+        check_adapter(start, base)
+        task, mode, grader = as_trained(start, asked.task, mode, grader)
+        asked = replace(asked, task=task)
+        if chat_template is None:
+            chat_template = worded_by_template(start)
+    else:
         check_model_name(start)
-    elif base is not None:
-        check_model_name(base)
-    prompts = questions(**asdict(asked), seed=job.seed, mode=mode)
+    mode = mode or "letter"
+    if reward is not None:
+        find_reward(reward)
+    bad = left_out(skip_bad)
+    prompts = questions(**asdict(asked), seed=job.seed, mode=mode, grader=grader, skip_bad=bad)
 
     from ..adapter.config import DrLLMConfig
     from ..training import RefineConfig
@@ -115,10 +131,11 @@ def refine(
         start, prompts, output, mode=mode, init=init, reward=reward, max_loss=max_loss, mean_passes=mean_passes,
         config=RefineConfig(**asdict(constants), max_steps=max_steps, price=price, seed=job.seed),
         adapter=DrLLMConfig(**settings, rms_norm=rms_norm), base=base, max_new_tokens=max_new_tokens,
-        chat_template=chat_template, batch_size=rows, **job.running,
+        chat_template=chat_template is not False, grader=grader, skip_bad=bad, batch_size=rows, **job.running,
     )  # fmt: skip
+    if bad is not None:
+        bad.say()
     if result is not None:
-        write_json(job.json_file, load_training_record(output))
-        named = "" if asked.task is None else f" --task {asked.task}"
-        fresh = "--seed 12345" if asked.task == "khop" else "--data TEST_QUESTIONS"
-        say(f"Saved in {output}. Next: drllm eval {output}{named} --mode {mode} {fresh} --output {output}/evaluation")
+        record = load_training_record(output)
+        write_json(job.json_file, record)
+        say_next(output, record["supervision"])

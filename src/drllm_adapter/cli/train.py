@@ -10,7 +10,7 @@ from ..errors import DrLLMError
 from ..supervision.labels import LABEL_RULES
 from .config import Config
 from .groups import Job, NewRouters, unfolded
-from .options import RUNNING, Base, MaxLoss, MeanPasses, constant, one_of, say, write_json
+from .options import RUNNING, Base, MaxLoss, MeanPasses, constant, one_of, say_next, write_json
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,6 @@ def train(
         load_training_record,
     )
     from ..supervision import read_search_info
-    from ..tasks import TASKS
 
     if (supervision is None) == (supervision_option is None):
         raise DrLLMError("a training needs one supervision set, as the argument or with --supervision; name it.")
@@ -111,12 +110,4 @@ def train(
         return
     record = load_training_record(output)
     write_json(job.json_file, record)
-    learnt = record["supervision"]
-    # Names that rows of the task jsonl give themselves are no tasks of a command.
-    task = learnt["tasks"][0] if learnt["tasks"] in [[name] for name in TASKS] else "jsonl"
-    # A dataset has a split to test on; other questions are the user's to name.
-    hub = [source for source in learnt["sources"] if source["hub"]]
-    data = "--seed 12345" if task == "khop" else "--data TEST_QUESTIONS"
-    if len(hub) == len(learnt["sources"]) == 1:
-        data = f"--data {hub[0]['name']}{':' + hub[0]['config'] if hub[0]['config'] else ''}"
-    say(f"Saved in {output}. Next: drllm eval {output} {data} --output {output}/evaluation")
+    say_next(output, record["supervision"])

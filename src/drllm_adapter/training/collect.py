@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -150,11 +151,11 @@ def collect_features(
             means, used = collector.run(groups[batch])
             return writer.batch(groups[batch].tolist(), means.numpy(), used.tolist())
 
-        def show() -> None:
-            rows = [row for batch in writer.shards.finished() for row in groups[batch]]
+        def show(finished: Mapping[int, Path]) -> None:
+            rows = [row for batch in finished for row in groups[batch]]
             progress.update(len(rows), int(lengths[rows].sum()))
 
-        show()
+        show(writer.shards.finished())
         try:
             work_through(range(len(groups)), do, writer.shards, writer.locks, stop, show)
             while processes.is_main and writer.windows() is None:  # a shard was damaged meanwhile

@@ -4,6 +4,7 @@ Search paths, train routers on them, refine them on policy, evaluate on fresh qu
 the same number of passes, save, load again with PEFT's own call, generate.
 """
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,12 +114,13 @@ def run_demo(
     }
     write_json_atomic(folder / "report.json", result)
     plot_layers(report, folder / "layers.png")
+    adapter = shlex.quote(str(folder / "adapter"))
     console.print(
         f"{result['seconds']:.0f} s. In {folder}: report.json, layers.png, adapter/, and what led to it, paths/ and "
-        f"trained/. Try: drllm generate "
-        f'{folder}/adapter "{shown[0]["prompt"]}" --show-path\n'
-        f"Or see it in a browser: pip install 'drllm-adapter[app]', then drllm app {folder}/adapter",
+        f"trained/. Try: drllm generate {adapter} {shlex.quote(shown[0]['prompt'])} --show-path\n"
+        f"Or see it in a browser: pip install 'drllm-adapter[app]', then drllm app {adapter}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     return result
