@@ -24,6 +24,7 @@ from .options import (
     left_out,
     one_of,
     questions,
+    quoted,
     say,
     write_json,
 )
@@ -138,4 +139,4 @@ def search(
     console.print(summary.table())
     say(f"Verdict: {summary.verdict}")
     write_json(job.json_file, asdict(summary))
-    say(f"Saved in {output}. Next: drllm train {output} --output adapter")
+    say(f"Saved in {output}. Next: drllm train {quoted(output)} --output adapter")
