@@ -127,6 +127,18 @@ def find_base(source: str | os.PathLike[str], base: str) -> str:
     return base
 
 
+def base_of(adapter: str, config: Any) -> str:
+    """The base that an adapter's configuration names, with its revision.
+
+    Raises:
+        DrLLMError: it names none, or see `find_base`.
+    """
+    if not config.base_model_name_or_path:
+        raise DrLLMError(f"the adapter {adapter!r} does not say which base model it fits; name it with --base.")
+    name = find_base(adapter, config.base_model_name_or_path)
+    return f"{name}@{config.revision}" if config.revision and "@" not in name else name
+
+
 def split_revision(name: str) -> tuple[str, str | None]:
     """The name of a model and the revision behind its @; a folder has none."""
     where, mark, revision = name.rpartition("@")

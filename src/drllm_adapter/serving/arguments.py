@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..errors import DrLLMError, first_sentence
-from ..models.download import ADAPTER_CONFIG, fetch_adapter, find_base, split_revision
+from ..models.download import ADAPTER_CONFIG, base_of, fetch_adapter, split_revision
 from .settings import KEY, PREFIX, Settings, check_version, refuse
 
 _OURS = ("worker_cls", "scheduler_cls")
@@ -49,7 +49,7 @@ def engine_arguments(
         from ..adapter.integrity import check_adapter_folder
 
         found = check_adapter_folder(folder, adapter)
-    name = _base(adapter, base, found)
+    name = base or (adapter if found is None else base_of(adapter, found))
     config = _config(name)
     text = config.get_text_config(decoder=True)
     blocks = text.num_hidden_layers
@@ -172,16 +172,6 @@ def _is_adapter(name: str) -> bool:
         return find_adapter_config_file(where, revision=revision) is not None
     except OSError:
         return True  # what is wrong with it is said when it is fetched
-
-
-def _base(adapter: str, base: str | None, found: Any) -> str:
-    if base is not None or found is None:
-        return base or adapter
-    named = found.base_model_name_or_path
-    if not named:
-        raise DrLLMError(f"the adapter {adapter!r} does not say which base model it fits; name it with base.")
-    name = find_base(adapter, named)
-    return f"{name}@{found.revision}" if found.revision and "@" not in name else name
 
 
 def _config(name: str) -> Any:

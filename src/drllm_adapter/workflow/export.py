@@ -21,7 +21,7 @@ from ..evaluation.probe.report import BASE as PROBED_BASE
 from ..evaluation.probe.report import STATIC
 from ..files import MARKER, REPORT, check_claim, write_json_atomic, writing
 from ..hub import write_card
-from ..models.download import ADAPTER_CONFIG, CHECKPOINT, find_base, load_training_record, split_revision
+from ..models.download import ADAPTER_CONFIG, CHECKPOINT, base_of, load_training_record, split_revision
 from ..models.loading import load_adapter_config, load_routed
 from ..models.unroll import MAX_SHARD, UNROLLED, Base, look_at_base, write_unrolled
 from .begin import full_name
@@ -85,12 +85,7 @@ def export_path(
         raise DrLLMError(f"prompts take paths with an adapter, but {source!r} is a base model; name an adapter.")
     name = base or source
     if adapter is not None and base is None:
-        config = load_adapter_config(adapter)
-        if not config.base_model_name_or_path:
-            raise DrLLMError(f"the adapter {adapter!r} does not say which base model it fits; name it with --base.")
-        name = find_base(adapter, config.base_model_name_or_path)
-        if config.revision and "@" not in name:
-            name = f"{name}@{config.revision}"
+        name = base_of(adapter, load_adapter_config(adapter))
     found = look_at_base(name)
     if path is not None:
         chosen = Chosen(from_path(path, found.num_blocks), "by hand")
