@@ -194,6 +194,19 @@ def is_adapter(name: str | os.PathLike[str]) -> bool:
     return (fetch_adapter(name, weights=False) / ADAPTER_CONFIG).is_file()
 
 
+def names_adapter(name: str, *, unreachable: bool) -> bool:
+    """As `is_adapter`, but `unreachable` where that cannot be found out: loading it will say what is wrong."""
+    if Path(name).is_dir():
+        return (Path(name) / ADAPTER_CONFIG).is_file()
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    where, revision = split_revision(name)
+    try:
+        return find_adapter_config_file(where, revision=revision) is not None
+    except OSError:
+        return unreachable
+
+
 def fetch_supervision(name: str | os.PathLike[str]) -> Path:
     """The folder or Parquet file of a supervision set; see `fetch`."""
     return fetch(name, "dataset", SUPERVISION_FILES)

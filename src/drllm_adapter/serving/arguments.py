@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..errors import DrLLMError, first_sentence
-from ..models.download import ADAPTER_CONFIG, base_of, fetch_adapter, split_revision
+from ..models.download import base_of, fetch_adapter, names_adapter, split_revision
 from .settings import KEY, PREFIX, Settings, check_version, refuse
 
 _OURS = ("worker_cls", "scheduler_cls")
@@ -43,7 +43,7 @@ def engine_arguments(
             other, or an argument would run requests along wrong paths.
     """
     require_vllm()
-    folder = fetch_adapter(adapter) if _is_adapter(adapter) else None
+    folder = fetch_adapter(adapter) if names_adapter(adapter, unreachable=True) else None
     found = None
     if folder is not None:
         from ..adapter.integrity import check_adapter_folder
@@ -160,18 +160,6 @@ def _merged(name: str, config: Any, settings: Settings, given: dict[str, Any]) -
     if arguments["enable_prefix_caching"]:
         arguments["scheduler_cls"] = f"{__package__}.scheduler.SaltedAsyncScheduler"
     return arguments
-
-
-def _is_adapter(name: str) -> bool:
-    if Path(name).is_dir():
-        return (Path(name) / ADAPTER_CONFIG).is_file()
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    where, revision = split_revision(name)
-    try:
-        return find_adapter_config_file(where, revision=revision) is not None
-    except OSError:
-        return True  # what is wrong with it is said when it is fetched
 
 
 def _config(name: str) -> Any:
