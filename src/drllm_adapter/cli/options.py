@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 # Panels of `--help`, below the options that most people use.
 PAPER, RUNNING = "The search's constants", "Running"
+constant = partial(typer.Option, rich_help_panel=PAPER)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -91,7 +93,9 @@ Data = Annotated[
         "(name or name:config), several with commas; the task's own dataset by default."
     ),
 ]
-Split = Annotated[str | None, typer.Option(help="Split of a dataset on the Hub; train by default.")]
+Split = Annotated[
+    str | None, typer.Option(help="Split of a dataset on the Hub; train by default, test for drllm eval.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Most questions to use.")]
 SkipFirst = Annotated[int, typer.Option(min=0, help="Questions to leave out at the beginning.")]
 Mode = Annotated[

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from ..decisions import draw
 from ..demo import BASE
-from ..errors import DrLLMError
 from ..evaluation import BaselineTable, Part, Report, plot_layers, verdict
 from ..files import claim_folder, write_json_atomic
 from ..models.loading import load_routed
@@ -134,8 +133,8 @@ def _generate(adapter: Path, questions: Sequence[Question]) -> list[dict[str, An
     shown = []
     for level in dict.fromkeys((levels[0], levels[len(levels) // 2], levels[-1])):
         question = next(question for question in questions if question.level == level)
-        if question.choices is None or not isinstance(question.answer, int):
-            raise DrLLMError(f"a question of the demo must have choices, but {question.id!r} has none; report this.")
+        assert question.choices is not None
+        assert isinstance(question.answer, int)
         answer = generate_text(model, tokenizer, question.question, max_new_tokens=1)
         shown.append(
             {
