@@ -156,10 +156,9 @@ class RoutedEntry:
             f"compress and move it where every block executes."
         )
 
-    @property
-    def is_compileable(self) -> bool:
-        """Also says that the layer is longer than its tokens, so that masks must never be left out."""
-        return bool(self._blank.is_compileable)
+    # Also says that the layer is longer than its tokens, so that masks must never be left out. Of some layers it is an
+    # attribute, of others a property.
+    is_compileable: Any = property(lambda self: self._blank.is_compileable)
 
     @property
     def is_initialized(self) -> bool:
