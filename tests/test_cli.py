@@ -477,6 +477,13 @@ REFUSALS = (
     ["generate", "adapter", "a>b", "--base", "./missing"],
     ["demo", "--output", "taken"],
     ["bench", "search", "--mode", "clozee"],
+    ["fit", BASE, "--data", "free.jsonl", "--push", "no-owner", "--output", "new"],
+    ["refine", BASE, "--task", "khop", "--mode", "cloze", "--init", "skips", "--output", "new"],
+    ["refine", BASE, "--task", "khop", "--mode", "cloze", "--reward", "agreement", "--output", "new"],
+    ["refine", BASE, "--task", "khop", "--mode", "cloze", "--reward", "no.py:f", "--output", "new"],
+    ["refine", BASE, "--task", "khop", "--mode", "cloze", "--base", BASE, "--output", "new"],
+    ["refine", BASE, "--data", "free.jsonl", "--task", "jsonl", "--mode", "free", "--max-loss", 2, "--output", "new"],
+    ["refine", "adapter", "--task", "khop", "--mode", "cloze", "--init", "identity", "--output", "new"],
 )
 
 

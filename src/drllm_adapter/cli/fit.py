@@ -57,9 +57,11 @@ def fit(
     Example: drllm fit HuggingFaceTB/SmolLM2-135M-Instruct --data prompts.txt --output adapter --push me/routers
     """
     from ..jobs import BEGUN
-    from ..models.download import ADAPTER, TRAINING_REPORT, check_model_name
+    from ..models.download import ADAPTER, TRAINING_REPORT, HubName, check_model_name
 
     check_model_name(model)
+    if push is not None:
+        HubName.parse(push)
     is_made = job.resume and (output / TRAINING_REPORT).exists() and not (output / BEGUN).exists()
     make_room = job.claim(output, ADAPTER, BEGUN, TRAINING_REPORT)
     bad = left_out(skip_bad)

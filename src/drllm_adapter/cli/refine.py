@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import DrLLMError
 from ..supervision.rewards import REWARDS, find_reward
 from .config import Config
 from .groups import Asked, Job, NewRouters, unfolded
@@ -102,7 +103,8 @@ def refine(
 
     settings = routers.settings()
     make_room = job.claim(output, ADAPTER, BEGUN, TRAINING_REPORT)
-    if is_adapter(start):
+    begins_with_adapter = is_adapter(start)
+    if begins_with_adapter:
         check_adapter(start, base)
         task, mode, grader = as_trained(start, asked.task, mode, grader)
         asked = replace(asked, task=task)
@@ -113,6 +115,17 @@ def refine(
     mode = mode or "letter"
     if reward is not None:
         find_reward(reward)
+    unfit = {
+        "--base": base is not None and not begins_with_adapter and "names the base of an adapter, but a base was given",
+        "--init": init is not None and begins_with_adapter and "makes routers for a base, but an adapter was given",
+        "--init skips": init == "skips" and mode != "self" and f"needs --mode self, but the mode is {mode}",
+        "--reward agreement": reward == "agreement" and mode != "self" and f"needs --mode self, but the mode is {mode}",
+        "--max-loss": max_loss is not None and mode == "free" and "is no limit for generated answers (--mode free)",
+        "--mean-passes": mean_passes is not None and mode == "free" and "is none for generated answers (--mode free)",
+    }
+    for option, why in unfit.items():
+        if why:
+            raise DrLLMError(f"{option} {why}; leave it out or change what it goes with.")
     bad = left_out(skip_bad)
     prompts = questions(**asdict(asked), seed=job.seed, mode=mode, grader=grader, skip_bad=bad)
 
