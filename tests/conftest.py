@@ -13,9 +13,12 @@ sys.path.insert(0, str(Path(__file__).parent / "conformance"))
 sys.path.insert(0, str(Path(__file__).parent / "scoring"))
 sys.path.insert(0, str(Path(__file__).parent))
 
+import peft
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from packaging.version import Version
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 settings.register_profile(
     "default",
@@ -31,6 +34,14 @@ def pytest_collection_finish() -> None:
     """The garbage collector passes over what the libraries and the tests are made of: a million objects each time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where transformers asks for a newer peft than there is, its own calls for adapters end in its own sentence."""
+    if Version(peft.__version__) < Version(MIN_PEFT_VERSION):
+        for item in items:
+            if item.get_closest_marker("transformers_adapters"):
+                item.add_marker(pytest.mark.xfail(raises=ValueError, strict=True, reason=f"peft {MIN_PEFT_VERSION}"))
 
 
 @pytest.fixture(autouse=True)
