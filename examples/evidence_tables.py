@@ -33,6 +33,8 @@ def markdown(runs: list[dict[str, Any]]) -> str:
             average = mean(report["mean_passes"] for report in reports)
             lines.append(f"| **{way}** | all | {base:.1f} | {routed:.1f} | {pooled(reports)} | {average:.2f} |")
     tables = [run["reports"][ways[0]]["baselines"] for run in runs]
+    if tables[0] is None:
+        return "\n".join(lines + by_task([run["reports"][ways[0]] for run in runs])) + "\n"
     columns = [f"seed {run['seed']}: right, routed - it" for run in runs] + ["all seeds"] * (len(runs) > 1)
     lines += ["", f"| path | passes | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
     own = [table["routed"] for table in tables]

@@ -93,11 +93,20 @@ def test_logits_equal_a_plain_computation(model: Any) -> None:
 
 def test_the_answer_is_not_read(model: Any) -> None:
     prompt = torch.randint(1, VOCABULARY, (3, 11))
-    answer = torch.randint(1, VOCABULARY, (3, 9))
-    labels = torch.cat([torch.full_like(prompt, -100), answer], dim=1)
-    alone = decide(model, prompt)
-    assert decide(model, torch.cat([prompt, answer], dim=1), labels=labels) == alone
-    # The hidden states of the prompt are those of a causal model, so nothing else could have told.
+    answer, other = torch.randint(1, VOCABULARY, (2, 3, 9)).unbind()
+    read: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+    with observe_router_inputs(model, lambda *inputs: read.append(inputs)):
+        alone = decide(model, prompt)
+        for text in (answer, other):
+            labels = torch.cat([torch.full_like(prompt, -100), text], dim=1)
+            assert decide(model, torch.cat([prompt, text], dim=1), labels=labels) == alone
+    # What routers read: the same windows as without an answer, and to the last bit the same whichever it is.
+    for (block, means, used), before, after in zip(read[:BLOCKS], read[BLOCKS:], read[2 * BLOCKS :], strict=False):
+        assert block == before[0] == after[0]
+        assert used.tolist() == before[2].tolist() == after[2].tolist()
+        torch.testing.assert_close(means, before[1], rtol=1e-3, atol=1e-4)
+        assert torch.equal(before[1], after[1])
+    assert len(read) == 3 * BLOCKS
     with torch.no_grad():
         model.generate(prompt, max_new_tokens=9, do_sample=False, attention_mask=torch.ones_like(prompt))
     assert last_decisions(model).tolist() == alone
@@ -120,6 +129,22 @@ def test_decoding_runs_no_router(model: Any) -> None:
     for handle in handles:
         handle.remove()
     assert len(calls) == BLOCKS
+
+
+@torch.no_grad()
+def test_a_block_whose_last_row_has_left_the_batch_keeps_its_length(model: Any) -> None:
+    prompts, nexts = torch.randint(1, VOCABULARY, (2, 7)), torch.randint(1, VOCABULARY, (1, 1))
+    path = [0] + [1] * (BLOCKS - 1)
+    cache = DynamicCache(config=model.config)
+    keyword = cache_keyword(model)
+    with force_decisions(model, [[1] * BLOCKS, path]):
+        model(prompts, **{keyword: cache})
+    cache.batch_select_indices(torch.tensor([1]))
+    assert cache.get_seq_length() == 7
+    found = model(nexts, **{keyword: cache}).logits
+    with force_decisions(model, path):
+        expected = model(torch.cat([prompts[1:], nexts], dim=1), use_cache=False).logits[:, -1:]
+    torch.testing.assert_close(found, expected)
 
 
 @torch.no_grad()

@@ -13,9 +13,9 @@ from test_scoring import BASE, BLOCKS, ROUTED, TOKENIZER, choice_prompts, log_li
 from unrolled import tiny_model, unrolled
 
 from drllm_adapter import DrLLMConfig, DrLLMError
-from drllm_adapter.scoring.plain import Scorer
+from drllm_adapter.scoring.plain import PlainSession, Scorer
 from drllm_adapter.scoring.shared_prefix import SharingScorer, score_paths
-from drllm_adapter.scoring.shared_prefix.packing import pack
+from drllm_adapter.scoring.shared_prefix.packing import PackedRow, pack
 from drllm_adapter.search import PathSearch, SearchConfig, search_bundle
 from drllm_adapter.tasks import Prompt
 
@@ -83,6 +83,41 @@ def test_every_architecture_scores_as_the_plain_scorer_does(model_type: str, att
     windows = model_type in ("qwen2", "mistral") and not letters
     assert len(said) == windows
     assert not windows or "cannot run as packed rows" in said[0]
+
+
+def test_answers_that_see_each_other_are_no_matter_of_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = routed(tiny_model("llama", BLOCKS).bfloat16())
+    long = tuple("".join(f" w{1 + (step * n) % 60}" for n in range(1, 13)) for step in (7, 11, 13))
+    prompts = [Prompt("w1 w2 w3", False, long, 0, "cloze", 4)]
+    assert not isinstance(SharingScorer(model, TOKENIZER, notice=refuse).begin(prompts), PlainSession)
+    monkeypatch.setattr(PackedRow, "visible", lambda self, length: torch.ones(length, length).tril().bool())
+    said: list[str] = []
+    session = SharingScorer(model, TOKENIZER, notice=said.append).begin(prompts)
+    assert "log-likelihoods differ" in said[0]
+    assert isinstance(session, PlainSession)
+
+
+def test_arguments_for_as_many_tokens_as_there_are_rows_are_not_cut_by_rows() -> None:
+    """Rotary embeddings `[tokens, width]`, which all rows share, of eight rows of eight tokens."""
+    base = tiny_model("llama", BLOCKS)
+    model = routed(copy.deepcopy(base))
+    inner = model.get_base_model().model
+    inner.rotary_emb.register_forward_hook(lambda module, args, output: tuple(part[0] for part in output))
+    for layer in inner.layers:
+        layer.base_layer.register_forward_pre_hook(
+            lambda module, args, kwargs: (
+                args,
+                {**kwargs, "position_embeddings": tuple(part[None] for part in kwargs["position_embeddings"])},
+            ),
+            with_kwargs=True,
+        )
+    prompts = [
+        Prompt(" ".join(f"w{1 + (7 * n + k) % 60}" for k in range(8)), False, LETTERS, 0, "letter", 4) for n in range(8)
+    ]
+    path = (1, 0, 2, 1)
+    scores = SharingScorer(model, TOKENIZER, notice=refuse).begin(prompts).score([2, 5], [path] * 2)
+    expected = Scorer(routed(base), TOKENIZER).score([prompts[2], prompts[5]], [path] * 2)
+    assert [score.probability for score in scores] == pytest.approx([s.probability for s in expected], abs=2e-4)
 
 
 def test_a_search_is_the_same_to_the_last_bit_in_any_bundle_batch_and_memory() -> None:

@@ -146,8 +146,6 @@ class RoutedLayer(nn.Module, BaseTunerLayer):
         # Every token goes through here once a block, so what costs microseconds is kept out of it.
         self.route.check_thread()
         cache = find_cache(args, kwargs)
-        if call.executes is not None and call.executes[self.index]:
-            return self._run_pass(0, cache, args, kwargs)
         if call.adapter is None:
             self._return_cache(cache)
             return self.base_layer(*args, **kwargs)

@@ -68,7 +68,6 @@ class Call:
     at_prompt: whether decisions are taken in it, or hold from before.
     decisions: these or those.
     noted: those that routers take while every block executes.
-    executes: of a call that continues sequences: at which blocks every row executes, so that these need not find out.
     prompt: `[batch, tokens]` bool, true for the tokens that routers may read.
     forced: the decisions of each row that stand in for the routers'.
     passes: how many each row has made so far.
@@ -76,6 +75,7 @@ class Call:
     hidden_states: what enters each block, `[batch, tokens, width]`, when the caller asked for hidden states.
     output_of_each_pass: the option by which the caller asked for outputs that only the rows that run a block have.
     may_run_again: whether checkpointed blocks may be computed again in a backward pass.
+    is_over: whether the stack has run; what checkpointed blocks do from then on is to run again.
     entered: of what entered each block at such a prompt, a few values, by which a block that runs again is known.
     cuts, windows: what is computed once for all blocks: arguments cut to rows, the prompt cut into windows.
     thread: in which it runs; kept when it has ended.
@@ -87,7 +87,6 @@ class Call:
     at_prompt: bool = False
     decisions: Decisions | None = None
     noted: Decisions | None = None
-    executes: list[bool] | None = None
     prompt: Tensor | None = None
     forced: list[list[int]] | None = None
     passes: list[int] = field(default_factory=list)
@@ -95,6 +94,7 @@ class Call:
     hidden_states: list[Tensor] | None = None
     output_of_each_pass: str | None = None
     may_run_again: bool = False
+    is_over: bool = False
     entered: dict[int, Tensor] = field(default_factory=dict)
     cuts: Cuts = field(default_factory=dict)
     windows: dict[tuple[int, torch.device], Windows] = field(default_factory=dict)
@@ -214,8 +214,6 @@ class Route:
         call.decisions = decisions
         if call.forced is not None:
             self._check_forced(decisions, call.forced)
-        if call.hidden_states is None:
-            call.executes = decisions.where_all_execute()
         if any(decided is not None and decided.uniform is None for decided in decisions.blocks):
             call.check_outputs(MIXED)
 
@@ -241,12 +239,15 @@ class Route:
         if call.num_blocks == self.num_blocks:
             self.decisions, self.begins_with = call.noted or call.decisions, call.begins_with
         if call.may_run_again:
-            call.hidden_states, call.cuts, call.windows = None, {}, {}
+            call.hidden_states, call.cuts, call.windows, call.is_over = None, {}, {}, True
             self.call = call
 
     def abandon(self, call: Call) -> None:
-        """The call has failed: whatever it has begun is forgotten, and the last prompt is the one before."""
-        if self.call is call and call.thread == get_ident():  # and not another thread's
+        """The call has failed: whatever it has begun is forgotten, and the last prompt is the one before.
+
+        A call that is over cannot fail any more: torch ends the blocks that it runs again by an exception.
+        """
+        if self.call is call and not call.is_over and call.thread == get_ident():  # and not another thread's
             self.call, self.next_call = Call(thread=call.thread), NextCall()
 
     def _forced_for_batch(

@@ -55,7 +55,6 @@ class Decisions:
         """Whether the prompt has been processed by every block."""
         self._same: dict[tuple[int, ...], BlockDecisions] = {}
         self._rows: dict[tuple[int, ...], Rows] = {}
-        self._executes: list[bool] | None = None
         self._taken: Taken | None = None
 
     @classmethod
@@ -80,12 +79,6 @@ class Decisions:
     def complete(self) -> bool:
         """Whether every block has decided."""
         return None not in self.blocks
-
-    def where_all_execute(self) -> list[bool]:
-        """For each block, whether all rows execute it; every block has decided."""
-        if self._executes is None:
-            self._executes = [decided is not None and decided.uniform == EXECUTE for decided in self.blocks]
-        return self._executes
 
     def tensor(self) -> Tensor:
         """`[batch, blocks]` int8 on the CPU; every block has decided."""
