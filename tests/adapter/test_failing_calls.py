@@ -2,7 +2,7 @@
 
 import copy
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -102,15 +102,6 @@ def test_a_call_that_fails_leaves_everything_as_it_was(where: str, error: type[B
 # What a call leaves behind
 
 
-@pytest.fixture
-def only_new_objects() -> Iterator[None]:
-    """The collector looks at what the test makes alone, and not at a million objects of the libraries."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def alive() -> int:
     """Bytes of all tensors that the test has made."""
     gc.collect()
@@ -140,7 +131,6 @@ def interrupted(model: Any, ids: Any) -> None:
     handle.remove()
 
 
-@pytest.mark.usefixtures("only_new_objects")
 @pytest.mark.parametrize("call", LEAVES)
 @pytest.mark.parametrize("architecture", ["llama", "gptj", "falcon", "mamba"])
 def test_nothing_big_is_kept_after_a_call(architecture: str, call: str) -> None:

@@ -139,6 +139,8 @@ def _merged(name: str, config: Any, settings: Settings, given: dict[str, Any]) -
             )
     where, revision = split_revision(name)
     on_cpu = current_platform.is_cpu()
+    if on_cpu:
+        _check_heads(name, config.get_text_config(decoder=True))
     v2 = envs.VLLM_USE_V2_MODEL_RUNNER if envs.VLLM_USE_V2_MODEL_RUNNER is not None else not on_cpu
     arguments: dict[str, Any] = {
         "model": where,
@@ -160,6 +162,20 @@ def _merged(name: str, config: Any, settings: Settings, given: dict[str, Any]) -
     if arguments["enable_prefix_caching"]:
         arguments["scheduler_cls"] = f"{__package__}.scheduler.SaltedAsyncScheduler"
     return arguments
+
+
+def _check_heads(name: str, text: Any) -> None:
+    """vLLM would say so after it has loaded the model, in its own words."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    heads = getattr(text, "num_attention_heads", None)
+    size = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else None)
+    possible = CPUAttentionBackend.get_supported_head_sizes()
+    if size is not None and size not in possible:
+        raise DrLLMError(
+            f"vLLM's attention on a CPU must have heads of one of the sizes {', '.join(map(str, possible))}, but those "
+            f"of {name!r} are {size} wide; serve it on a GPU, or use drllm generate."
+        )
 
 
 def _config(name: str) -> Any:
