@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from commands import command
+from safetensors.torch import load_file
 
 from drllm_adapter.demo import BASE
 from drllm_adapter.demo.khop import generate
@@ -41,15 +44,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Questions, and in `one` what one process found."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, generate(50, 0))))
-    done = run([*ONE, *search("one")], folder)
-    assert done.returncode == 0, done.stderr
+    assert command(*search("one"), folder=folder) == 0
     return folder
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_a_search(folder: Path, processes: int) -> None:
-    name = f"shared {processes}"
-    done = run([*launch(processes), *search(name, "--log", "json")], folder)
+def test_processes_share_a_search(folder: Path) -> None:
+    name = "shared"
+    done = run([*launch(3), *search(name, "--log", "json")], folder)
     assert done.returncode == 0, done.stderr
     assert (folder / name / DATA).read_bytes() == (folder / "one" / DATA).read_bytes()
     assert done.stdout.count("Saved in") == 1  # the main process speaks for all
@@ -71,9 +72,9 @@ def test_a_refusal_is_said_once(folder: Path) -> None:
 def test_a_process_that_dies_is_replaced_and_the_job_can_go_on(folder: Path) -> None:
     """One of two processes that share a folder, without a launcher that would end the other, is killed."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    command = list(map(str, [*ONE, *search("dies")]))
+    begun = list(map(str, [*ONE, *search("dies")]))
     both = [
-        subprocess.Popen(command, cwd=folder, env={**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank})
+        subprocess.Popen(begun, cwd=folder, env={**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank})
         for rank in ("0", "1")
     ]
     while not list((folder / "dies" / "shards").glob("*.parquet")):
@@ -84,11 +85,11 @@ def test_a_process_that_dies_is_replaced_and_the_job_can_go_on(folder: Path) -> 
     assert (folder / "dies" / DATA).read_bytes() == (folder / "one" / DATA).read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_search_and_says_how_to_go_on(folder: Path, number: signal.Signals) -> None:
     output = folder / number.name
-    command = list(map(str, [*ONE, *search(output.name)]))
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    begun = list(map(str, [*ONE, *search(output.name)]))
+    process = subprocess.Popen(begun, cwd=folder, stderr=subprocess.PIPE, text=True)
     while not (started := list((output / "shards").glob("*.parquet"))):
         assert process.poll() is None
         time.sleep(0.01)
@@ -100,7 +101,7 @@ def test_a_signal_ends_the_search_and_says_how_to_go_on(folder: Path, number: si
     saved = len(list((output / "shards").glob("*.parquet")))
     assert saved >= len(started)
     assert f"what was scored for others is saved in {output.name}; go on with the same command and --resume" in said
-    assert run([*ONE, *search(output.name, "--resume")], folder).returncode == 0
+    assert command(*search(output.name, "--resume"), folder=folder) == 0
     assert (output / DATA).read_bytes() == (folder / "one" / DATA).read_bytes()
 
 
@@ -110,16 +111,34 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def test_processes_share_training_and_evaluation(folder: Path) -> None:
-    """The forward pass over the questions and the batches of an evaluation are shared; the results are those of one."""
+def test_processes_share_training_refinement_and_evaluation(folder: Path) -> None:
+    """Forward passes, the prompts of a step and the batches of an evaluation are shared; results are those of one."""
     train = ["train", "one", "--epochs", 2, "--dtype", "float32", "--output"]
     evaluate = ["eval", "adapter 1", "--task", "jsonl", "--data", "train.jsonl", "--mode", "cloze", "--batch-size", 8,
                 "--dtype", "float32", "--output"]  # fmt: skip
-    for name, command in (("1", ONE), ("2", launch(2))):
-        for arguments in ([*train, f"adapter {name}"], [*evaluate, f"evaluation {name}"]):
-            done = run([*command, *arguments], folder)
-            assert done.returncode == 0, done.stderr
-            assert done.stdout.count("Saved in") == 1
+    refine = ["refine", "adapter 1", "--task", "jsonl", "--data", "train.jsonl", "--mode", "cloze", "--max-steps", 2,
+              "--batch-size", 8, "--num-generations", 4, "--dtype", "float32", "--output"]  # fmt: skip
+    jobs = ((train, "adapter"), (refine, "refined"), (evaluate, "evaluation"))
+    for begun, name in jobs:
+        assert command(*begun, f"{name} 1", folder=folder) == 0
+    # One launch for the three, since starting processes is what takes long.
+    script = folder / "all.py"
+    script.write_text(
+        f"import sys\nfrom drllm_adapter.cli import main\n"
+        f"for arguments in {[[*map(str, begun), f'{name} 2'] for begun, name in jobs]}:\n"
+        f"    sys.argv[1:] = arguments\n    try: main()\n    except SystemExit as stop: assert not stop.code\n"
+    )
+    done = run([*launch(2)[:-2], script], folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Saved in") == 3
     for name in ("adapter {}/adapter_model.safetensors", "evaluation {}/report.json"):
         assert (folder / name.format(1)).read_bytes() == (folder / name.format(2)).read_bytes()
+    # The gradients of a step are a sum over processes, whose last bits differ: little beside what the steps moved.
+    start, alone, both = (
+        torch.cat([weight.flatten() for weight in load_file(folder / name / "adapter_model.safetensors").values()])
+        for name in ("adapter 1", "refined 1", "refined 2")
+    )
+    assert (both - alone).norm() < 1e-3 * (alone - start).norm()
+    reports = [json.loads((folder / f"refined {name}" / "training.json").read_text()) for name in "12"]
+    assert len({report["lines"][1].split(" in ")[0] for report in reports}) == 1  # paths that were scored
     assert not {".lock", "features", "begun.json"} & {path.name for path in (folder / "adapter 2").iterdir()}

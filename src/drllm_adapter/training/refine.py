@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, TextIO
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from ..decisions import Decisions, passes
-from ..errors import DrLLMError, Interrupted
+from ..errors import DrLLMError, Interrupted, check_range
 from ..jobs import ALONE, JobProgress, Processes, Stop, job_progress, stop_on_signals, track
 from ..scoring.shared_prefix import SharingScorer, SharingSession
 from ..scoring.shared_prefix.walk import walk
@@ -65,21 +65,17 @@ class RefineConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, least in (("max_steps", 0), ("batch_size", 1), ("num_generations", 2), ("eval_steps", 1)):
+            check_range(name, getattr(self, name), least, math.inf)
+        check_range("seed", self.seed, 0, 2**63 - 1)
         for name, lowest, highest in (
-            ("max_steps", 0, math.inf),
-            ("batch_size", 1, math.inf),
-            ("num_generations", 2, math.inf),
             ("learning_rate", 1e-8, 10.0),
             ("warmup_ratio", 0.0, 1.0),
             ("entropy_coef", 0.0, math.inf),
             ("price", 0.0, math.inf),
             ("validation_share", 0.001, 0.9),
-            ("eval_steps", 1, math.inf),
-            ("seed", 0, 2**63 - 1),
         ):
-            value = getattr(self, name)
-            if not lowest <= value <= highest:
-                raise DrLLMError(f"{name} must be from {lowest} to {highest}, but {value!r} was given; correct it.")
+            check_range(name, getattr(self, name), lowest, highest, whole=False)
 
 
 @dataclass(frozen=True)
@@ -181,7 +177,7 @@ def refine_routers(
         layers=tuple(layers),
         history=run.state.history,
         improved=run.state.best_epoch > 0,
-        work=scorer.work - work,
+        work=Work(*map(round, run.sum(astuple(scorer.work - work)))),
         seconds=time.perf_counter() - began,
         validation=tuple(validation.tolist()),
     )
@@ -288,7 +284,7 @@ class _Run:
         if loss.requires_grad:
             loss.backward()
         self._sum_gradients()
-        totals = self._sum([entropy, float(rollouts.rewards.sum()) / paths, float(rollouts.passes.sum()) / paths])
+        totals = self.sum([entropy, float(rollouts.rewards.sum()) / paths, float(rollouts.passes.sum()) / paths])
         if not all(map(math.isfinite, totals)):
             raise DrLLMError(
                 f"rewards and routers must be finite, but a step came to {totals}; lower the learning rate, "
@@ -355,7 +351,7 @@ class _Run:
         for start in range(0, len(mine), config.batch_size):
             rollouts = self._walk(mine[start : start + config.batch_size], 1, drawn=False)
             rewards, made = rewards + float(rollouts.rewards.sum()), made + float(rollouts.passes.sum())
-        rewards, made = (total / len(validation) for total in self._sum([rewards, made]))
+        rewards, made = (total / len(validation) for total in self.sum([rewards, made]))
         state.history[-1] |= {"validation_reward": rewards, "validation_passes": made}
         loss = config.price * made / self.scorer.num_blocks - rewards
         # Not the best of all looks: on few prompts that is the luckiest.
@@ -363,7 +359,7 @@ class _Run:
             state.best_loss, state.best_epoch = loss, state.step
             state.best_weights = {name: weight.detach().cpu().clone() for name, weight in self.weights.items()}
 
-    def _sum(self, numbers: Sequence[float]) -> list[float]:
+    def sum(self, numbers: Sequence[float]) -> list[float]:
         """The sums over all processes."""
         if self.processes.count == 1:
             return list(numbers)
@@ -394,6 +390,6 @@ class _Run:
         if self.checkpoint is not None and due and self.processes.is_main:
             save_checkpoint(self.checkpoint, self.state, self.key)
             self.saved = time.monotonic()
-        if self._sum([float(stop.asked)]) != [0.0]:
+        if self.sum([float(stop.asked)]) != [0.0]:
             kept = "." if self.checkpoint is None else "; go on with the same command and --resume."
             raise Interrupted(f"stopped after step {self.state.step} of {self.config.max_steps}{kept}")
