@@ -308,6 +308,10 @@ def lossless(
     mode: Mode = "free",
     limit: Annotated[int, typer.Option(min=1, help="Prompts, the first of the questions.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 1,
+    depth_control: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="For this run: -1 skips every block, 0.5 executes all.")
+    ] = None,
     repetitions: Annotated[int, typer.Option(min=3, help="Of each cost; medians are reported.")] = 15,
     threads: Threads = None,
     dtype: Dtype = "auto",
@@ -321,6 +325,7 @@ def lossless(
         raise DrLLMError("either an adapter or --shape must be given, but both or neither were; give one of them.")
     import torch
 
+    from ..adapter.steering import set_depth_control
     from ..bench.lossless import bench_lossless, costs_of_shape, costs_table, to_json, verdict
     from ..bench.timing import environment
     from ..files import write_json_atomic
@@ -339,10 +344,12 @@ def lossless(
         assert adapter is not None
         asked = questions(task, data, None, limit, 0, 0, mode=mode)
         model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
-        prompts = build_prompts(asked, mode, tokenizer)
+        if depth_control is not None:
+            set_depth_control(model, depth_control)
         speed, costs = bench_lossless(
-            model, tokenizer, prompts, new_tokens=max_new_tokens, repetitions=repetitions, hidden=hidden
-        )
+            model, tokenizer, build_prompts(asked, mode, tokenizer), new_tokens=max_new_tokens,
+            repetitions=repetitions, hidden=hidden, batch_size=batch_size,
+        )  # fmt: skip
         facts = {"adapter": adapter, "task": task, "mode": mode, **environment(model)}
     console.print(costs_table(costs))
     say(verdict(costs, speed))
