@@ -45,8 +45,6 @@ sys.meta_path.insert(0, Broken())
     ("first", "name", "error"),
     [
         ("torch", "wrapt", "ImportError('too old')"),
-        ("peft", "wrapt", "RuntimeError('no such driver')"),
-        ("torch, peft", "drllm_adapter.adapter.model", "ImportError('too old')"),
         ("peft", "drllm_adapter.adapter.model", "RuntimeError('no such driver')"),
     ],
 )

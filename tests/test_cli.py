@@ -16,18 +16,21 @@ from typing import Any
 
 import pytest
 import torch
+from commands import command
+from rich.table import Table
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from unrolled import tiny_model
 
 import drllm_adapter
-from drllm_adapter.cli import main
+from drllm_adapter.cli.options import console, say
 from drllm_adapter.demo import BASE
 from drllm_adapter.demo.khop import generate
 from drllm_adapter.scoring.plain import Scorer
 from drllm_adapter.search import SearchConfig
 from drllm_adapter.tasks import load_questions
 from drllm_adapter.workflow import search_paths
+from drllm_adapter.workflow.begin import teller
 
 Run = Callable[..., str]
 
@@ -38,26 +41,22 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which --threads changes
 
     def call(*arguments: Any) -> str:
-        monkeypatch.setattr(sys, "argv", ["drllm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
+        code = command(*arguments)
         printed = capsys.readouterr()
-        assert stop.value.code == 0, printed.err
+        assert code == 0, printed.err
         return printed.out
 
     return call
 
 
 @pytest.fixture
-def refuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def refuse(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command that must be refused and give the one sentence that says so."""
 
     def call(*arguments: Any) -> str:
-        monkeypatch.setattr(sys, "argv", ["drllm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
+        code = command(*arguments)
         error = capsys.readouterr().err
-        assert stop.value.code == 2, error
+        assert code == 2, error
         assert re.fullmatch(r"drllm: [^\n]+\.\n", error), error
         return error
 
@@ -76,8 +75,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
          "--output", "paths"],
         ["train", "paths", "--output", "adapter", "--epochs", 8],
     ):  # fmt: skip
-        command = [sys.executable, "-m", "drllm_adapter", *map(str, arguments)]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        assert command(*arguments, folder=folder) == 0
     return folder
 
 
@@ -150,6 +148,7 @@ def test_fit_goes_from_questions_to_an_evaluated_adapter(tmp_path: Path, run: Ru
     out = run(*fit, "--output", tmp_path / "adapter", "--json", tmp_path / "fit.json")
     saved = json.loads((tmp_path / "fit.json").read_text())
     assert f"Verdict: {saved['verdict']}" in out
+    assert "Nothing was uploaded" in run(*suggested(out), "--dry-run")
     report = json.loads((tmp_path / "adapter" / "evaluation" / "report.json").read_text())
     assert report["routed"]["of"] == 8
     assert report["trained_on"] is None
@@ -196,21 +195,49 @@ def suggested(out: str) -> list[str]:
 def test_commands_that_are_suggested_run_as_they_are_printed(
     mode: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a search to an evaluation that is on the adapter's card; it follows how the adapter was trained."""
+    """From a search to an evaluation that is on the adapter's card; all follow how the adapter was trained."""
     monkeypatch.chdir(tmp_path)
     for name, count, seed in (("train.jsonl", 30, 0), ("TEST_QUESTIONS", 12, 1)):
         made = [
             {"prompt": item["question"], "answer": item["choices"][item["answer"]]} for item in generate(count, seed)
         ]
         Path(name).write_text("\n".join(map(json.dumps, made)))
+    grader = ["--grader", "contains"] if mode == "free" else []
+    followed = f"As in training: {' '.join(['--mode', mode, '--task jsonl', *grader])}."
     out = run("search", BASE, "--task", "jsonl", "--data", "train.jsonl", "--mode", mode, "--simulations", 15,
-              "--max-new-tokens", 2, "--output", "paths")  # fmt: skip
+              "--max-new-tokens", 2, *grader, "--output", "my [paths]")  # fmt: skip
     out = run(*suggested(out), "--epochs", 2)
     out = run(*suggested(out), "--max-new-tokens", 2)
     report = json.loads(Path("adapter/evaluation/report.json").read_text())
     assert report["mode"] == mode
-    assert f"As in training: --mode {mode} --task jsonl." in out
+    assert followed in out
     assert "TEST_QUESTIONS" in Path("adapter/README.md").read_text()
+    with open("train.jsonl", "a") as file:
+        file.write('\n{"prompt": ""}')
+    out = run("refine", "adapter", "--data", "train.jsonl", "--max-steps", 1, "--max-new-tokens", 2, "--skip-bad",
+              "--output", "my adapter")  # fmt: skip
+    assert followed in out
+    assert "1 questions that cannot be asked are left out" in out
+    learnt = json.loads(Path("my adapter/training.json").read_text())["supervision"]
+    assert (learnt["questions"], learnt["mode"], learnt["wording"]) == (30, mode, "plain")
+    assert followed in run(*suggested(out), "--max-new-tokens", 2)
+
+
+@pytest.mark.slow
+def test_a_demo_suggests_what_runs(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = run("demo", "--output", "my demo", "--questions", 20, "--test-questions", 20, "--simulations", 3)
+    generates, installs = out.splitlines()[-2:]
+    assert "passes, 8 blocks" in run(*shlex.split(generates.rpartition("Try: drllm ")[2]))
+    assert "pip install 'drllm-adapter[app]', then drllm app 'my demo/adapter'" in installs
+
+
+def test_text_of_people_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print(Table("[/INST]", title="[b]:smile:"))
+    teller(console)("[INST] hi [/INST] :smile:")
+    say("runs/[1]")
+    said = capsys.readouterr().out
+    assert all(text in said for text in ("[/INST]", "[b]:smile:", "[INST] hi [/INST] :smile:\n", "runs/[1]\n"))
 
 
 def test_what_was_trained_on_a_dataset_is_evaluated_on_its_test_split(tmp_path: Path, made: Path, refuse: Run) -> None:
@@ -262,23 +289,20 @@ def test_generate_answers_a_file_of_prompts(made: Path, tmp_path: Path, run: Run
 
 def test_plain_characters_where_others_cannot_be_shown(made: Path) -> None:
     """Tables, too, whose lines are no ASCII elsewhere."""
-    question = [
-        "generate",
-        "adapter",
-        "a>b from a 1 hops:",
-        "--show-path",
-        "--layer-budget",
-        "5",
-        "--max-new-tokens",
-        "1",
-    ]
-    for arguments in (question, ["eval", "adapter", "--data", "test.jsonl", "--limit", "4"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "drllm_adapter", *arguments], cwd=made, check=True, capture_output=True,
-            env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        )  # fmt: skip
-        assert done.stdout.decode("ascii")
-        assert b"?" not in done.stdout
+    code = (
+        "import sys\nfrom drllm_adapter.cli import main\n"
+        "for arguments in ('generate adapter a>b --show-path --layer-budget 5 --max-new-tokens 1',\n"
+        "                  'eval adapter --data test.jsonl --limit 4'):\n"
+        "    sys.argv[1:] = arguments.split()\n    try: main()\n    except SystemExit as stop: assert not stop.code\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=made, check=True, capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    shown = done.stdout.decode("ascii")
+    assert "path  " in shown
+    assert "Verdict: " in shown
+    assert "?" not in shown
 
 
 def test_info_says_what_it_fits_and_how_it_was_trained(made: Path, tmp_path: Path, run: Run) -> None:
@@ -351,9 +375,9 @@ def test_an_interrupted_search_goes_on(made: Path, tmp_path: Path, run: Run, ref
 def test_an_interrupted_evaluation_goes_on(
     made: Path, tmp_path: Path, run: Run, refuse: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    command = ["eval", made / "adapter", "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze",
+    evaluate = ["eval", made / "adapter", "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze",
                "--batch-size", 8, "--output"]  # fmt: skip
-    run(*command, tmp_path / "whole")
+    run(*evaluate, tmp_path / "whole")
     score, calls = Scorer.score, []
 
     def interrupt(self: Any, *arguments: Any) -> Any:
@@ -363,20 +387,17 @@ def test_an_interrupted_evaluation_goes_on(
         return score(self, *arguments)
 
     monkeypatch.setattr(Scorer, "score", interrupt)
-    monkeypatch.setattr(sys, "argv", ["drllm", *map(str, command), str(tmp_path / "cut")])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 130
+    assert command(*evaluate, tmp_path / "cut") == 130
     assert "56 of 80 answers are saved" in capsys.readouterr().err
-    assert "--resume" in refuse(*command, tmp_path / "cut")
-    assert "depth_control" in refuse(*command, tmp_path / "cut", "--resume", "--depth-control", 0)
-    run(*command, tmp_path / "cut", "--resume")
+    assert "--resume" in refuse(*evaluate, tmp_path / "cut")
+    assert "depth_control" in refuse(*evaluate, tmp_path / "cut", "--resume", "--depth-control", 0)
+    run(*evaluate, tmp_path / "cut", "--resume")
     assert len(calls) == 10  # five batches of the base and five of the routed model, each once
     for name in ("report.json", "layers.png"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["drllm.json", "layers.png", "report.json"]
-    assert "is finished" in refuse(*command, tmp_path / "cut", "--resume")
-    assert "already holds an evaluation; choose another folder" in refuse(*command, tmp_path / "cut")
+    assert "is finished" in refuse(*evaluate, tmp_path / "cut", "--resume")
+    assert "already holds an evaluation; choose another folder" in refuse(*evaluate, tmp_path / "cut")
 
 
 def test_an_interrupted_training_goes_on(
@@ -384,7 +405,7 @@ def test_an_interrupted_training_goes_on(
 ) -> None:
     from drllm_adapter.training import trainer
 
-    command = ["train", made / "paths", "--epochs", 8, "--output"]
+    train = ["train", made / "paths", "--epochs", 8, "--output"]
     loss, calls = trainer._Run._loss, []
 
     def interrupt(self: Any, batch: Any) -> Any:
@@ -394,18 +415,15 @@ def test_an_interrupted_training_goes_on(
         return loss(self, batch)
 
     monkeypatch.setattr(trainer._Run, "_loss", interrupt)
-    monkeypatch.setattr(sys, "argv", ["drllm", *map(str, command), str(tmp_path / "cut")])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 130
+    assert command(*train, tmp_path / "cut") == 130
     assert "go on with the same command and --resume" in capsys.readouterr().err
-    assert "holds an adapter that is not finished; go on with --resume" in refuse(*command, tmp_path / "cut")
-    other = refuse(*command, tmp_path / "cut", "--resume", "--learning-rate", 0.01)
+    assert "holds an adapter that is not finished; go on with --resume" in refuse(*train, tmp_path / "cut")
+    other = refuse(*train, tmp_path / "cut", "--resume", "--learning-rate", 0.01)
     assert "with learning_rate 0.001, but 0.01 was given" in other
-    said = run(*command, tmp_path / "cut", "--resume")
+    said = run(*train, tmp_path / "cut", "--resume")
     assert "Next: drllm eval" in said
     assert "--data TEST_QUESTIONS" in said
-    assert "already holds an adapter; choose another folder" in refuse(*command, tmp_path / "cut")
+    assert "already holds an adapter; choose another folder" in refuse(*train, tmp_path / "cut")
     name = "adapter_model.safetensors"
     assert (tmp_path / "cut" / name).read_bytes() == (made / "adapter" / name).read_bytes()
     assert {path.name for path in (tmp_path / "cut").iterdir()} == {path.name for path in (made / "adapter").iterdir()}
@@ -415,9 +433,9 @@ def test_questions_of_the_training_are_told(made: Path, tmp_path: Path, run: Run
     from huggingface_hub import ModelCard
 
     adapter = Path(shutil.copytree(made / "adapter", tmp_path / "adapter"))
-    command = ["eval", adapter, "--task", "jsonl", "--output"]
+    evaluate = ["eval", adapter, "--task", "jsonl", "--output"]
     (tmp_path / "renamed.jsonl").write_text((made / "train.jsonl").read_text())
-    seen = run(*command, adapter / "seen", "--data", tmp_path / "renamed.jsonl", "--mode", "cloze")
+    seen = run(*evaluate, adapter / "seen", "--data", tmp_path / "renamed.jsonl", "--mode", "cloze")
     said = "60 of 60 training questions that the adapter keeps marks of are among those evaluated"
     assert f"Warning: {said}" in seen
     assert said in json.loads((adapter / "seen" / "report.json").read_text())["trained_on"]
@@ -426,12 +444,12 @@ def test_questions_of_the_training_are_told(made: Path, tmp_path: Path, run: Run
     assert re.search(r"\n\| renamed.jsonl \(.*; known from training, see below\) \|", card.text)
     assert re.search(rf"\nrenamed.jsonl \(.*\): {said}", card.text)
 
-    assert "Warning" not in run(*command, adapter / "new", "--data", made / "test.jsonl", "--mode", "cloze")
+    assert "Warning" not in run(*evaluate, adapter / "new", "--data", made / "test.jsonl", "--mode", "cloze")
     assert json.loads((adapter / "new" / "report.json").read_text())["trained_on"] is None
     # In another wording only the source tells.
     (tmp_path / "train.jsonl").write_text((made / "train.jsonl").read_text().replace('"prompt"', '"note"'))
     told = "trained on questions of train.jsonl, which may be among those evaluated"
-    assert told in run(*command, tmp_path / "letter", "--data", tmp_path / "train.jsonl", "--mode", "letter")
+    assert told in run(*evaluate, tmp_path / "letter", "--data", tmp_path / "train.jsonl", "--mode", "letter")
 
 
 # What bad input gets
@@ -459,6 +477,13 @@ REFUSALS = (
     ["generate", "adapter", "a>b", "--base", "./missing"],
     ["demo", "--output", "taken"],
     ["bench", "search", "--mode", "clozee"],
+    ["fit", BASE, "--data", "free.jsonl", "--push", "no-owner", "--output", "new"],
+    ["refine", BASE, "--task", "khop", "--mode", "cloze", "--init", "skips", "--output", "new"],
+    ["refine", BASE, "--task", "khop", "--mode", "cloze", "--reward", "agreement", "--output", "new"],
+    ["refine", BASE, "--task", "khop", "--mode", "cloze", "--reward", "no.py:f", "--output", "new"],
+    ["refine", BASE, "--task", "khop", "--mode", "cloze", "--base", BASE, "--output", "new"],
+    ["refine", BASE, "--data", "free.jsonl", "--task", "jsonl", "--mode", "free", "--max-loss", 2, "--output", "new"],
+    ["refine", "adapter", "--task", "khop", "--mode", "cloze", "--init", "identity", "--output", "new"],
 )
 
 
@@ -512,8 +537,8 @@ def test_bad_models_and_folders(made: Path, tmp_path: Path, refuse: Run) -> None
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "thesis.txt").write_text("mine")
-    for command in (["search", BASE, *data], ["train", made / "paths"], ["eval", made / "adapter", *data], ["demo"]):
-        assert "something else" in refuse(*command, "--output", taken)
+    for begun in (["search", BASE, *data], ["train", made / "paths"], ["eval", made / "adapter", *data], ["demo"]):
+        assert "something else" in refuse(*begun, "--output", taken)
         assert [path.name for path in taken.iterdir()] == ["thesis.txt"]
     assert not (tmp_path / "x").exists()
 
@@ -589,9 +614,9 @@ def test_a_full_disk(made: Path, tmp_path: Path, refuse: Run, monkeypatch: pytes
 
     data = ["--data", made / "test.jsonl", "--task", "jsonl", "--mode", "cloze"]
     monkeypatch.setattr(os, "fsync", full)
-    for command in (["search", BASE, *data], ["train", made / "paths"], ["eval", made / "adapter", *data]):
-        output = tmp_path / str(command[0])
-        assert "No space left" in refuse(*command, "--output", output)
+    for begun in (["search", BASE, *data], ["train", made / "paths"], ["eval", made / "adapter", *data]):
+        output = tmp_path / str(begun[0])
+        assert "No space left" in refuse(*begun, "--output", output)
         assert not output.exists() or not list(output.iterdir())
 
 
@@ -602,18 +627,14 @@ def test_a_full_disk(made: Path, tmp_path: Path, refuse: Run, monkeypatch: pytes
          [*["forced decode", "all execute"] * 2, "mixed batch", "mixed, written out", "routers"]),
     ],
 )  # fmt: skip
-def test_the_benchmarks_write_ratios(
-    arguments: list[str], names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_benchmarks_write_ratios(arguments: list[str], names: list[str], tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
-    monkeypatch.setattr(sys, "argv", ["drllm", "bench", *arguments, "--output", str(output), "--repetitions", "3"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code in (0, 1)  # tiny models miss the goals, which are for real ones
+    code = command("bench", *arguments, "--output", output, "--repetitions", 3)
+    assert code in (0, 1)  # tiny models miss the goals, which are for real ones
     bench = json.loads(output.read_text())
     assert [item["name"] for item in bench["results"]] == names
     assert all(item["ratio"] > 0 for item in bench["results"])
-    assert (stop.value.code == 0) == all(item["met"] for item in bench["results"])
+    assert (code == 0) == all(item["met"] for item in bench["results"])
 
 
 def test_baselines_and_sweep_in_one_command(made: Path, tmp_path: Path, run: Run, refuse: Run) -> None:
@@ -635,15 +656,10 @@ def test_baselines_and_sweep_in_one_command(made: Path, tmp_path: Path, run: Run
     assert "not tested" in refuse(*search, "--baselines", "--supervision", made / "paths")
 
 
-def test_a_sweep_says_how_far_it_is(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["eval", made / "adapter", "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze", "--limit",
+def test_a_sweep_says_how_far_it_is(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = ["eval", made / "adapter", "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze", "--limit",
                10, "--batch-size", 4, "--sweep", "--log", "json", "--output", tmp_path / "ev"]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["drllm", *map(str, command)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 0
+    assert command(*sweep) == 0
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     points = json.loads((tmp_path / "ev" / "report.json").read_text())["sweep"]
     for event in ("start", "end"):
@@ -683,14 +699,12 @@ def test_every_way_of_supervision_trains(made: Path, tmp_path: Path, run: Run) -
     assert several["train_examples"] > 2 * several["train_questions"]
 
 
-def test_the_search_benchmark_counts_what_both_ways_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_benchmark_counts_what_both_ways_scored(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     options = ["--limit", "6", "--bundle", "4", "--simulations", "8", "--sample", "5", "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", ["drllm", "bench", "search", *options])
-    with pytest.raises(SystemExit) as stop:
-        main()
+    code = command("bench", "search", *options)
     bench = json.loads(output.read_text())
-    assert (stop.value.code == 0) == all(item["met"] for item in bench["results"])
+    assert (code == 0) == all(item["met"] for item in bench["results"])
     assert list(bench["ratio"]) == ["cloze", "letter"]
     for item in bench["results"]:
         assert item["questions"] == 6

@@ -4,6 +4,8 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
-from drllm_adapter.cli import main
+from drllm_adapter import DrLLMConfig
+from drllm_adapter.cli import groups, main
 from drllm_adapter.demo import BASE
 from drllm_adapter.demo.khop import generate
+from drllm_adapter.search import SearchConfig
+from drllm_adapter.training import RefineConfig, TrainingConfig
 
+search, train, refine = (import_module(f"drllm_adapter.cli.{name}") for name in ("search", "train", "refine"))
 RECIPES = {Path(item.name).stem: yaml.safe_load(item.read_text()) for item in files("drllm_adapter.recipes").iterdir()
            if item.name.endswith(".yaml")}  # fmt: skip
 # REFERENCE of the paper, section by section.
@@ -46,6 +52,21 @@ def refuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return error
 
     return call
+
+
+@pytest.mark.parametrize(
+    ("options", "config"),
+    [
+        (search.Constants, SearchConfig),
+        (train.Constants, TrainingConfig),
+        (refine.Constants, RefineConfig),
+        (groups.NewRouters, DrLLMConfig),
+    ],
+)
+def test_options_have_the_defaults_of_what_they_set(options: Any, config: Any) -> None:
+    # Where an option has none, other options say what it is.
+    typed = {name: value for name, value in asdict(options()).items() if value is not None}
+    assert typed == {name: getattr(config(), name) for name in typed}
 
 
 @pytest.mark.parametrize(("recipe", "mode"), [("paper-arc", "cloze"), ("paper-dart", "free")])

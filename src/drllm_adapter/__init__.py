@@ -75,10 +75,10 @@ def _quietly(hook: Callable[[Any], None]) -> Callable[[Any], None]:
 @_quietly
 def _register(_peft: Any) -> None:
     # Runs at once when PEFT is loaded already, otherwise right after somebody (transformers included) imports it.
-    from .adapter import cards
+    from .adapter import after_saving
     from .adapter.registration import register
 
-    cards.use(f"{__name__}.hub")
+    after_saving.use(f"{__name__}.hub")
     register()
 
 

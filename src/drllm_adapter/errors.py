@@ -1,6 +1,9 @@
 """What ends a command: input that the user can mend, another process that failed, a request to stop; and the words
 that messages take from others."""
 
+import math
+from typing import Any
+
 
 class DrLLMError(ValueError):
     """A mistake the user can mend; the message is one sentence: what, expected, found, what to do.
@@ -20,6 +23,22 @@ class Interrupted(BaseException):
     No `Exception`, for the reason that `KeyboardInterrupt` is none. The command line prints the message and exits
     with code 130.
     """
+
+
+def check_range(name: str, value: Any, lowest: float, highest: float, *, whole: bool = True) -> None:
+    """Refuse a value that is no number, or out of its range.
+
+    Args:
+        whole: whether it must be a whole number.
+
+    Raises:
+        DrLLMError: it is such a value.
+    """
+    kind = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kind) or not lowest <= value <= highest:
+        wanted = f"a {'whole ' if whole else ''}number of at least {lowest:g}"
+        upper = f" and at most {highest:g}" if highest < math.inf else ""
+        raise DrLLMError(f"{name} must be {wanted}{upper}, but {value!r} was given; correct it.")
 
 
 def first_sentence(error: BaseException, *, with_kind: bool = False) -> str:

@@ -36,10 +36,15 @@ ATTACH: dict[str, Callable[[Any, DrLLMConfig, str], Any]] = {
     "inject_adapter_in_model": lambda model, config, name: inject_adapter_in_model(config, model, name),
     "add_adapter": lambda model, config, name: model.add_adapter(config, name),
 }
+WAYS = [
+    "get_peft_model",
+    "inject_adapter_in_model",
+    pytest.param("add_adapter", marks=pytest.mark.transformers_adapters),
+]
 
 
 @pytest.mark.parametrize("below", [False, True])
-@pytest.mark.parametrize("attach", ATTACH)
+@pytest.mark.parametrize("attach", WAYS)
 def test_a_name_that_cannot_be_used(attach: str, below: bool) -> None:
     model: Any = tiny_model("llama")
     if below and attach == "get_peft_model":
@@ -53,7 +58,7 @@ def test_a_name_that_cannot_be_used(attach: str, below: bool) -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
-@pytest.mark.parametrize("attach", ATTACH)
+@pytest.mark.parametrize("attach", WAYS)
 def test_an_error_at_some_block(attach: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("gpt2")
     before = attributes(model)

@@ -176,7 +176,7 @@ def forced(model: Any, arguments: dict[str, Any]) -> None:
         model(**arguments)
 
 
-@pytest.mark.parametrize("refused", [disabled, forced])
+@pytest.mark.parametrize("refused", [pytest.param(disabled, marks=pytest.mark.transformers_adapters), forced])
 @torch.no_grad()
 def test_a_refused_call_writes_nothing(base: Any, refused: Callable[..., None]) -> None:
     path, ids = [1, 1, 1, 0, 1], tokens(1, 9)

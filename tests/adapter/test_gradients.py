@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,17 @@ from peft import get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from test_peft_method import IDS, logits
 from test_saving_and_loading import WEIGHTS, teach
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments
 from unrolled import SIZES, VOCABULARY, tiny_model
 
 from drllm_adapter import DrLLMConfig, force_decisions, last_decisions
+from drllm_adapter.adapter.layer import RoutedLayer, routed_layers
 
 
 @pytest.fixture
@@ -164,6 +172,50 @@ def test_gradient_checkpointing_changes_nothing(model_type: str, reentrant: bool
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     assert_close(gradients(model, input_ids=IDS, labels=IDS), expected)
     assert len(runs) == 4  # both passes, and both again for the backward pass
+
+
+def around_by_call(model: Any, reentrant: bool) -> None:
+    """As a forward loop that checkpoints its blocks itself."""
+    for layer in routed_layers(model):
+
+        def forward(hidden: Any, run: Any = layer.forward, **named: Any) -> Any:
+            return checkpoint(lambda states: run(states, **named), hidden, use_reentrant=reentrant)
+
+        layer.forward = forward  # type: ignore[method-assign]
+
+
+def around_by_wrapper(model: Any, reentrant: bool) -> None:
+    """As FSDP's activation checkpointing."""
+    kind = CheckpointImpl.REENTRANT if reentrant else CheckpointImpl.NO_REENTRANT
+    wrap = partial(checkpoint_wrapper, checkpoint_impl=kind)
+    apply_activation_checkpointing(
+        model, checkpoint_wrapper_fn=wrap, check_fn=lambda module: isinstance(module, RoutedLayer)
+    )
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("around", [around_by_call, around_by_wrapper])
+def test_checkpointing_around_routed_blocks_keeps_to_the_budget(around: Any, reentrant: bool, base: Any) -> None:
+    """What runs again for the backward pass takes neither other decisions nor passes of the budget."""
+    model = taught(base, depth_penalty=0.5, layer_budget=4)
+    expected = gradients(model, input_ids=IDS, labels=IDS)
+    decisions = last_decisions(model)
+    assert decisions.sum(dim=1).max() <= 4
+    assert not (decisions == decisions[0]).all()
+    model.enable_input_require_grads()
+    around(model, reentrant)
+    runs: list[int] = []
+    model.get_base_model().model.layers[4].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
+    for _ in range(2):
+        found = gradients(model, input_ids=IDS, labels=IDS)
+        assert_close(
+            {name.replace("_checkpoint_wrapped_module.", ""): value for name, value in found.items()}, expected
+        )
+        assert torch.equal(last_decisions(model), decisions)
+    assert len(runs) == 8  # twice both passes, and both again for the backward pass
+    with torch.no_grad():  # nothing is left of it for other calls
+        model.eval()(IDS)
+    assert torch.equal(last_decisions(model), decisions)
 
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

@@ -184,6 +184,7 @@ def test_a_base_that_refused_an_adapter_is_the_base(damaged: Path, saved: Path) 
     assert torch.equal(logits(PeftModel.from_pretrained(base, saved)), logits(routed()))
 
 
+@pytest.mark.transformers_adapters
 def test_a_load_that_never_came_is_not_expected_of_another_adapter(saved: Path, tmp_path: Path) -> None:
     model = tiny_model("llama")
     config = PeftConfig.from_pretrained(saved)

@@ -82,6 +82,7 @@ def measure(folder: Path) -> dict[str, Any]:
     )
     load_with_peft(base, folder / "original")  # what is imported on first use
     release(base)
+    gc.freeze()  # collecting what is new is quick
     loads = []
     for name, mutation in (("none", nothing), *((mutation.__name__, mutation) for mutation in MUTATIONS)):
         damaged = folder / "damaged" / "adapter"

@@ -4,12 +4,15 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -21,6 +24,7 @@ from peft import (
 )
 from peft.utils.hotswap import hotswap_adapter
 from test_saving_and_loading import teach
+from transformers.integrations.peft import MIN_PEFT_VERSION
 from unrolled import VOCABULARY, tiny_model
 
 from drllm_adapter import DrLLMConfig, DrLLMError, DrLLMModel, force_decisions, last_decisions, set_depth_control
@@ -300,6 +304,7 @@ def test_refused(what: str, model: Any, tmp_path: Any, monkeypatch: pytest.Monke
 # Inside transformers, without a PeftModel
 
 
+@pytest.mark.transformers_adapters
 @pytest.mark.filterwarnings("ignore:Adapter")
 def test_transformers_integration(base: Any) -> None:
     model = copy.deepcopy(base)
@@ -330,6 +335,31 @@ def test_transformers_integration(base: Any) -> None:
     model.add_adapter(DrLLMConfig())
     teach(model)
     assert torch.equal(logits(model), routed)
+
+
+TRANSFORMERS_CALLS: dict[str, Callable[[Any, Path], Any]] = {
+    "add_adapter": lambda model, _: model.add_adapter(DrLLMConfig(), "second"),
+    "set_adapter": lambda model, _: model.set_adapter("default"),
+    "active_adapters": lambda model, _: model.active_adapters(),
+    "enable_adapters": lambda model, _: model.enable_adapters(),
+    "disable_adapters": lambda model, _: model.disable_adapters(),
+    "delete_adapter": lambda model, _: model.delete_adapter("default"),
+    "get_adapter_state_dict": lambda model, _: model.get_adapter_state_dict(),
+    "save_pretrained": lambda model, folder: model.save_pretrained(folder),
+}
+
+
+@pytest.mark.skipif(Version(peft.__version__) >= Version(MIN_PEFT_VERSION), reason="transformers takes this peft")
+@pytest.mark.parametrize("call", TRANSFORMERS_CALLS)
+def test_what_transformers_itself_refuses_changes_nothing(call: str, model: Any, base: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "adapter")
+    routed = logits(model)
+    base.load_adapter(str(tmp_path / "adapter"))
+    assert torch.equal(logits(base), routed)
+    with pytest.raises(ValueError, match=f"version of PEFT .* use a version >= {MIN_PEFT_VERSION}"):
+        TRANSFORMERS_CALLS[call](base, tmp_path / "saved")
+    assert torch.equal(logits(base), routed)
+    assert not list(tmp_path.glob("saved/*.safetensors"))
 
 
 # Ways of running it

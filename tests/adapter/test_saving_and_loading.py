@@ -217,6 +217,7 @@ def test_adapters_are_saved_side_by_side(saved: Any, tmp_path: Path) -> None:
         assert torch.equal(load_with_peft(base, tmp_path / folder)(IDS).logits, logits)
 
 
+@pytest.mark.transformers_adapters
 @torch.no_grad()
 def test_transformers_saves_what_peft_loads(saved: Any, tmp_path: Path) -> None:
     base, adapter, logits, _ = saved

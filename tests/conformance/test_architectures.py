@@ -5,6 +5,7 @@
 
 import copy
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -236,36 +237,41 @@ def _write_table() -> Iterator[None]:
 
 
 def table(outcomes: dict[str, tuple[str, str]]) -> str:
-    counts = {
-        kind: sum(found == kind for found, _ in outcomes.values()) for kind in ("exact", "refused", "not built here")
-    }
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for name, (outcome, reason) in sorted(outcomes.items()):
+        as_other = f"`{name}` ({reason})" if outcome == "exact" and reason else f"`{name}`"
+        reasons.setdefault((outcome, "" if outcome == "exact" else reason), []).append(as_other)
+    exact = reasons.pop(("exact", ""))
+    others = sorted(reasons.items(), key=lambda item: (item[0][0] != "refused", item[1]))
     lines = [
         "# Architectures",
         "",
         f"Every model type that `AutoModelForCausalLM` of transformers {transformers.__version__} knows, as a tiny",
         "random model of 4 blocks with every kind of block that the architecture has. Exact: disabled it is the base",
         "bit for bit, and each row of a left-padded batch with mixed decisions has the logits and greedy tokens of its",
-        "unrolled model, with and without a cache. Written by `pytest -m conformance`.",
-        "",
-        ", ".join(f"{count} {kind}" for kind, count in counts.items()) + "; what is not exact is refused by name.",
+        "unrolled model, with and without a cache. What is not exact is refused by name. Written by",
+        "`pytest -m conformance`.",
         "",
         "Text decoders inside multimodal models are those of the same name; those of Qwen2-VL and Qwen2.5-VL, which",
-        "have no causal-LM class of their own, are proven in tests/conformance/test_generation.py. What hidden states,",
-        "attentions and indices of blocks mean along a route is said in [semantics.md](semantics.md).",
+        "have no causal-LM class of their own, are proven in tests/conformance/test_generation.py.",
         "",
-        "| model type | outcome | |",
+        f"**{len(exact)} exact**: {', '.join(exact)}.",
+        "",
+        "| not exact | | why |",
         "|---|---|---|",
+        *(f"| {', '.join(names)} | {outcome} | {why} |" for (outcome, why), names in others),
     ]
-    lines += [f"| {name} | {outcome} | {reason} |" for name, (outcome, reason) in sorted(outcomes.items())]
     return "\n".join(lines) + "\n"
 
 
 def test_the_documented_table_is_what_the_package_allows() -> None:
-    rows = [line.split(" | ") for line in TABLE.read_text().splitlines() if line.startswith("| ")][1:]
-    documented = {row[0].removeprefix("| "): row[1] for row in rows}
-    assert sum(outcome == "exact" for outcome in documented.values()) >= 110
-    written_for = TABLE.read_text().partition("of transformers ")[2].partition(" ")[0]
+    text = TABLE.read_text()
+    listed, _, rest = text.partition("exact**: ")[2].partition("\n")
+    exact, others = (re.findall("`([a-z0-9_-]+)`", part) for part in (listed, rest))
+    assert len(exact) >= 110
+    written_for = text.partition("of transformers ")[2].partition(" ")[0]
     if written_for == transformers.__version__:
-        assert sorted(documented) == MODEL_TYPES
-    for name in documented.keys() & set(MODEL_TYPES):
-        assert (documented[name] == "exact") == (text_type(name) in EXACT), name
+        assert sorted(exact + others) == MODEL_TYPES
+    for names, is_exact in ((exact, True), (others, False)):
+        for name in set(names) & set(MODEL_TYPES):
+            assert (text_type(name) in EXACT) == is_exact, name

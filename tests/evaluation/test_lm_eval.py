@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
@@ -17,7 +18,6 @@ from unrolled import VOCABULARY, tiny_model, unrolled
 
 import drllm_adapter
 from drllm_adapter import DrLLMConfig, DrLLMError
-from drllm_adapter.cli import main
 from drllm_adapter.demo import BASE as DEMO
 from drllm_adapter.demo.khop import generate
 from drllm_adapter.evaluation.lm_eval import Request, evaluate_with_harness, score_requests
@@ -112,14 +112,10 @@ def counted(folder: Path) -> tuple[float, float, float]:
     return right[0] / 40, right[1] / 40, passes / 40
 
 
-def test_drllm_eval(folder: Path, counted: tuple[float, float, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drllm_eval(folder: Path, counted: tuple[float, float, float]) -> None:
     output = folder / "evaluation"
-    command = ["drllm", "eval", folder / "adapter", "--lm-eval", "local_khop", "--include-path", folder / "tasks",
-               "--output", output]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", list(map(str, command)))
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 0
+    evaluate = ["eval", folder / "adapter", "--lm-eval", "local_khop", "--include-path", folder / "tasks"]
+    assert command(*evaluate, "--output", output) == 0
     report = json.loads((output / "report.json").read_text())
     (result,) = report["results"]
     assert (result["base"], result["routed"], report["mean_passes"]) == pytest.approx(counted)
@@ -128,16 +124,18 @@ def test_drllm_eval(folder: Path, counted: tuple[float, float, float], monkeypat
     assert low < result["difference"] < high
 
 
-@pytest.mark.parametrize("program", [("drllm_adapter", "lm-eval"), ("lm_eval",)], ids=["through drllm", "plain"])
-def test_the_harness_own_command(folder: Path, counted: tuple[float, float, float], program: tuple[str, ...]) -> None:
-    if program == ("lm_eval",) and not entry_points(group="torch.backends", name="drllm_adapter"):
+@pytest.mark.parametrize("through", ["drllm", "lm_eval"])
+def test_the_harness_own_command(folder: Path, counted: tuple[float, float, float], through: str) -> None:
+    output = folder / through
+    asked = ["--model", "hf", "--model_args", f"pretrained={DEMO},peft={folder / 'adapter'}", "--tasks", "local_khop",
+             "--include_path", str(folder / "tasks"), "--batch_size", "1", "--device", "cpu", "--output_path",
+             str(output / "results.json")]  # fmt: skip
+    if through == "drllm":
+        assert command("lm-eval", *asked) == 0
+    elif entry_points(group="torch.backends", name="drllm_adapter"):
+        subprocess.run([sys.executable, "-m", "lm_eval", *asked], check=True, capture_output=True)
+    else:
         pytest.skip("entry points are those of an installed package, but drllm-adapter is not installed")
-    output = folder / program[0]
-    command = [sys.executable, "-m", *program, "--model", "hf", "--model_args",
-               f"pretrained={DEMO},peft={folder / 'adapter'}", "--tasks", "local_khop", "--include_path",
-               str(folder / "tasks"), "--batch_size", "1", "--device", "cpu",
-               "--output_path", str(output / "results.json")]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True)
     (results,) = output.glob("results*.json")
     assert json.loads(results.read_text())["results"]["local_khop"]["acc,none"] == pytest.approx(counted[1])
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import command
 from safetensors.torch import load_file
 
 from drllm_adapter.demo import BASE
@@ -43,8 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Questions, and in `one` what one process found."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, generate(50, 0))))
-    done = run([*ONE, *search("one")], folder)
-    assert done.returncode == 0, done.stderr
+    assert command(*search("one"), folder=folder) == 0
     return folder
 
 
@@ -72,9 +72,9 @@ def test_a_refusal_is_said_once(folder: Path) -> None:
 def test_a_process_that_dies_is_replaced_and_the_job_can_go_on(folder: Path) -> None:
     """One of two processes that share a folder, without a launcher that would end the other, is killed."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    command = list(map(str, [*ONE, *search("dies")]))
+    begun = list(map(str, [*ONE, *search("dies")]))
     both = [
-        subprocess.Popen(command, cwd=folder, env={**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank})
+        subprocess.Popen(begun, cwd=folder, env={**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank})
         for rank in ("0", "1")
     ]
     while not list((folder / "dies" / "shards").glob("*.parquet")):
@@ -85,11 +85,11 @@ def test_a_process_that_dies_is_replaced_and_the_job_can_go_on(folder: Path) -> 
     assert (folder / "dies" / DATA).read_bytes() == (folder / "one" / DATA).read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_search_and_says_how_to_go_on(folder: Path, number: signal.Signals) -> None:
     output = folder / number.name
-    command = list(map(str, [*ONE, *search(output.name)]))
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    begun = list(map(str, [*ONE, *search(output.name)]))
+    process = subprocess.Popen(begun, cwd=folder, stderr=subprocess.PIPE, text=True)
     while not (started := list((output / "shards").glob("*.parquet"))):
         assert process.poll() is None
         time.sleep(0.01)
@@ -101,7 +101,7 @@ def test_a_signal_ends_the_search_and_says_how_to_go_on(folder: Path, number: si
     saved = len(list((output / "shards").glob("*.parquet")))
     assert saved >= len(started)
     assert f"what was scored for others is saved in {output.name}; go on with the same command and --resume" in said
-    assert run([*ONE, *search(output.name, "--resume")], folder).returncode == 0
+    assert command(*search(output.name, "--resume"), folder=folder) == 0
     assert (output / DATA).read_bytes() == (folder / "one" / DATA).read_bytes()
 
 
@@ -118,15 +118,19 @@ def test_processes_share_training_refinement_and_evaluation(folder: Path) -> Non
                 "--dtype", "float32", "--output"]  # fmt: skip
     refine = ["refine", "adapter 1", "--task", "jsonl", "--data", "train.jsonl", "--mode", "cloze", "--max-steps", 2,
               "--batch-size", 8, "--num-generations", 4, "--dtype", "float32", "--output"]  # fmt: skip
-    for name, command in (("1", ONE), ("2", launch(2))):
-        for arguments in (
-            [*train, f"adapter {name}"],
-            [*refine, f"refined {name}"],
-            [*evaluate, f"evaluation {name}"],
-        ):
-            done = run([*command, *arguments], folder)
-            assert done.returncode == 0, done.stderr
-            assert done.stdout.count("Saved in") == 1
+    jobs = ((train, "adapter"), (refine, "refined"), (evaluate, "evaluation"))
+    for begun, name in jobs:
+        assert command(*begun, f"{name} 1", folder=folder) == 0
+    # One launch for the three, since starting processes is what takes long.
+    script = folder / "all.py"
+    script.write_text(
+        f"import sys\nfrom drllm_adapter.cli import main\n"
+        f"for arguments in {[[*map(str, begun), f'{name} 2'] for begun, name in jobs]}:\n"
+        f"    sys.argv[1:] = arguments\n    try: main()\n    except SystemExit as stop: assert not stop.code\n"
+    )
+    done = run([*launch(2)[:-2], script], folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Saved in") == 3
     for name in ("adapter {}/adapter_model.safetensors", "evaluation {}/report.json"):
         assert (folder / name.format(1)).read_bytes() == (folder / name.format(2)).read_bytes()
     # The gradients of a step are a sum over processes, whose last bits differ: little beside what the steps moved.

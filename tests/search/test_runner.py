@@ -296,9 +296,10 @@ def test_a_disk_that_damages_what_is_written_again_ends_the_search(
 ) -> None:
     write = Shards.write
 
-    def damaging(self: Shards, number: int, content: bytes) -> None:
-        write(self, number, content)
-        self.finished()[number].write_bytes(b"")
+    def damaging(self: Shards, number: int, content: bytes) -> Path:
+        path = write(self, number, content)
+        path.write_bytes(b"")
+        return path
 
     with monkeypatch.context() as patch:
         patch.setattr(Shards, "write", damaging)

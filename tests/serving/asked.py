@@ -1,11 +1,13 @@
-"""Prompts, and what the library itself answers to them."""
+"""Prompts, and whether the library itself decides and answers so."""
 
 import random
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from drllm_adapter import force_decisions
+from drllm_adapter import force_decisions, last_decisions
+from drllm_adapter.decisions import Decisions
 
 NEW = 12
 """Tokens that are generated for a prompt."""
@@ -19,11 +21,20 @@ def prompts(count: int, seed: int = 0) -> list[Tokens]:
 
 
 @torch.no_grad()
-def expected(model: Any, asked: Tokens, decisions: Any = None) -> Tokens:
-    """What the library itself answers."""
-    ids = torch.tensor([asked])
-    options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
-    if decisions is None:
-        return list(model.generate(ids, **options)[0, len(asked) :].tolist())
-    with force_decisions(model, decisions):
-        return list(model.generate(ids, **options)[0, len(asked) :].tolist())
+def decided(model: Any, asked: Tokens) -> Decisions:
+    """What the library's routers decide."""
+    model(torch.tensor([asked]))
+    return tuple(last_decisions(model)[0].tolist())
+
+
+@torch.no_grad()
+def is_greedy(model: Any, decisions: Any, asked: Tokens, answer: Tokens) -> bool:
+    """Whether the library's model finds no token of an answer less likely than another, along these decisions or as
+    it is.
+
+    Other kernels add in another order, so what differs by a thousandth is as likely; between tokens that are not it is
+    usually a half.
+    """
+    with force_decisions(model, list(decisions)) if decisions is not None else nullcontext():
+        logits = model(torch.tensor([asked + answer])).logits[0, len(asked) - 1 : -1]
+    return len(answer) == NEW and bool((logits.max(-1).values - logits[range(NEW), answer] < 1e-3).all())

@@ -14,6 +14,8 @@ from drllm_adapter.demo import BASE
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+# The process of the tests is bound to no core, since the library runs in it as well.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 # vLLM compiles what it counts likelihoods with, which takes minutes.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 

@@ -1,6 +1,6 @@
 """Routed models in the real vLLM, on a CPU: `tests/serving/make_venv.sh` makes what `pytest -m vllm` needs.
 
-The oracle is an unrolled checkpoint: in the same engine for a few paths, in transformers for many.
+The oracles: unrolled checkpoints in plain vLLM, to the last bit, and the library itself.
 """
 
 from collections.abc import Callable
@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from asked import NEW, Tokens, expected, prompts
-from hypothesis import given, settings
+from asked import NEW, Tokens, decided, is_greedy, prompts
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+from unrolled import tiny_model, unrolled
 
-from drllm_adapter import DrLLMError, last_decisions, set_depth_control, set_layer_budget
+from drllm_adapter import DrLLMError, set_depth_control, set_layer_budget
+from drllm_adapter.demo import BASE
 from drllm_adapter.models.unroll import look_at_base, write_unrolled
 from drllm_adapter.serving import engine_arguments, paths_of
 
@@ -41,24 +42,40 @@ def tokens(outputs: list[Any]) -> list[Tokens]:
 
 
 @pytest.fixture(scope="module")
-def forced(base: str) -> Any:
+def start() -> Callable[..., Any]:
+    """Starts engines, and keeps them: the end of one takes vLLM's process groups away from the others."""
     from vllm import LLM
 
-    return LLM(**engine_arguments(base, enable_prefix_caching=True, **SMALL))
+    started = []
+
+    def engine(**arguments: Any) -> Any:
+        started.append(LLM(**arguments, **SMALL))
+        return started[-1]
+
+    return engine
 
 
 @pytest.fixture(scope="module")
-def routed(adapter: str) -> Any:
-    from vllm import LLM
-
-    return LLM(**engine_arguments(adapter, **SMALL))
+def forced(base: str, start: Callable[..., Any]) -> Any:
+    return start(**engine_arguments(base, enable_prefix_caching=True))
 
 
-PATHS = st.lists(st.lists(st.integers(0, 2), min_size=8, max_size=8), min_size=1, max_size=20)
+@pytest.fixture(scope="module")
+def routed(adapter: str, start: Callable[..., Any]) -> Any:
+    return start(**engine_arguments(adapter))
+
+
+@pytest.fixture(scope="module")
+def plain(base: str, start: Callable[..., Any]) -> Any:
+    """vLLM as it is."""
+    return start(model=base, enforce_eager=True)
+
+
+DECISIONS = st.lists(st.integers(0, 2), min_size=8, max_size=8)
 
 
 @settings(max_examples=10)
-@given(paths=PATHS, seed=st.integers(0, 1000))
+@given(paths=st.lists(DECISIONS, min_size=1, max_size=20), seed=st.integers(0, 1000))
 def test_mixed_requests_along_drawn_paths(forced: Any, library: Any, paths: list[list[int]], seed: int) -> None:
     """Every request of a batch gives the tokens of its path alone; prefixes that are cached are those of its path."""
     asked = prompts(len(paths), seed)
@@ -66,7 +83,8 @@ def test_mixed_requests_along_drawn_paths(forced: Any, library: Any, paths: list
         asked = [(asked[0] * 30)[:70]] * len(paths)
     outputs = answers(forced, asked, [{"drllm_path": path} for path in paths])
     assert paths_of(forced, outputs) == [tuple(path) for path in paths]
-    assert tokens(outputs) == [expected(library, its, path) for its, path in zip(asked, paths, strict=True)]
+    for its, path, answer in zip(asked, paths, tokens(outputs), strict=True):
+        assert is_greedy(library, path, its, answer)
 
 
 def test_prefixes_are_shared_along_one_path(forced: Any) -> None:
@@ -80,37 +98,51 @@ def test_prefixes_are_shared_along_one_path(forced: Any) -> None:
     assert tokens([again]) == tokens([first])
 
 
-def test_an_unrolled_checkpoint_in_the_same_engine_answers_alike(base: str, forced: Any, tmp_path: Path) -> None:
-    """To the last bit of the likelihoods: the same kernels run the same blocks."""
-    from vllm import LLM
+# As many passes as the base has blocks, so that the engine of the base can run the unrolled checkpoint.
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    paths=st.lists(
+        st.integers(0, 4).flatmap(lambda n: st.permutations([0] * n + [2] * n + [1] * (8 - 2 * n))),
+        min_size=2, max_size=4,
+    ),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_an_unrolled_checkpoint_in_plain_vllm_answers_alike(
+    base: str, forced: Any, plain: Any, tmp_path: Path, paths: list[list[int]], seed: int
+) -> None:
+    """To the last bit of the likelihoods where a request runs alone; among others, sums may round differently."""
+    asked = prompts(len(paths), seed)
+    mixed = answers(forced, asked, [{"drllm_path": path} for path in paths])
+    for its, path, among_others in zip(asked, paths, mixed, strict=True):
+        write_unrolled(look_at_base(base), path, tmp_path / "unrolled")
+        plain.collective_rpc("reload_weights", kwargs={"weights_path": str(tmp_path / "unrolled")})
+        (right,), (alone,) = (
+            answers(engine, [its], [arguments], logprobs=2)
+            for engine, arguments in ((plain, {}), (forced, {"drllm_path": path}))
+        )
+        assert tokens([alone]) == tokens([right])
+        assert alone.outputs[0].logprobs == right.outputs[0].logprobs
+        assert is_same(right.outputs[0], list(among_others.outputs[0].token_ids))
 
-    path = (1, 0, 2, 1, 1, 0, 2, 1)
-    write_unrolled(look_at_base(base), path, tmp_path)
-    alone = LLM(str(tmp_path), enforce_eager=True, **SMALL)
-    asked = prompts(6, 7)
-    whole = answers(alone, asked, logprobs=3)
-    assert tokens(whole) == tokens(answers(forced, asked, [{"drllm_path": path}] * 6))
-    for its, output in zip(asked, whole, strict=True):
-        (one,) = answers(forced, [its], [{"drllm_path": path}], logprobs=3)
-        (two,) = answers(alone, [its], logprobs=3)
-        assert one.outputs[0].logprobs == two.outputs[0].logprobs
-        assert output.outputs[0].token_ids == one.outputs[0].token_ids
+
+def is_same(right: Any, answer: Tokens) -> bool:
+    """Whether an answer is the right one up to a token than which another was as likely."""
+    for token, other, likely in zip(right.token_ids, answer, right.logprobs, strict=True):
+        if token != other:
+            return other in likely and likely[token].logprob - likely[other].logprob < 1e-3
+    return True
 
 
-@torch.no_grad()
 def test_routers_decide_as_in_the_library(routed: Any, library: Any) -> None:
     asked = prompts(50, 1)
     outputs = answers(routed, asked)
-    decided = []
-    for its in asked:
-        library(torch.tensor([its]))
-        decided.append(tuple(last_decisions(library)[0].tolist()))
-    assert len(set(decided)) > 5
-    assert paths_of(routed, outputs) == decided
-    assert tokens(outputs) == [expected(library, its) for its in asked]
+    paths = [decided(library, its) for its in asked]
+    assert len(set(paths)) > 5
+    assert paths_of(routed, outputs) == paths
+    for its, path, answer in zip(asked, paths, tokens(outputs), strict=True):
+        assert is_greedy(library, path, its, answer)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(
     ("extra", "steer"),
     [
@@ -121,30 +153,27 @@ def test_routers_decide_as_in_the_library(routed: Any, library: Any) -> None:
 def test_a_request_steers_its_routers_alone(
     base: str, routed: Any, adapter: str, extra: dict[str, Any], steer: Callable[[Any], None]
 ) -> None:
-    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    as_saved = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
     steered = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
     steer(steered)
     asked = prompts(10, 2)
     outputs = answers(routed, asked, [extra if place % 2 else {} for place in range(10)])
     for place, taken in enumerate(paths_of(routed, outputs)):
-        model = steered if place % 2 else plain
-        model(torch.tensor([asked[place]]))
-        assert taken == tuple(last_decisions(model)[0].tolist())
+        assert taken == decided(steered if place % 2 else as_saved, asked[place])
 
 
-def test_preempted_requests_keep_their_path(adapter: str, library: Any) -> None:
+def test_preempted_requests_keep_their_path(adapter: str, library: Any, start: Callable[..., Any]) -> None:
     """So few pages that requests are thrown out and come back, routed and forced ones side by side."""
-    from vllm import LLM
-
-    llm = LLM(**engine_arguments(adapter, num_gpu_blocks_override=5, **SMALL))
+    llm = start(**engine_arguments(adapter, num_gpu_blocks_override=5))
     thrown_out = _count_preemptions(llm)
     asked = [its + its for its in prompts(10, 3)]
     path = [1, 2, 0, 1, 2, 0, 1, 1]
     outputs = answers(llm, asked, [{"drllm_path": path} if place % 3 == 0 else {} for place in range(10)])
     assert thrown_out[0] > 0
-    assert tokens(outputs) == [
-        expected(library, its, path if place % 3 == 0 else None) for place, its in enumerate(asked)
-    ]
+    paths = [tuple(path) if place % 3 == 0 else decided(library, its) for place, its in enumerate(asked)]
+    assert paths_of(llm, outputs) == paths
+    for its, taken, answer in zip(asked, paths, tokens(outputs), strict=True):
+        assert is_greedy(library, taken, its, answer)
 
 
 def _count_preemptions(llm: Any) -> list[int]:
@@ -175,24 +204,27 @@ def test_aborted_requests_leave_the_others_alone(routed: Any, library: Any) -> N
                 finished[output.request_id] = output
         if not engine.has_unfinished_requests():
             break
-    whole = {place: finished[f"request{place}"] for place in range(1, 9, 2)}
-    assert {place: tokens([output])[0] for place, output in whole.items()} == {
-        place: expected(library, asked[place]) for place in whole
-    }
+    for place in range(1, 9, 2):
+        (answer,) = tokens([finished[f"request{place}"]])
+        assert is_greedy(library, decided(library, asked[place]), asked[place], answer)
 
 
 def test_a_bad_path_ends_its_request_alone(forced: Any, library: Any) -> None:
+    from vllm.exceptions import VLLMValidationError
+
     (asked,) = prompts(1)
     for wrong in ([1] * 7, "7 6", {"a": 1}):
-        with pytest.raises(ValueError, match=r"path|decisions"):
+        with pytest.raises(VLLMValidationError, match=r"path|decisions"):
             answers(forced, [asked], [{"drllm_path": wrong}])
-    assert tokens(answers(forced, [asked])) == [expected(library, asked, [1] * 8)]
+    (answer,) = tokens(answers(forced, [asked]))
+    assert is_greedy(library, [1] * 8, asked, answer)
 
 
 def test_a_beam_search_is_refused(forced: Any) -> None:
+    from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import BeamSearchParams
 
-    with pytest.raises(ValueError, match="beam search must not be used"):
+    with pytest.raises(VLLMValidationError, match="beam search must not be used"):
         forced.beam_search([{"prompt_token_ids": prompts(1)[0]}], BeamSearchParams(beam_width=2, max_tokens=4))
 
 
@@ -212,6 +244,21 @@ def test_arguments_that_leave_the_path_are_refused(adapter: str) -> None:
             engine_arguments(adapter, **{name: "some.Class"})
     with pytest.raises(DrLLMError, match="from 0 to 7"):
         engine_arguments(adapter, repeat_blocks=[8])
+    with pytest.raises(DrLLMError, match="are 24 wide"):
+        engine_arguments(str(BASE))
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "mistral"])
+def test_other_architectures(model_type: str, start: Callable[..., Any], tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "head_dim": 32}
+    window = {"use_sliding_window": False} if model_type == "qwen2" else {"sliding_window": None}
+    model = tiny_model(model_type, 3, **sizes, **window, max_position_embeddings=96, vocab_size=80)
+    model.save_pretrained(tmp_path)
+    llm = start(**engine_arguments(str(tmp_path), skip_tokenizer_init=True))
+    paths, asked = [[1, 2, 0], [0, 1, 2], [1, 1, 1], [0, 0, 2]], prompts(4, 6)
+    outputs = answers(llm, asked, [{"drllm_path": path} for path in paths], detokenize=False)
+    for its, path, answer in zip(asked, paths, tokens(outputs), strict=True):
+        assert is_greedy(unrolled(model, path), None, its, answer)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +278,7 @@ def test_an_engine_that_was_started_in_another_way_is_refused(base: str, changed
 
 
 def test_models_of_another_make_are_refused_by_name(tmp_path: Path) -> None:
-    """OPT's blocks take no residual, Qwen2's may have a window, Cohere's do not add their residual."""
+    """OPT's blocks take no residual, Mistral's may have a window, Cohere's do not add their residual."""
     from transformers import (
         CohereConfig,
         CohereForCausalLM,

@@ -11,7 +11,7 @@ import pytest
 
 from drllm_adapter import DrLLMError
 from drllm_adapter.decisions import ScoredPath
-from drllm_adapter.supervision import Labels, Row, choose_labels, iterate_rows, read_search_info
+from drllm_adapter.supervision import Labels, Row, Rows, choose_labels, iterate_rows, read_search_info
 from drllm_adapter.supervision import examples as examples_module
 from drllm_adapter.supervision import rows as rows_module
 from drllm_adapter.supervision.effects import regress_effects
@@ -66,6 +66,12 @@ def for_effects(folder: Path) -> None:
     EffectRegression.of((row.paths for row in iterate_rows(folder)), range(BLOCKS), 0.4)
 
 
+def for_baselines(folder: Path) -> None:
+    """What an evaluation with baselines reads: twice the rows, and the prompts to be told from the tested ones."""
+    rows = Rows(folder)
+    assert len({name for name, _ in rows.prompts()}) == sum(1 for _ in rows) == sum(1 for _ in rows)
+
+
 def info(folder: Path) -> None:
     assert read_search_info(folder)["rule"] == "weighted"
 
@@ -77,7 +83,7 @@ def counts(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("read", "bytes_a_row"),
     # A row holds 20 paths of 12 decisions: 5,000 bytes as objects, and a batch more may be alive at the peak.
-    [(for_training, 400), (for_effects, 1000), (check_rows, 20), (info, 20), (counts, 20)],
+    [(for_training, 400), (for_effects, 1000), (for_baselines, 200), (check_rows, 20), (info, 20), (counts, 20)],
 )
 def test_memory_does_not_grow_with_the_paths(
     read: Callable[[Path], None], bytes_a_row: int, sets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch

@@ -115,6 +115,13 @@ def test_answers_of_a_class_column(tmp_path: Path) -> None:
         assert [question.answer for question in load_questions("jsonl", data)] == [2]
 
 
+def test_prompts_that_begin_with_a_bracket(tmp_path: Path) -> None:
+    for prompts in (["[INST] hi [/INST]", "Hello"], ["{x} is a set", "[1]"]):
+        (tmp_path / "p.txt").write_text("\n".join(prompts))
+        found = load_questions("jsonl", str(tmp_path / "p.txt"), with_answers=False)
+        assert [question.question for question in found] == prompts
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -178,6 +185,8 @@ CHOICES = ["red", "green", "blue"]
         {"choices": str({"text": np.array(CHOICES, dtype=object), "label": np.array(["A", "B", "C"], dtype=object)}),
          "answerKey": "B"},
         {"choices": {"A": "red", "B": "green", "C": "blue"}, "answer": "B"},
+        {"choices": [{"key": key, "value": text} for key, text in zip("ABC", CHOICES, strict=True)], "answer": "B"},
+        {"choices": list(zip("ABC", CHOICES, strict=True)), "answer": "B"},
         {"A": "red", "B": "green", "C": "blue", "D": None, "answer": "B"},
         {"option1": "red", "option2": "green", "option3": "blue", "answer": "2"},
         {"options": CHOICES, "answer": "B"},

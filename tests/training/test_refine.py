@@ -14,7 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
-from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from unrolled import VOCABULARY, tiny_model
@@ -233,39 +232,33 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import test_refine
-from safetensors.torch import save_file
 from drllm_adapter.training import refine as module
-from drllm_adapter.supervision.rewards import find_reward
 step = module._Run._step
 module._Run._step = lambda self, train: (time.sleep(0.05), step(self, train))[1]
-folder = Path(sys.argv[1])
-folder.mkdir(exist_ok=True)
 print("ready", flush=True)
-result = test_refine.refine(test_refine.MODEL, test_refine.PROMPTS, find_reward("probability"), max_steps=8,
-                            checkpoint=folder / "checkpoint", checkpoint_seconds=0.05)
-save_file(result.weights, folder / "weights")
+test_refine.refined(Path(sys.argv[1]))
 """
+
+
+def refined(checkpoint: Path | None) -> Any:
+    return refine(
+        MODEL, PROMPTS, find_reward("probability"), max_steps=8, checkpoint=checkpoint, checkpoint_seconds=0.05
+    ).weights
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_refinement_goes_on_bit_for_bit(tmp_path: Path, stop: signal.Signals) -> None:
     code = KILLED.format(tests=str(Path(__file__).parents[1]), here=str(Path(__file__).parent))
-
-    def run(folder: Path, interrupt: bool) -> int:
-        process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        while interrupt and not (folder / "checkpoint").exists():
-            time.sleep(0.02)
-        if interrupt:
-            process.send_signal(stop)
-        return process.wait()
-
-    assert run(tmp_path / "whole", False) == 0
-    assert run(tmp_path / "cut", True) != 0
-    assert not (tmp_path / "cut" / "weights").exists()
-    assert run(tmp_path / "cut", False) == 0
-    expected, found = (load_file(tmp_path / folder / "weights") for folder in ("whole", "cut"))
+    checkpoint = tmp_path / "checkpoint"
+    process = subprocess.Popen([sys.executable, "-c", code, str(checkpoint)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(stop)
+    assert process.wait() != 0
+    expected, found = refined(None), refined(checkpoint)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 

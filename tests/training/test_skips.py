@@ -71,7 +71,7 @@ def test_prompts_with_answers_are_refused() -> None:
 
 
 def test_the_command_makes_a_bounded_adapter_of_a_file_of_prompts(tmp_path: Path) -> None:
-    from drllm_adapter.cli.app import app
+    from drllm_adapter.cli.commands import app
     from drllm_adapter.demo import BASE
     from drllm_adapter.demo.khop import generate
 

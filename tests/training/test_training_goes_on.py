@@ -13,13 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
-from stores import learnable_store
+from stores import Numbers, learnable_store, random_labels, random_prompts, routed_model
 
 from drllm_adapter import DrLLMError
 from drllm_adapter.errors import Interrupted
-from drllm_adapter.training import TrainingConfig, train_routers
+from drllm_adapter.training import TrainingConfig, collect_features, train_routers
 from drllm_adapter.training import trainer as trainer_module
+from drllm_adapter.training.batches import BatchReader
+from drllm_adapter.training.collect import _Collector
+from drllm_adapter.training.routers import Weights
 
 CONFIG = TrainingConfig(epochs=4, batch_size=16, warmup_steps=5, patience=2, seed=3)
 STORE = learnable_store(100)
@@ -102,30 +104,31 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         train(checkpoint)
 
 
+def slowly_trained(folder: Path) -> Weights:
+    """Features and routers trained on them, slow enough to be killed on the way."""
+    read, run = BatchReader._read, _Collector.run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchReader, "_read", lambda self, rows: (time.sleep(0.01), read(self, rows))[1])
+        patch.setattr(_Collector, "run", lambda self, rows: (time.sleep(0.05), run(self, rows))[1])
+        folder.mkdir(exist_ok=True)
+        store = collect_features(
+            routed_model(), Numbers(), random_prompts(40), random_labels(40), folder / "features", batch_size=4
+        )
+        return train_routers(
+            store, TrainingConfig(epochs=20, patience=20), router_width=8, checkpoint=folder / "checkpoint",
+            checkpoint_seconds=0.1,
+        ).weights  # fmt: skip
+
+
 KILLED = """
-import sys, time
+import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {here!r}]
-import numpy as np
-from safetensors.torch import save_file
-from stores import Numbers, random_labels, random_prompts, routed_model
-from drllm_adapter.training import TrainingConfig, collect_features, train_routers
-from drllm_adapter.training.batches import BatchReader
-from drllm_adapter.training.collect import _Collector
 import torch
 torch.set_num_threads(1)
-read, run = BatchReader._read, _Collector.run
-BatchReader._read = lambda self, rows: (time.sleep(0.01), read(self, rows))[1]
-_Collector.run = lambda self, rows: (time.sleep(0.05), run(self, rows))[1]
-folder = Path(sys.argv[1])
-folder.mkdir(exist_ok=True)
+from test_training_goes_on import slowly_trained
 print("ready", flush=True)
-store = collect_features(
-    routed_model(), Numbers(), random_prompts(40), random_labels(40), folder / "features", batch_size=4
-)
-result = train_routers(store, TrainingConfig(epochs=20, patience=20), router_width=8,
-                       checkpoint=folder / "checkpoint", checkpoint_seconds=0.1)
-save_file(result.weights, folder / "weights")
+slowly_trained(Path(sys.argv[1]))
 """
 
 
@@ -133,29 +136,19 @@ save_file(result.weights, folder / "weights")
 def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path, rounds: int) -> None:
     here = Path(__file__).parent
     code = KILLED.format(tests=str(here.parent), here=str(here))
-
-    def run(folder: Path, seconds: float | None) -> float:
+    start = time.perf_counter()
+    expected = slowly_trained(tmp_path / "whole")
+    whole = time.perf_counter() - start
+    moments, number = random.Random(rounds), 0
+    for round_ in range(rounds):
+        folder = tmp_path / str(number)
         process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        start = time.perf_counter()
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        else:
-            assert process.returncode == 0
-        return time.perf_counter() - start
-
-    whole = run(tmp_path / "whole", None)
-    expected = load_file(tmp_path / "whole" / "weights")
-    moments, number, folder = random.Random(rounds), 0, tmp_path / "0"
-    for round_ in range(rounds):
-        folder = tmp_path / str(number)
-        run(folder, moments.uniform(0.02, 0.9) * whole)
+        time.sleep(moments.uniform(0.02, 0.9) * whole)
+        process.kill()
+        process.wait()
         if round_ % 3 == 2 or round_ == rounds - 1:
-            run(folder, None)
-            found = load_file(folder / "weights")
+            found = slowly_trained(folder)
             assert all(torch.equal(found[name], expected[name]) for name in expected)
             number += 1

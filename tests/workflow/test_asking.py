@@ -2,12 +2,11 @@
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import command
 
 from drllm_adapter import DrLLMError
 from drllm_adapter.cli.generate import _prompt_text
@@ -43,18 +42,16 @@ def test_an_overlong_question_is_named_before_anything_is_written(tmp_path: Path
     assert not (tmp_path / "set").exists()
 
 
-def test_bad_questions_are_left_out_and_counted(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "drllm_adapter", "search", str(BASE), "--data", str(asked(tmp_path)),
-               "--task", "jsonl", "--mode", "cloze", "--simulations", "2", "--dtype", "float32",
-               "--output", str(tmp_path / "set")]  # fmt: skip
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "q.jsonl, line 3 must have an answer" in refused.stderr
-    run = subprocess.run([*command, "--skip-bad"], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("1 questions that cannot be asked are left out; the first: ") == 2
-    assert "line 3 must have an answer" in run.stdout
-    assert "question 'long'" in run.stdout
+def test_bad_questions_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search = ["search", BASE, "--data", asked(tmp_path), "--task", "jsonl", "--mode", "cloze", "--simulations", 2,
+              "--dtype", "float32", "--output", tmp_path / "set"]  # fmt: skip
+    assert command(*search) == 2
+    assert "q.jsonl, line 3 must have an answer" in capsys.readouterr().err
+    assert command(*search, "--skip-bad") == 0
+    said = capsys.readouterr().out
+    assert said.count("1 questions that cannot be asked are left out; the first: ") == 2
+    assert "line 3 must have an answer" in said
+    assert "question 'long'" in said
     assert {row.id for row in read_rows(tmp_path / "set")} == {question.id for question in GOOD}
 
 

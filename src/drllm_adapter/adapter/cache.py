@@ -66,8 +66,6 @@ class RoutedEntry:
         # Training mode ran the block with all three outcomes, of which no cache entry is kept.
         self.only_trained = False
         self.is_sliding = bool(getattr(layer, "is_sliding", False))
-        # Also says that the layer is longer than its tokens, so that masks must never be left out.
-        self.is_compileable = layer.is_compileable
 
     @property
     def decisions(self) -> BlockDecisions | None:
@@ -157,6 +155,10 @@ class RoutedEntry:
             f"cache.layers[{self.block}].passes, whose rows are cache.layers[{self.block}].decisions.passes, or "
             f"compress and move it where every block executes."
         )
+
+    # Also says that the layer is longer than its tokens, so that masks must never be left out. Of some layers it is an
+    # attribute, of others a property.
+    is_compileable: Any = property(lambda self: self._blank.is_compileable)
 
     @property
     def is_initialized(self) -> bool:

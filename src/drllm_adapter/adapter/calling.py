@@ -1,6 +1,8 @@
 """How a transformers model is called where versions differ or the obvious way is slow."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from peft import PeftModel
@@ -14,6 +16,17 @@ def last_position() -> Tensor:
     bfloat16 head takes 15 to 100 times as long on a CPU (torch 2.13), once for every row.
     """
     return torch.tensor([-1], device="cpu")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode inside the `with` block, afterwards in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def cache_keyword(model: nn.Module) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from peft.utils import CONFIG_NAME
 
 from ..errors import DrLLMError
-from .cards import writer
+from .after_saving import writer
 from .config import CARD, NAME
 
 

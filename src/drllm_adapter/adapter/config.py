@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftType, TaskType
 
 from ..errors import DrLLMError
-from .cards import writer
+from .after_saving import writer
 from .weight_file import PICKLE, WEIGHTS, check_weight_file, refuse_pickle
 
 NAME = "DRLLM"

@@ -75,6 +75,7 @@ class Call:
     hidden_states: what enters each block, `[batch, tokens, width]`, when the caller asked for hidden states.
     output_of_each_pass: the option by which the caller asked for outputs that only the rows that run a block have.
     may_run_again: whether checkpointed blocks may be computed again in a backward pass.
+    is_over: whether the stack has run; what checkpointed blocks do from then on is to run again.
     entered: of what entered each block at such a prompt, a few values, by which a block that runs again is known.
     cuts, windows: what is computed once for all blocks: arguments cut to rows, the prompt cut into windows.
     thread: in which it runs; kept when it has ended.
@@ -93,6 +94,7 @@ class Call:
     hidden_states: list[Tensor] | None = None
     output_of_each_pass: str | None = None
     may_run_again: bool = False
+    is_over: bool = False
     entered: dict[int, Tensor] = field(default_factory=dict)
     cuts: Cuts = field(default_factory=dict)
     windows: dict[tuple[int, torch.device], Windows] = field(default_factory=dict)
@@ -237,12 +239,15 @@ class Route:
         if call.num_blocks == self.num_blocks:
             self.decisions, self.begins_with = call.noted or call.decisions, call.begins_with
         if call.may_run_again:
-            call.hidden_states, call.cuts, call.windows = None, {}, {}
+            call.hidden_states, call.cuts, call.windows, call.is_over = None, {}, {}, True
             self.call = call
 
     def abandon(self, call: Call) -> None:
-        """The call has failed: whatever it has begun is forgotten, and the last prompt is the one before."""
-        if self.call is call and call.thread == get_ident():  # and not another thread's
+        """The call has failed: whatever it has begun is forgotten, and the last prompt is the one before.
+
+        A call that is over cannot fail any more: torch ends the blocks that it runs again by an exception.
+        """
+        if self.call is call and not call.is_over and call.thread == get_ident():  # and not another thread's
             self.call, self.next_call = Call(thread=call.thread), NextCall()
 
     def _forced_for_batch(

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..adapter.calling import cache_keyword, last_position
+from ..adapter.layer import routed_layers
 from ..adapter.speculation import Speculation, last_speculation, speculate
 from ..adapter.stack import find_stack
-from ..adapter.steering import force_decisions, last_decisions
+from ..adapter.steering import force_decisions, last_decisions, set_layer_budget
 from ..errors import DrLLMError
 from ..scoring.continuations import pad_left
 from ..tasks import Prompt
@@ -220,6 +221,9 @@ def _measure(base: Any, routed: Any, prompts: list[list[int]], route: Tensor, re
 
     times: list[list[float]] = [[] for _ in range(MOST_VERIFIED + 1)]
     drafting: list[float] = []
+    config = routed_layers(routed)[0].active_config
+    budget = None if config is None else config.layer_budget
+    set_layer_budget(routed, None)  # a row's; what a batch drafts along is no row's route
     with force_decisions(routed, route):
         routed(ids, **{cache_keyword(routed): caches[1]})
         for cache in caches:
@@ -232,6 +236,7 @@ def _measure(base: Any, routed: Any, prompts: list[list[int]], route: Tensor, re
             spent = step(routed, caches[1], 1)
             if repetition:
                 drafting.append(spent)
+    set_layer_budget(routed, budget)
     one = statistics.median(times[0])
     verify = tuple(statistics.median(each) / one for each in times)
     return Costs(ids.shape[1], len(route), float(route.sum()), one, statistics.median(drafting) / one, verify)

@@ -7,8 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from rich.table import Table
 
 from ..adapter.layer import routed_layers
 from ..decisions import Decisions
-from ..files import write_json_atomic
 from ..models.loading import route_base
 from ..scoring.references import add_references
 from ..scoring.shared_prefix import GIGABYTE, SharingScorer
@@ -268,15 +266,3 @@ def speed_table(results: Sequence[SearchSpeed]) -> Table:
     table.add_row("padding", *(f"{100 * item.padding:.1f} %" for item in results))
     table.add_row("peak memory", *(f"{item.peak_memory:.1f} GB" for item in results))
     return table
-
-
-def write_speeds(path: Path, results: Sequence[SearchSpeed], **facts: Any) -> None:
-    """The speeds as JSON: `facts`, `ratio` of each mode, then `results` in full."""
-    write_json_atomic(
-        path,
-        {
-            **facts,
-            "ratio": {item.mode: item.ratio for item in results},
-            "results": [{**asdict(item), "met": item.met} for item in results],
-        },
-    )

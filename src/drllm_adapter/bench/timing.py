@@ -1,6 +1,5 @@
 """Speeds side by side: contestants take turns in one run and medians are reported, since machines are noisy."""
 
-import os
 import platform
 import statistics
 import time
@@ -12,7 +11,6 @@ import torch
 from rich.table import Table
 
 from ..adapter.stack import find_stack
-from ..files import write_json_atomic
 
 
 @dataclass(frozen=True)
@@ -124,6 +122,6 @@ def _seconds(run: Callable[[], None]) -> float:
     return now() - start
 
 
-def write_report(path: str | os.PathLike[str], results: Sequence[Comparison], **facts: Any) -> None:
-    """The figures as JSON: `facts`, then `results`, a list of comparisons each with whether its goal is met."""
-    write_json_atomic(path, {**facts, "results": [{**asdict(item), "met": item.met} for item in results]})
+def report(results: Sequence[Any]) -> dict[str, Any]:
+    """The figures as plain values: `results`, a list of comparisons each with whether its goal is met."""
+    return {"results": [{**asdict(item), "met": item.met} for item in results]}

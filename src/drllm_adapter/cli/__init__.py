@@ -1,5 +1,5 @@
 """The `drllm` command: arguments in, calls out. Nothing here is needed to use adapters from Python."""
 
-from .app import main
+from .commands import main
 
 __all__ = ["main"]

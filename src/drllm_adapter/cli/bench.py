@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DrLLMError
+from .groups import Place, unfolded
 from .options import (
     AsTrained,
     Base,
@@ -25,6 +26,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..bench.timing import Comparison
 
 bench = typer.Typer(no_args_is_help=True, help="Measure what routing, searching and training cost; JSON beside it.")
@@ -36,6 +39,7 @@ Output = Annotated[Path, typer.Option(callback=writable, help="JSON file for the
 
 
 @bench.command()
+@unfolded
 def routing(
     base: Model = None,
     shape: Shape = None,
@@ -43,9 +47,8 @@ def routing(
     repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 15,
     decode_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded in a repetition.")] = 32,
     prompt_tokens: Annotated[int, typer.Option(min=8, help="Length of the prompt that the routers read.")] = 512,
-    threads: Threads = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
+    *,
+    place: Place,
 ) -> None:
     """Decoding along a forced path and in mixed batches, all EXECUTE, and prompts with routers, against models without.
 
@@ -54,14 +57,15 @@ def routing(
     from ..bench.models import model_to_measure
     from ..bench.routing import bench_routing
 
-    model, _ = model_to_measure(base, shape, dtype=dtype, device=device)
+    model, _ = model_to_measure(base, shape, **place.model)
     results = bench_routing(
         model, repetitions=repetitions, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens, console=console
     )
-    _finish(results, output, model, shape or base or "demo", repetitions=repetitions)
+    _compared(results, output, model, shape or base or "demo", repetitions=repetitions)
 
 
 @bench.command()
+@unfolded
 def serve(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder, or owner/name[@branch] on the Hub.")],
     base: Base = None,
@@ -81,25 +85,16 @@ def serve(
     from ..bench.serve import bench_serve
 
     results, facts = bench_serve(
-        adapter,
-        base=base,
-        requests=requests,
-        prompt_tokens=prompt_tokens,
-        decode_tokens=decode_tokens,
-        passes=passes,
-        repetitions=repetitions,
-        dtype=dtype,
-    )
-    from ..bench.timing import table, write_report
+        adapter, base=base, requests=requests, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens,
+        passes=passes, repetitions=repetitions, dtype=dtype,
+    )  # fmt: skip
+    from ..bench.timing import report, table
 
-    console.print(table(results))
-    write_report(output, results, **facts)
-    say(f"Saved in {output}.")
-    if not all(item.met for item in results):
-        raise typer.Exit(1)
+    _finish(table(results), output, {**facts, **report(results)})
 
 
 @bench.command()
+@unfolded
 def search(
     base: Model = None,
     shape: Shape = None,
@@ -114,9 +109,8 @@ def search(
     bundle: Annotated[int, typer.Option(min=1, help="Questions searched side by side.")] = 64,
     memory: Annotated[float, typer.Option(min=0, help="Gigabytes of hidden states kept.")] = 2.0,
     sample: Annotated[int, typer.Option(min=1, help="Paths that are scored the published way as well.")] = 64,
-    threads: Threads = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
+    *,
+    place: Place,
 ) -> None:
     """A whole search against the published way: one question, one path, one `generate` call at a time.
 
@@ -127,11 +121,11 @@ def search(
     config = SearchConfig(simulations=simulations)
     asked = {name: questions(task, data, None, limit, 0, 0, mode=name) for name in mode.split(",")}
     from ..bench.models import model_to_measure
-    from ..bench.search import bench_search, speed_table, write_speeds
-    from ..bench.timing import environment
+    from ..bench.search import bench_search, speed_table
+    from ..bench.timing import environment, report
     from ..tasks import build_prompts
 
-    model, tokenizer = model_to_measure(base, shape, dtype=dtype, device=device)
+    model, tokenizer = model_to_measure(base, shape, **place.model)
     results = []
     for name in asked:
         prompts = build_prompts(asked[name], name, tokenizer)
@@ -140,14 +134,13 @@ def search(
                 model, tokenizer, prompts, config=config, bundle=bundle, memory=memory, sample=sample, console=console
             )
         )
-    console.print(speed_table(results))
-    write_speeds(output, results, model=shape or base or "demo", **environment(model), bundle=bundle, memory=memory)
-    say(f"Saved in {output}.")
-    if not all(item.met for item in results):
-        raise typer.Exit(1)
+    facts = {"model": shape or base or "demo", **environment(model), "bundle": bundle, "memory": memory}
+    ratios = {"ratio": {item.mode: item.ratio for item in results}}
+    _finish(speed_table(results), output, {**facts, **ratios, **report(results)})
 
 
 @bench.command()
+@unfolded
 def refine(
     base: Model = None,
     shape: Shape = None,
@@ -158,9 +151,8 @@ def refine(
     limit: Annotated[int, typer.Option(min=1, help="Prompts of the step.")] = 32,
     num_generations: Annotated[int, typer.Option(min=2, help="Paths sampled for each.")] = 8,
     repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 5,
-    threads: Threads = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
+    *,
+    place: Place,
 ) -> None:
     """A step of refinement - sampling paths and scoring them - against each path through the model's own forward.
 
@@ -171,13 +163,14 @@ def refine(
     from ..bench.refine import bench_refine
     from ..tasks import build_prompts
 
-    model, tokenizer = model_to_measure(base, shape, dtype=dtype, device=device)
+    model, tokenizer = model_to_measure(base, shape, **place.model)
     prompts = build_prompts(asked, mode, tokenizer)
     result = bench_refine(model, tokenizer, prompts, generations=num_generations, repetitions=repetitions)
-    _finish([result], output, model, shape or base or "demo", repetitions=repetitions)
+    _compared([result], output, model, shape or base or "demo", repetitions=repetitions)
 
 
 @bench.command()
+@unfolded
 def train(
     base: Model = None,
     shape: Shape = None,
@@ -201,20 +194,16 @@ def train(
     from ..bench.models import model_to_measure
     from ..bench.timing import environment
     from ..bench.train import bench_train
-    from ..files import write_json_atomic
     from ..tasks import build_prompts
 
     model, tokenizer = model_to_measure(base, shape, dtype=dtype, device=device)
     prompts = build_prompts(asked, mode, tokenizer)
     result = bench_train(model, tokenizer, prompts, epochs=epochs, batch_size=batch_size, steps=steps, console=console)
-    console.print(result.table())
-    write_json_atomic(output, {"model": shape or base or "demo", **environment(model), **result.to_json()})
-    say(f"Saved in {output}.")
-    if not result.met:
-        raise typer.Exit(1)
+    _finish(result.table(), output, {"model": shape or base or "demo", **environment(model), **result.to_json()})
 
 
 @bench.command()
+@unfolded
 def cost(
     shape: Annotated[str, typer.Option(help=f"Of which one block is made, with random weights: {SHAPE_NAMES}.")],
     output: Output = Path("bench_cost.json"),
@@ -240,20 +229,18 @@ def cost(
     from ..bench.cost import SearchSize, cost_table, measure_block, to_json
     from ..bench.models import SHAPES, random_model
     from ..bench.timing import environment
-    from ..files import write_json_atomic
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = random_model(shape, getattr(torch, dtype), place, num_hidden_layers=1, vocab_size=256)
     measured = measure_block(model, rows, tokens, repetitions, hidden=not console.is_terminal)
     blocks = SHAPES[shape]["num_hidden_layers"]
     size = SearchSize(blocks, questions, tokens, simulations, avoided, devices)
-    console.print(cost_table(measured, size))
     facts = {name: value for name, value in environment(model).items() if name not in ("parameters", "blocks")}
-    write_json_atomic(output, {"shape": shape, **facts, **to_json(measured, size)})
-    say(f"Saved in {output}.")
+    _finish(cost_table(measured, size), output, {"shape": shape, **facts, **to_json(measured, size)})
 
 
 @bench.command()
+@unfolded
 def adapter(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
     output: Output = Path("bench_adapter.json"),
@@ -265,9 +252,8 @@ def adapter(
     batch_sizes: Annotated[str, typer.Option(help="Prompts side by side, several with commas.")] = "1,16",
     repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 5,
     decode_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded after each prompt.")] = 16,
-    threads: Threads = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
+    *,
+    place: Place,
 ) -> None:
     """Prefill and decoding of a trained adapter against its base on real prompts, beside the ratio of passes.
 
@@ -276,26 +262,25 @@ def adapter(
     sizes = numbers(batch_sizes, "--batch-sizes", "whole numbers", "1,16") or []
     if min(sizes) < 1:
         raise DrLLMError(f"--batch-sizes must be numbers from 1, but {batch_sizes!r} was given; correct it.")
-    task, mode = as_trained(adapter, task, mode)
+    task, mode, _ = as_trained(adapter, task, mode)
     asked = questions(task, data, "test", limit, 0, 0, mode=mode)
     from ..bench.adapter import bench_adapter, table
     from ..bench.timing import environment
-    from ..files import write_json_atomic
     from ..models.loading import load_routed
     from ..tasks import build_prompts
 
-    model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+    model, tokenizer = load_routed(adapter, base=base, **place.model)
     results = bench_adapter(
         model, tokenizer, build_prompts(asked, mode, tokenizer), batch_sizes=sizes, decode_tokens=decode_tokens,
         repetitions=repetitions, console=console,
     )  # fmt: skip
-    console.print(table(results))
     settings = {"adapter": adapter, "task": task, "mode": mode, "repetitions": repetitions}
-    write_json_atomic(output, {**settings, **environment(model), "results": [item.to_json() for item in results]})
-    say(f"Saved in {output}.")
+    found = {"results": [item.to_json() for item in results]}
+    _finish(table(results), output, {**settings, **environment(model), **found})
 
 
 @bench.command()
+@unfolded
 def lossless(
     adapter: Annotated[str | None, typer.Argument(help="The adapter: a folder or a name on the Hub.")] = None,
     shape: Annotated[str | None, typer.Option(help=f"Costs alone, of random weights instead: {SHAPE_NAMES}.")] = None,
@@ -314,9 +299,8 @@ def lossless(
     ] = None,
     layer_budget: Annotated[int | None, typer.Option(min=0, help="Most block passes that a prompt may take.")] = None,
     repetitions: Annotated[int, typer.Option(min=3, help="Of each cost; medians are reported.")] = 15,
-    threads: Threads = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
+    *,
+    place: Place,
 ) -> None:
     """Lossless decoding against the base: acceptance, costs of drafting and verifying, and whether that pays here.
 
@@ -329,22 +313,21 @@ def lossless(
     from ..adapter.steering import set_depth_control, set_layer_budget
     from ..bench.lossless import bench_lossless, costs_of_shape, costs_table, to_json, verdict
     from ..bench.timing import environment
-    from ..files import write_json_atomic
     from ..models.loading import load_routed
     from ..tasks import build_prompts
 
     hidden, speed, facts = not console.is_terminal, None, {}
     if shape is not None:
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kind = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+        on = place.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        kind = torch.bfloat16 if place.dtype == "auto" else getattr(torch, place.dtype)
         costs = costs_of_shape(
-            shape, skip, dtype=kind, device=place, context=context, repetitions=repetitions, hidden=hidden
+            shape, skip, dtype=kind, device=on, context=context, repetitions=repetitions, hidden=hidden
         )
         facts = {"shape": shape, "dtype": str(kind).removeprefix("torch."), "threads": torch.get_num_threads()}
     else:
         assert adapter is not None
         asked = questions(task, data, None, limit, 0, 0, mode=mode)
-        model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+        model, tokenizer = load_routed(adapter, base=base, **place.model)
         if depth_control is not None:
             set_depth_control(model, depth_control)
         if layer_budget is not None:
@@ -354,19 +337,24 @@ def lossless(
             repetitions=repetitions, hidden=hidden, batch_size=batch_size,
         )  # fmt: skip
         facts = {"adapter": adapter, "task": task, "mode": mode, **environment(model)}
-    console.print(costs_table(costs))
     say(verdict(costs, speed))
-    write_json_atomic(output, {**facts, **to_json(costs, speed)})
-    say(f"Saved in {output}.")
+    _finish(costs_table(costs), output, {**facts, **to_json(costs, speed)})
     if speed is not None and speed.apart and facts["dtype"] == "float32":
         raise typer.Exit(1)
 
 
-def _finish(results: "Sequence[Comparison]", output: Path, model: Any, name: str, **settings: Any) -> None:
-    from ..bench.timing import environment, table, write_report
+def _compared(results: "Sequence[Comparison]", output: Path, model: Any, name: str, **settings: Any) -> None:
+    from ..bench.timing import environment, report, table
 
-    console.print(table(results))
-    write_report(output, results, model=name, **environment(model), **settings)
+    _finish(table(results), output, {"model": name, **environment(model), **settings, **report(results)})
+
+
+def _finish(shown: "Table", output: Path, found: dict[str, Any]) -> None:
+    """Show and save what was found; a goal that was missed ends the command with 1."""
+    from ..files import write_json_atomic
+
+    console.print(shown)
+    write_json_atomic(output, found)
     say(f"Saved in {output}.")
-    if not all(item.met for item in results):
+    if not all(item.get("met", True) for item in [found, *found.get("results", ())]):
         raise typer.Exit(1)

@@ -1,5 +1,6 @@
 """`drllm eval`."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -7,32 +8,18 @@ import typer
 
 from ..errors import DrLLMError
 from .config import Config
+from .groups import Asked, Job, unfolded
 from .options import (
     AsTrained,
     Base,
-    Data,
-    Device,
-    Dtype,
     Grader,
-    Json,
-    Limit,
-    Log,
-    LogFormat,
     MaxNewTokens,
-    Overwrite,
-    ReportTo,
-    Resume,
-    Seed,
     SkipBad,
-    SkipFirst,
-    Task,
-    Threads,
+    TemplateAsTrained,
     as_trained,
     check_adapter,
-    claim,
     console,
     left_out,
-    log_stream,
     need_extra,
     questions,
     say,
@@ -41,6 +28,7 @@ from .options import (
 )
 
 
+@unfolded
 def evaluate(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder, or owner/name[@branch] on the Hub.")],
     output: Annotated[
@@ -48,12 +36,9 @@ def evaluate(
         typer.Option(help="Folder for report.json and layers.png; inside the adapter's folder they go on its card."),
     ] = None,
     base: Base = None,
-    task: Task = None,
-    data: Data = None,
+    *,
+    asked: Asked,
     mode: AsTrained = None,
-    split: Annotated[str | None, typer.Option(help="Split of a dataset on the Hub; test by default.")] = None,
-    limit: Limit = None,
-    skip: SkipFirst = 0,
     depth_control: Annotated[
         float | None, typer.Option(min=-1, max=1, help="The paper's p; as saved by default (-0.5 is as trained).")
     ] = None,
@@ -72,12 +57,7 @@ def evaluate(
     max_new_tokens: MaxNewTokens = None,
     grader: Grader = None,
     skip_bad: SkipBad = False,
-    chat_template: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat-template/--no-chat-template", help="Word prompts by the tokenizer's; as in training by default."
-        ),
-    ] = None,
+    chat_template: TemplateAsTrained = None,
     lm_eval: Annotated[
         str | None,
         typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, with commas, instead of --task and --data."),
@@ -85,15 +65,7 @@ def evaluate(
     include_path: Annotated[
         Path | None, typer.Option(exists=True, help="With --lm-eval: folder of further task files.")
     ] = None,
-    seed: Seed = 0,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    json_file: Json = None,
-    log: Log = LogFormat.bar,
-    report_to: ReportTo = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    threads: Threads = None,
+    job: Job,
     config_file: Config = None,
 ) -> None:
     """Compare the base with the routed model on the same questions: accuracy, passes, decisions by block.
@@ -107,9 +79,9 @@ def evaluate(
     from ..jobs import BEGUN
 
     if lm_eval is not None:
-        if data is not None:
+        if asked.data is not None:
             raise DrLLMError("questions come from --data or from --lm-eval, but both were given; drop one of them.")
-        unused = {"--baselines": baselines, "--supervision": supervision, "--sweep": sweep, "--split": split}
+        unused = {"--baselines": baselines, "--supervision": supervision, "--sweep": sweep, "--split": asked.split}
         for option, given in unused.items():
             if given:
                 raise DrLLMError(
@@ -126,7 +98,7 @@ def evaluate(
         )
     make_room = None
     if output is not None:
-        make_room = claim(output, EVALUATION, BEGUN, REPORT, resume=resume, overwrite=overwrite)
+        make_room = job.claim(output, EVALUATION, BEGUN, REPORT)
     check_adapter(adapter, base)
     if lm_eval is not None:
         from ..workflow import evaluate_with_lm_eval
@@ -134,53 +106,30 @@ def evaluate(
         if make_room is not None:
             make_room()
         harness = evaluate_with_lm_eval(
-            adapter,
-            [name.strip() for name in lm_eval.split(",")],
-            output,
-            include_path=include_path,
-            limit=limit,
-            base=base,
-            batch_size=batch_size,
-            depth_control=depth_control,
-            layer_budget=layer_budget,
-            seed=seed,
-            dtype=dtype,
-            device=device,
-        )
+            adapter, [name.strip() for name in lm_eval.split(",")], output, include_path=include_path,
+            limit=asked.limit, base=base, batch_size=batch_size, depth_control=depth_control,
+            layer_budget=layer_budget, seed=job.seed, **job.model,
+        )  # fmt: skip
         console.print(harness.table())
-        write_json(json_file, harness.to_json())
+        write_json(job.json_file, harness.to_json())
         if output is not None:
             say(f"Saved in {output}: report.json.")
         return
-    task, mode = as_trained(adapter, task, mode)
+    task, mode, grader = as_trained(adapter, asked.task, mode, grader)
     bad = left_out(skip_bad)
-    asked = questions(task, data, split or "test", limit, skip, seed, mode=mode, grader=grader, skip_bad=bad)
+    asked = replace(asked, task=task, split=asked.split or "test")
+    found = questions(**asdict(asked), seed=job.seed, mode=mode, grader=grader, skip_bad=bad)
     from ..evaluation import sweep_table, verdict
     from ..workflow import evaluate_adapter
 
     if make_room is not None:
         make_room()
     report = evaluate_adapter(
-        adapter,
-        asked,
-        output,
-        mode=mode,
-        base=base,
-        batch_size=batch_size,
-        depth_control=depth_control,
-        layer_budget=layer_budget,
-        supervision=supervision,
-        sweep=sweep,
-        max_new_tokens=max_new_tokens,
-        grader=grader,
-        skip_bad=bad,
-        chat_template=worded_by_template(adapter) if chat_template is None else chat_template,
-        dtype=dtype,
-        device=device,
-        resume=resume,
-        console=console,
-        log=log_stream(log),
-    )
+        adapter, found, output, mode=mode, base=base, batch_size=batch_size, depth_control=depth_control,
+        layer_budget=layer_budget, supervision=supervision, sweep=sweep, max_new_tokens=max_new_tokens, grader=grader,
+        skip_bad=bad, chat_template=worded_by_template(adapter) if chat_template is None else chat_template,
+        **job.running,
+    )  # fmt: skip
     if bad is not None:
         bad.say()
     console.print(report.table())
@@ -189,7 +138,7 @@ def evaluate(
     if report.sweep is not None:
         console.print(sweep_table(report.sweep))
     say(f"Verdict: {verdict(report)}")
-    write_json(json_file, {"verdict": verdict(report), **report.to_json()})
+    write_json(job.json_file, {"verdict": verdict(report), **report.to_json()})
     if output is not None:
         figures = "layers.png, tradeoff.png" if baselines or sweep else "layers.png"
         say(f"Saved in {output}: report.json, {figures}.")

@@ -57,18 +57,9 @@ def export(
 
     asked = [*(prompt or ()), *(_lines(prompts) if prompts is not None else ())]
     chosen = export_path(
-        source,
-        output,
-        path=path,
-        skip=skip or (),
-        repeat=repeat or (),
-        report=report,
-        prompts=asked,
-        base=base,
-        chat=chat,
-        max_shard=max_shard,
-        device=device,
-    )
+        source, output, path=path, skip=skip or (), repeat=repeat or (), report=report, prompts=asked, base=base,
+        chat=chat, max_shard=max_shard, device=device,
+    )  # fmt: skip
     console.print(f"path  {draw(chosen.decisions)}, chosen {chosen.how}", highlight=False, soft_wrap=True)
     say(f"Saved {output}.")
     facts = {"decisions": list(chosen.decisions), "chosen": chosen.how, "measured": chosen.measured}

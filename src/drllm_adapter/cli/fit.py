@@ -1,33 +1,24 @@
 """`drllm fit`."""
 
 import random
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import DrLLMError
+from .groups import Asked, Job, unfolded
 from .options import (
     ChatTemplate,
-    Data,
-    Device,
-    Dtype,
-    Json,
-    Limit,
-    Log,
-    LogFormat,
+    Grader,
     MaxNewTokens,
     Mode,
-    Overwrite,
-    Resume,
-    Seed,
-    Split,
-    Task,
-    Threads,
-    claim,
+    SkipBad,
     console,
-    log_stream,
+    left_out,
     questions,
+    quoted,
     say,
     write_json,
 )
@@ -38,10 +29,12 @@ if TYPE_CHECKING:
 _TESTED, _LEAST = 0.2, 20
 
 
+@unfolded
 def fit(
     model: Annotated[str, typer.Argument(help="The frozen base model: a folder or a name on the Hub.")],
     output: Annotated[Path, typer.Option(help="Folder for the adapter; its evaluation is in evaluation/.")],
-    data: Data = None,
+    *,
+    asked: Asked,
     test_data: Annotated[
         str | None, typer.Option(help="Prompts or questions to evaluate on; a fifth of --data by default.")
     ] = None,
@@ -51,19 +44,11 @@ def fit(
     ] = 2.0,
     push: Annotated[str | None, typer.Option(help="Upload the adapter with its card to owner/name at the end.")] = None,
     private: Annotated[bool | None, typer.Option("--private/--public", help="With --push, of a new one.")] = None,
-    task: Task = None,
-    split: Split = None,
-    limit: Limit = None,
     max_new_tokens: MaxNewTokens = None,
+    grader: Grader = None,
+    skip_bad: SkipBad = False,
     chat_template: ChatTemplate = True,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    resume: Resume = False,
-    log: Log = LogFormat.bar,
-    json_file: Json = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    threads: Threads = None,
+    job: Job,
 ) -> None:
     """From prompts or questions to an evaluated adapter: drllm refine, drllm eval and drllm push in one.
 
@@ -72,40 +57,42 @@ def fit(
     Example: drllm fit HuggingFaceTB/SmolLM2-135M-Instruct --data prompts.txt --output adapter --push me/routers
     """
     from ..jobs import BEGUN
-    from ..models.download import ADAPTER, TRAINING_REPORT, check_model_name
+    from ..models.download import ADAPTER, TRAINING_REPORT, HubName, check_model_name
 
     check_model_name(model)
-    is_made = resume and (output / TRAINING_REPORT).exists() and not (output / BEGUN).exists()
-    make_room = claim(output, ADAPTER, BEGUN, TRAINING_REPORT, resume=resume, overwrite=overwrite)
-    asked = questions(task, data, split, limit, 0, seed, mode=mode)
-    if test_data is not None:
-        learnt, tested = asked, questions(task, test_data, "test", None, 0, seed, mode=mode)
+    if push is not None:
+        HubName.parse(push)
+    is_made = job.resume and (output / TRAINING_REPORT).exists() and not (output / BEGUN).exists()
+    make_room = job.claim(output, ADAPTER, BEGUN, TRAINING_REPORT)
+    bad = left_out(skip_bad)
+    learnt = questions(**asdict(asked), seed=job.seed, mode=mode, grader=grader, skip_bad=bad)
+    if test_data is None:
+        learnt, tested = _cut(learnt, job.seed)
     else:
-        learnt, tested = _cut(asked, seed)
+        others = replace(asked, data=test_data, split="test", limit=None, skip=0)
+        tested = questions(**asdict(others), seed=job.seed, mode=mode, grader=grader, skip_bad=bad)
     make_room()
 
     from ..evaluation import verdict
     from ..training import RefineConfig
     from ..workflow import evaluate_adapter, refine_adapter
 
-    log_to = log_stream(log)
+    how: dict[str, Any] = {
+        "mode": mode, "max_new_tokens": max_new_tokens, "chat_template": chat_template, "grader": grader,
+        "skip_bad": bad, **job.running,
+    }  # fmt: skip
     if not is_made:
         is_self = mode == "self"
-        config = RefineConfig(max_steps=0 if is_self else 60, price=1.0 if is_self else 0.4, seed=seed)
-        refine_adapter(
-            model, learnt, output, mode=mode, config=config, max_new_tokens=max_new_tokens,
-            chat_template=chat_template, max_loss=max_loss, resume=resume, dtype=dtype, device=device, console=console,
-            log=log_to,
-        )  # fmt: skip
-    report = evaluate_adapter(
-        str(output), tested, output / "evaluation", mode=mode, max_new_tokens=max_new_tokens,
-        chat_template=chat_template, resume=resume, dtype=dtype, device=device, console=console, log=log_to,
-    )  # fmt: skip
+        config = RefineConfig(max_steps=0 if is_self else 60, price=1.0 if is_self else 0.4, seed=job.seed)
+        refine_adapter(model, learnt, output, config=config, max_loss=max_loss, **how)
+    report = evaluate_adapter(str(output), tested, output / "evaluation", **how)
+    if bad is not None:
+        bad.say()
     console.print(report.table())
     say(f"Verdict: {verdict(report)}")
-    write_json(json_file, {"verdict": verdict(report), **report.to_json()})
+    write_json(job.json_file, {"verdict": verdict(report), **report.to_json()})
     if push is None:
-        say(f"Saved in {output}. Next: drllm push {output} OWNER/NAME")
+        say(f"Saved in {output}. Next: drllm push {quoted(output)} OWNER/NAME")
         return
     from ..hub.push import prepare_push
     from ..hub.push import push as upload

@@ -12,15 +12,17 @@ from rich.text import Text
 
 from ..errors import DrLLMError
 from ..tasks import decoded, without_surrogates
-from .options import RUNNING, Base, Device, Dtype, Json, Seed, Threads, check_adapter, console, write_json
+from .groups import Place, unfolded
+from .options import RUNNING, Base, Json, Seed, check_adapter, console, write_json
 
 if TYPE_CHECKING:
     from ..workflow.generate import Generated
 
-notes = Console(stderr=True)
+notes = Console(stderr=True, markup=False, emoji=False)
 """What is said about an answer goes to standard error, so that standard output is the answer."""
 
 
+@unfolded
 def generate(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder, or owner/name[@branch] on the Hub.")],
     text: Annotated[str | None, typer.Argument(help="The prompt; - or nothing reads standard input.")] = None,
@@ -58,9 +60,8 @@ def generate(
     base: Base = None,
     seed: Seed = 0,
     json_file: Json = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    threads: Threads = None,
+    *,
+    place: Place,
 ) -> None:
     """Text in, text out, along the path that the routers choose for the prompt.
 
@@ -95,7 +96,7 @@ def generate(
     from ..models.loading import load_routed
     from ..workflow.generate import generate_text
 
-    model, tokenizer = load_routed(adapter, base=base, dtype=dtype, device=device)
+    model, tokenizer = load_routed(adapter, base=base, **place.model)
     if note:
         notes.print(note, style="dim", highlight=False)
     if depth_control is not None:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from ..errors import DrLLMError
+from .options import need_extra
 
 
 def lm_eval(context: typer.Context) -> None:
@@ -12,11 +12,8 @@ def lm_eval(context: typer.Context) -> None:
 
     Example: drllm lm-eval --model hf --model_args pretrained=BASE,peft=ADAPTER --tasks arc_easy --batch_size 16
     """
-    try:
-        from lm_eval.__main__ import cli_evaluate
-    except ImportError as error:
-        raise DrLLMError(
-            "this command needs the extra lm-eval, but it is not installed; run pip install 'drllm-adapter[lm-eval]'."
-        ) from error
+    need_extra("lm_eval", "lm-eval", "this command")
+    from lm_eval.__main__ import cli_evaluate
+
     sys.argv = ["lm_eval", *context.args]
     cli_evaluate()

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 # Panels of `--help`, below the options that most people use.
 PAPER, RUNNING = "The search's constants", "Running"
+constant = partial(typer.Option, rich_help_panel=PAPER)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -32,7 +35,8 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-console = Console(quiet=not is_main_process())
+# What is printed holds names, prompts and answers of people: "[/INST]" in them is no markup.
+console = Console(quiet=not is_main_process(), markup=False, emoji=False)
 
 
 def writable(path: Path | None) -> Path | None:
@@ -89,7 +93,9 @@ Data = Annotated[
         "(name or name:config), several with commas; the task's own dataset by default."
     ),
 ]
-Split = Annotated[str | None, typer.Option(help="Split of a dataset on the Hub; train by default.")]
+Split = Annotated[
+    str | None, typer.Option(help="Split of a dataset on the Hub; train by default, test for drllm eval.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Most questions to use.")]
 SkipFirst = Annotated[int, typer.Option(min=0, help="Questions to leave out at the beginning.")]
 Mode = Annotated[
@@ -121,6 +127,12 @@ MaxNewTokens = Annotated[
 ]
 ChatTemplate = Annotated[
     bool, typer.Option("--chat-template/--no-chat-template", help="Word prompts by the tokenizer's, if it has one.")
+]
+TemplateAsTrained = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat-template/--no-chat-template", help="Word prompts by the tokenizer's; as in training by default."
+    ),
 ]
 Dtype = Annotated[
     str, one_of(DTYPES, "auto: the faster one on a CPU, the model's own on a GPU.", rich_help_panel=RUNNING)
@@ -304,8 +316,10 @@ def check_adapter(adapter: str, base: str | None) -> Path:
     return fetch_adapter(adapter, weights=False)
 
 
-def as_trained(adapter: str, task: str | None, mode: str | None) -> tuple[str | None, str]:
-    """Task and mode as given, or as the adapter was trained, which is then said."""
+def as_trained(
+    adapter: str, task: str | None, mode: str | None, grader: str | None = None
+) -> tuple[str | None, str, str | None]:
+    """Task, mode and grader as given, or as the adapter was trained, which is then said."""
     from ..models.download import load_training_record
 
     learnt = load_training_record(adapter).get("supervision", {})
@@ -314,12 +328,36 @@ def as_trained(adapter: str, task: str | None, mode: str | None) -> tuple[str | 
         mode = str(learnt["mode"])
         told.append(f"--mode {mode}")
     if task is None and learnt.get("tasks"):
-        # Names that rows give themselves are no tasks of a command.
-        task = learnt["tasks"][0] if learnt["tasks"] in [[name] for name in TASKS] else "jsonl"
+        task = _task_of(learnt)
         told.append(f"--task {task}")
+    if grader is None and mode == "free" and learnt.get("grader"):
+        grader = _known_grader(str(learnt["grader"]))
+        told.append(f"--grader {grader}")
     if told:
         say(f"As in training: {' '.join(told)}.")
-    return task, mode or "letter"
+    return task, mode or "letter", grader
+
+
+def _task_of(learnt: Mapping[str, Any]) -> str:
+    """The task of a command by what an adapter's record says of its training."""
+    # Names that rows give themselves are no tasks of a command.
+    return str(learnt["tasks"][0]) if learnt["tasks"] in [[name] for name in TASKS] else "jsonl"
+
+
+def say_next(output: Path, learnt: Mapping[str, Any]) -> None:
+    """Where an adapter was saved, and how it is evaluated by what its record says of its training."""
+    # A dataset has a split to test on; other questions are the user's to name.
+    hub = [source for source in learnt["sources"] if source["hub"]]
+    data = "--seed 12345" if _task_of(learnt) == "khop" else "--data TEST_QUESTIONS"
+    if len(hub) == len(learnt["sources"]) == 1:
+        data = f"--data {hub[0]['name']}{':' + hub[0]['config'] if hub[0]['config'] else ''}"
+    folder = quoted(output)
+    say(f"Saved in {output}. Next: drllm eval {folder} {data} --output {quoted(output / 'evaluation')}")
+
+
+def quoted(path: Path) -> str:
+    """A path as it is typed in a shell."""
+    return shlex.quote(str(path))
 
 
 def worded_by_template(adapter: str) -> bool:

@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 
+from .groups import Place, unfolded
 from .options import (
     ChatTemplate,
     Data,
-    Device,
-    Dtype,
     Json,
     Log,
     LogFormat,
@@ -19,7 +18,6 @@ from .options import (
     SkipBad,
     Split,
     Task,
-    Threads,
     claim,
     console,
     left_out,
@@ -30,6 +28,7 @@ from .options import (
 )
 
 
+@unfolded
 def probe(
     model: Annotated[str, typer.Argument(help="The base model: a folder or a name on the Hub.")],
     output: Annotated[Path, typer.Option(help="Folder for report.json and probe.png.")],
@@ -48,9 +47,8 @@ def probe(
     overwrite: Overwrite = False,
     json_file: Json = None,
     log: Log = LogFormat.bar,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    threads: Threads = None,
+    *,
+    place: Place,
 ) -> None:
     """Measure whether routers can help a model on some prompts, before anything is searched or trained.
 
@@ -78,20 +76,9 @@ def probe(
 
     make_room()
     report = probe_model(
-        model,
-        asked,
-        output,
-        most_skips=most_skips,
-        max_new_tokens=max_new_tokens,
-        chat_template=chat_template,
-        skip_bad=bad,
-        batch_size=batch_size,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        console=console,
-        log=log_stream(log),
-    )
+        model, asked, output, most_skips=most_skips, max_new_tokens=max_new_tokens, chat_template=chat_template,
+        skip_bad=bad, batch_size=batch_size, seed=seed, **place.model, console=console, log=log_stream(log),
+    )  # fmt: skip
     if bad is not None:
         bad.say()
     for table in report.tables():

@@ -1,58 +1,57 @@
 """`drllm refine`."""
 
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..supervision.rewards import REWARDS
+from ..errors import DrLLMError
+from ..supervision.rewards import REWARDS, find_reward
 from .config import Config
+from .groups import Asked, Job, NewRouters, unfolded
 from .options import (
-    PAPER,
     RUNNING,
+    AsTrained,
     Base,
-    ChatTemplate,
-    Data,
-    Device,
-    Dtype,
-    Json,
-    Limit,
-    Log,
-    LogFormat,
+    Grader,
     MaxLoss,
     MaxNewTokens,
     MeanPasses,
-    Mode,
-    Overwrite,
-    ReportTo,
-    Resume,
-    Seed,
-    SkipFirst,
-    Split,
-    Task,
-    Threads,
-    claim,
-    console,
-    log_stream,
-    numbers,
+    SkipBad,
+    TemplateAsTrained,
+    as_trained,
+    check_adapter,
+    constant,
+    left_out,
     one_of,
     questions,
-    say,
+    say_next,
+    worded_by_template,
     write_json,
 )
 
 
+@dataclass(frozen=True)
+class Constants:
+    """Those of a `RefineConfig` that do not depend on the mode."""
+
+    validation_share: Annotated[float, typer.Option(min=0.001, max=0.9, help="Share of the prompts held out.")] = 0.2
+    num_generations: Annotated[int, typer.Option(min=2, help="Paths sampled for each prompt of a step.")] = 8
+    batch_size: Annotated[int, constant(min=1, help="Prompts a step.")] = 32
+    learning_rate: Annotated[float, constant(min=0, help="Peak of the cosine schedule of AdamW.")] = 5e-4
+    entropy_coef: Annotated[float, constant(min=0, help="Entropy bonus at the first step; falls to 0.")] = 0.01
+
+
+@unfolded
 def refine(
     start: Annotated[
         str, typer.Argument(help="Adapter to refine, or a base model to begin with; a folder or a name on the Hub.")
     ],
     output: Annotated[Path, typer.Option(help="Folder for the adapter, its report and its curves.")],
-    task: Task = None,
-    data: Data = None,
-    split: Split = None,
-    mode: Mode = "letter",
-    limit: Limit = None,
-    skip: SkipFirst = 0,
+    *,
+    asked: Asked,
+    mode: AsTrained = None,
     base: Base = None,
     reward: Annotated[
         str | None,
@@ -81,45 +80,18 @@ def refine(
         int | None,
         typer.Option(min=0, help="Gradient steps on policy; 0 with --init skips, which may be enough, else 60."),
     ] = None,
-    validation_share: Annotated[float, typer.Option(min=0.001, max=0.9, help="Share of the prompts held out.")] = 0.2,
-    num_generations: Annotated[int, typer.Option(min=2, help="Paths sampled for each prompt of a step.")] = 8,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts a step.", rich_help_panel=PAPER)] = 32,
-    learning_rate: Annotated[
-        float, typer.Option(min=0, help="Peak of the cosine schedule of AdamW.", rich_help_panel=PAPER)
-    ] = 5e-4,
-    entropy_coef: Annotated[
-        float, typer.Option(min=0, help="Entropy bonus at the first step; falls to 0.", rich_help_panel=PAPER)
-    ] = 0.01,
-    num_windows: Annotated[
-        int, typer.Option(min=1, help="Windows the prompt is pooled into (base model).", rich_help_panel=PAPER)
-    ] = 8,
     rms_norm: Annotated[
         bool,
-        typer.Option(
-            "--rms-norm/--no-rms-norm",
-            help="Normalise each token's states before pooling (base model).",
-            rich_help_panel=PAPER,
-        ),
+        constant("--rms-norm/--no-rms-norm", help="Normalise each token's states before pooling (base model)."),
     ] = True,
-    router_width: Annotated[
-        int, typer.Option(min=1, help="Width of the routers' hidden layer (base model).", rich_help_panel=PAPER)
-    ] = 128,
-    layers: Annotated[
-        str | None,
-        typer.Option(help="Blocks that get a router, such as 4,5,6 (base model).", rich_help_panel=PAPER),
-    ] = None,
     max_new_tokens: MaxNewTokens = None,
-    chat_template: ChatTemplate = True,
+    grader: Grader = None,
+    skip_bad: SkipBad = False,
+    chat_template: TemplateAsTrained = None,
     rows: Annotated[int, typer.Option(min=1, help="Most rows a block runs at once.", rich_help_panel=RUNNING)] = 64,
-    seed: Seed = 0,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    json_file: Json = None,
-    log: Log = LogFormat.bar,
-    report_to: ReportTo = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    threads: Threads = None,
+    constants: Constants,
+    routers: NewRouters,
+    job: Job,
     config_file: Config = None,
 ) -> None:
     """Refine routers on policy: they try paths of their own choosing and learn from what came of them.
@@ -129,13 +101,33 @@ def refine(
     from ..jobs import BEGUN
     from ..models.download import ADAPTER, TRAINING_REPORT, check_model_name, is_adapter, load_training_record
 
-    routed = numbers(layers, "--layers", "block indices", "4,5,6")
-    make_room = claim(output, ADAPTER, BEGUN, TRAINING_REPORT, resume=resume, overwrite=overwrite)
-    if not is_adapter(start):
+    settings = routers.settings()
+    make_room = job.claim(output, ADAPTER, BEGUN, TRAINING_REPORT)
+    begins_with_adapter = is_adapter(start)
+    if begins_with_adapter:
+        check_adapter(start, base)
+        task, mode, grader = as_trained(start, asked.task, mode, grader)
+        asked = replace(asked, task=task)
+        if chat_template is None:
+            chat_template = worded_by_template(start)
+    else:
         check_model_name(start)
-    elif base is not None:
-        check_model_name(base)
-    asked = questions(task, data, split, limit, skip, seed, mode=mode)
+    mode = mode or "letter"
+    if reward is not None:
+        find_reward(reward)
+    unfit = {
+        "--base": base is not None and not begins_with_adapter and "names the base of an adapter, but a base was given",
+        "--init": init is not None and begins_with_adapter and "makes routers for a base, but an adapter was given",
+        "--init skips": init == "skips" and mode != "self" and f"needs --mode self, but the mode is {mode}",
+        "--reward agreement": reward == "agreement" and mode != "self" and f"needs --mode self, but the mode is {mode}",
+        "--max-loss": max_loss is not None and mode == "free" and "is no limit for generated answers (--mode free)",
+        "--mean-passes": mean_passes is not None and mode == "free" and "is none for generated answers (--mode free)",
+    }
+    for option, why in unfit.items():
+        if why:
+            raise DrLLMError(f"{option} {why}; leave it out or change what it goes with.")
+    bad = left_out(skip_bad)
+    prompts = questions(**asdict(asked), seed=job.seed, mode=mode, grader=grader, skip_bad=bad)
 
     from ..adapter.config import DrLLMConfig
     from ..training import RefineConfig
@@ -149,39 +141,14 @@ def refine(
 
     make_room()
     result = refine_adapter(
-        start,
-        asked,
-        output,
-        mode=mode,
-        init=init,
-        reward=reward,
-        max_loss=max_loss,
-        mean_passes=mean_passes,
-        config=RefineConfig(
-            max_steps=max_steps,
-            batch_size=batch_size,
-            num_generations=num_generations,
-            learning_rate=learning_rate,
-            entropy_coef=entropy_coef,
-            price=price,
-            validation_share=validation_share,
-            seed=seed,
-        ),
-        adapter=DrLLMConfig(
-            num_windows=num_windows, router_width=router_width, rms_norm=rms_norm, layers_to_transform=routed
-        ),
-        base=base,
-        max_new_tokens=max_new_tokens,
-        chat_template=chat_template,
-        batch_size=rows,
-        resume=resume,
-        dtype=dtype,
-        device=device,
-        console=console,
-        log=log_stream(log),
-    )
+        start, prompts, output, mode=mode, init=init, reward=reward, max_loss=max_loss, mean_passes=mean_passes,
+        config=RefineConfig(**asdict(constants), max_steps=max_steps, price=price, seed=job.seed),
+        adapter=DrLLMConfig(**settings, rms_norm=rms_norm), base=base, max_new_tokens=max_new_tokens,
+        chat_template=chat_template is not False, grader=grader, skip_bad=bad, batch_size=rows, **job.running,
+    )  # fmt: skip
+    if bad is not None:
+        bad.say()
     if result is not None:
-        write_json(json_file, load_training_record(output))
-        named = "" if task is None else f" --task {task}"
-        fresh = "--seed 12345" if task == "khop" else "--data TEST_QUESTIONS"
-        say(f"Saved in {output}. Next: drllm eval {output}{named} --mode {mode} {fresh} --output {output}/evaluation")
+        record = load_training_record(output)
+        write_json(job.json_file, record)
+        say_next(output, record["supervision"])

@@ -7,7 +7,9 @@ paths make the number of passes exactly equal, see `contenders`.
 
 import math
 import random
-from collections.abc import Callable, Hashable, Sequence
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,7 +23,7 @@ from ..adapter.layer import hidden_of, routed_layers
 from ..adapter.steering import force_decisions
 from ..decisions import EXECUTE, SKIP, Decisions, Outcome, execute_all, metric, metric_name, passes
 from ..reporting.percentages import with_interval
-from ..supervision.effects import Effects, best_by_effects, predicted, regress_effects
+from ..supervision.effects import Effects, Regression, best_by_effects, predicted
 from ..tasks import Prompt
 from .contenders import Contender, best_mixture, comparison
 from .intervals import Outcomes
@@ -147,7 +149,7 @@ def compare_with_baselines(
     routed: Sequence[Outcome],
     prompts: Sequence[Prompt],
     tasks: Sequence[str],
-    supervision: Sequence[Supervised],
+    supervision: Iterable[Supervised],
     score: ScorePaths,
     effort: Effort | None = None,
 ) -> BaselineTable:
@@ -157,7 +159,7 @@ def compare_with_baselines(
         model: with a router adapter, for the hidden states of training prompts.
         routed: outcomes of the router, one a prompt.
         prompts, tasks: of the evaluation.
-        supervision: training questions and the paths tried on them.
+        supervision: training questions and the paths tried on them; gone through twice, and let go.
         score: outcomes of prompts along paths, the base's.
 
     Raises:
@@ -169,13 +171,32 @@ def compare_with_baselines(
     measured = metric_name(routed)
     numbers = sorted({min(max(number, 1), blocks) for number in (math.floor(own.passes), math.ceil(own.passes))})
     tested = PathOutcomes(prompts, score)
-    effects = regress_effects(row.paths for row in supervision)
-    judged = supervision[: effort.greedy_questions]
+    kept = max(effort.greedy_questions, effort.state_prompts, effort.oracle_questions)
+    first: list[Supervised] = []
+    lengths = array("q")
+    overall = Regression()
+    of_task: dict[Hashable, Regression] = defaultdict(Regression)
+    for row in supervision:
+        if len(first) < kept:
+            first.append(row)
+        lengths.append(len(row.prompt))
+        overall.add(row.paths)
+        of_task[row.task].add(row.paths)
+    effects = overall.effects()
+    edges = np.quantile(lengths, np.linspace(0, 1, _BUCKETS + 1)[1:-1])
+
+    def bucket(text: str) -> int:
+        return int(np.searchsorted(edges, len(text)))
+
+    of_length: dict[Hashable, Regression] = defaultdict(Regression)
+    for row in supervision:
+        of_length[bucket(row.prompt)].add(row.paths)
+    judged = first[: effort.greedy_questions]
     training = PathOutcomes([row.to_prompt() for row in judged], score)
     # A kind that gives up more blocks than the mean needs longer lists than the mean does.
     least = numbers[0] if measured == "accuracy" else max(1, 2 * numbers[0] - blocks)
     greedy = greedy_paths(training, effects, least, effort.greedy_candidates)
-    similarity = state_similarity(model, tokenizer, [row.to_prompt() for row in supervision[: effort.state_prompts]])
+    similarity = state_similarity(model, tokenizer, [row.to_prompt() for row in first[: effort.state_prompts]])
     order = block_influence_order(similarity)
     static: dict[str, tuple[str, Callable[[int], Decisions]]] = {
         "static, greedy": ("the cheapest block on training questions left out, one by one", greedy.__getitem__),
@@ -214,20 +235,16 @@ def compare_with_baselines(
         points = [base, *(tested.contender("greedy", path) for path in greedy.values())]
         what = "the best mixture of any two of the base and the greedy paths, of whatever depth, a lot for each prompt"
         table.append(replace(best_mixture(points, own.passes), name="static, any mixture", what=what))
-    lengths = [len(row.prompt) for row in supervision]
-    edges = np.quantile(lengths, np.linspace(0, 1, _BUCKETS + 1)[1:-1])
-    by_task = ("task router", "the best static path of each task, from its name alone",
-               [row.task for row in supervision], list(tasks))  # fmt: skip
-    by_length = ("length router", "the best static path of each quarter of prompt lengths",
-                 [int(np.searchsorted(edges, length)) for length in lengths],
-                 [int(np.searchsorted(edges, len(prompt.text))) for prompt in prompts])  # fmt: skip
+    by_task = ("task router", "the best static path of each task, from its name alone", of_task,
+               [row.task for row in judged], list(tasks))  # fmt: skip
+    by_length = ("length router", "the best static path of each quarter of prompt lengths", of_length,
+                 [bucket(row.prompt) for row in judged], [bucket(prompt.text) for prompt in prompts])  # fmt: skip
     paths = [path for number in numbers for path in (greedy[number], best_by_effects(effects, number))]
     ungrouped = [base, *(tested.contender("static", path) for path in paths)]
-    for name, what, train_groups, test_groups in (by_task, by_length):
-        groups = (train_groups, test_groups)
-        along = None if measured == "accuracy" else (training, train_groups[: len(judged)], tuple(greedy.values()))
-        table.append(_grouped(name, what, groups, supervision, effects, along, tested, ungrouped, own.passes))
-    luck = oracles(supervision, score, effort) if measured == "accuracy" else {}
+    for name, what, regressions, train_groups, test_groups in (by_task, by_length):
+        along = None if measured == "accuracy" else (training, train_groups, tuple(greedy.values()))
+        table.append(_grouped(name, what, test_groups, regressions, effects, along, tested, ungrouped, own.passes))
+    luck = oracles(first, score, effort) if measured == "accuracy" else {}
     return BaselineTable(own, [comparison(own, item) for item in table], alone, luck, measured)
 
 
@@ -356,8 +373,8 @@ def _random(tested: PathOutcomes, numbers: Sequence[int], base: Contender, mean_
 def _grouped(
     name: str,
     what: str,
-    groups: tuple[Sequence[Hashable], Sequence[Hashable]],
-    supervision: Sequence[Supervised],
+    test_groups: Sequence[Hashable],
+    regressions: Mapping[Hashable, Regression],
     effects: Effects,
     measured: tuple[PathOutcomes, Sequence[Hashable], Sequence[Decisions]] | None,
     tested: PathOutcomes,
@@ -373,11 +390,10 @@ def _grouped(
     mixed. `ungrouped` are static paths for all questions, with which they may be mixed: a router that sees the group
     may also ignore it.
     """
-    train_groups, test_groups = groups
-    of_group: dict[Hashable, Effects] = {}
-    for group in set(test_groups):
-        rows = [row.paths for row, found in zip(supervision, train_groups, strict=True) if found == group]
-        of_group[group] = regress_effects(rows, prior=effects) if rows else effects
+    of_group = {
+        group: regressions[group].effects(prior=effects) if group in regressions else effects
+        for group in set(test_groups)
+    }
     blocks = len(effects)
     options: dict[Hashable, list[tuple[Decisions, float]]] = {}
     for group, own in of_group.items():

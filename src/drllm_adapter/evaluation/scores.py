@@ -1,7 +1,7 @@
 """The scores that a comparison needs, in the base model and along the routers' paths: shared, kept and gone on with."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -73,11 +73,11 @@ def score_both(
         ) as progress,
     ):
 
-        def show() -> None:
-            done = [place for piece in shards.finished() for place in pieces[piece][1]]
+        def show(finished: Mapping[int, Path]) -> None:
+            done = [place for piece in finished for place in pieces[piece][1]]
             progress.update(len(done), sum(len(prompts[place].text) for place in done))
 
-        show()
+        show(shards.finished())
         try:
             while True:
                 work_through(range(len(pieces)), do, shards, locks, stop, show)

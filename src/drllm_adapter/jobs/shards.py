@@ -26,15 +26,17 @@ class Shards:
         self.folder = Path(folder)
         self.suffix = suffix
 
-    def write(self, number: int, content: bytes) -> None:
-        """Put a finished piece on disk.
+    def write(self, number: int, content: bytes) -> Path:
+        """Put a finished piece on disk; its file.
 
         Raises:
             DrLLMError: the disk is full or the folder cannot be written.
         """
         self.folder.mkdir(exist_ok=True)
-        with replacing(self.folder / f"{number:06d}.{_checksum(content)}{self.suffix}") as temporary:
+        path = self.folder / f"{number:06d}.{_checksum(content)}{self.suffix}"
+        with replacing(path) as temporary:
             temporary.write_bytes(content)
+        return path
 
     def finished(self) -> dict[int, Path]:
         """The file of every finished piece, by number."""

@@ -127,6 +127,18 @@ def find_base(source: str | os.PathLike[str], base: str) -> str:
     return base
 
 
+def base_of(adapter: str, config: Any) -> str:
+    """The base that an adapter's configuration names, with its revision.
+
+    Raises:
+        DrLLMError: it names none, or see `find_base`.
+    """
+    if not config.base_model_name_or_path:
+        raise DrLLMError(f"the adapter {adapter!r} does not say which base model it fits; name it with --base.")
+    name = find_base(adapter, config.base_model_name_or_path)
+    return f"{name}@{config.revision}" if config.revision and "@" not in name else name
+
+
 def split_revision(name: str) -> tuple[str, str | None]:
     """The name of a model and the revision behind its @; a folder has none."""
     where, mark, revision = name.rpartition("@")
@@ -180,6 +192,19 @@ def is_adapter(name: str | os.PathLike[str]) -> bool:
         DrLLMError: there is no such folder and no such repository, or it cannot be reached.
     """
     return (fetch_adapter(name, weights=False) / ADAPTER_CONFIG).is_file()
+
+
+def names_adapter(name: str, *, unreachable: bool) -> bool:
+    """As `is_adapter`, but `unreachable` where that cannot be found out: loading it will say what is wrong."""
+    if Path(name).is_dir():
+        return (Path(name) / ADAPTER_CONFIG).is_file()
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    where, revision = split_revision(name)
+    try:
+        return find_adapter_config_file(where, revision=revision) is not None
+    except OSError:
+        return unreachable
 
 
 def fetch_supervision(name: str | os.PathLike[str]) -> Path:

@@ -14,7 +14,7 @@ from ..adapter.config import DrLLMConfig
 from ..adapter.integrity import check_adapter_folder, read_adapter_config
 from ..adapter.stack import find_stack
 from ..errors import DrLLMError, first_sentence
-from .download import check_model_name, fetch_adapter, find_base, split_revision
+from .download import base_of, check_model_name, fetch_adapter, split_revision
 from .hub_errors import without_tokens
 from .speed import use_the_faster
 
@@ -104,13 +104,7 @@ def load_routed(
     """
     folder = fetch_adapter(adapter)
     config = check_adapter_folder(folder, adapter)
-    name = base or config.base_model_name_or_path
-    if not name:
-        raise DrLLMError(f"the adapter {adapter!r} does not say which base model it fits; name it with --base.")
-    if base is None:
-        name = find_base(adapter, name)
-    if base is None and config.revision and "@" not in name:
-        name = f"{name}@{config.revision}"
+    name = base or base_of(adapter, config)
     model, tokenizer = load_base(name, dtype=dtype, device=device)
     try:
         routed = PeftModel.from_pretrained(model, str(folder))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from ..adapter.calling import evaluating
 from ..adapter.layer import routed_layers
 from ..decisions import Decisions, passes
 from ..errors import DrLLMError
@@ -107,7 +108,7 @@ class Scorer:
             rows = slice(start, start + self.batch_size)
             along = None if decisions is None else decisions[rows]
             base = self.base_predictions(prompts[rows]) if bases is None else bases[rows]
-            with self._evaluating():
+            with evaluating(self.model):
                 scores += self._score_batch(prompts[rows], along, base)
         return scores
 
@@ -121,7 +122,7 @@ class Scorer:
         compared = [place for place, prompt in enumerate(prompts) if prompt.mode == "self"]
         for start in range(0, len(compared), self.batch_size):
             places = compared[start : start + self.batch_size]
-            with self._evaluating(), as_base(self.model):
+            with evaluating(self.model), as_base(self.model):
                 predicted, _ = self._run([prompts[place] for place in places], None)
             for place, (reference,) in zip(places, predicted, strict=True):
                 found[place] = reference.log_probabilities()
@@ -132,15 +133,6 @@ class Scorer:
     ) -> list[list[float]]:
         """The log-likelihoods of every prompt's continuations; all prompts run as one batch."""
         return _likelihoods(self._run(prompts, decisions)[0])
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = self.model.training
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train(training)
 
     def _score_batch(
         self, prompts: Sequence[Prompt], decisions: Sequence[Decisions] | None, bases: Sequence[Tensor | None]
@@ -312,14 +304,12 @@ def greedily(model: Any, max_new_tokens: int, padding: int) -> Iterator[Generati
         bos_token_id=base.generation_config.bos_token_id,
         eos_token_id=base.generation_config.eos_token_id,
     )
-    training = model.training
-    model.eval()
     for owner in before:
         owner.generation_config = config
     try:
-        yield config
+        with evaluating(model):
+            yield config
     finally:
-        model.train(training)
         for owner, own in before.items():
             owner.generation_config = own
 

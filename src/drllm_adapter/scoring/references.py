@@ -1,7 +1,7 @@
 """The base model's own continuations of prompts: what a path is compared with where no answers are known."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -68,8 +68,8 @@ def add_references(
                 def do(piece: int) -> bytes:
                     return json.dumps(_continue(scorer, [prompts[place] for place in pieces[piece]])).encode()
 
-                def show() -> None:
-                    progress.update(sum(len(pieces[piece]) for piece in shards.finished()))
+                def show(finished: Mapping[int, Path]) -> None:
+                    progress.update(sum(len(pieces[piece]) for piece in finished))
 
                 try:
                     while len(tokens) < len(order):

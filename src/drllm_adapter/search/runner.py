@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -69,6 +69,7 @@ def run_search(
     base_revision: str | None = None,
     base_fingerprint: str = "",
     dtype: str = "",
+    grader: str | None = None,
     complete: Callable[[Sequence[Prompt], Path, Locks], Sequence[Prompt]] | None = None,
     processes: Processes = ALONE,
     console: Console | None = None,
@@ -86,6 +87,7 @@ def run_search(
         resume: go on with an interrupted search of the same questions and constants.
         bundle: questions that are searched side by side.
         base_model, base_revision, base_fingerprint, dtype: of the model behind the scorer; kept in the set.
+        grader: that was asked for; kept in the set.
         complete: given the prompts, the folder and its locks before the first bundle: the prompts with what only the
             model knows, the references of the mode "self".
         processes: this one among those that share the work.
@@ -110,6 +112,7 @@ def run_search(
         "questions_digest": digest_of(questions, prompts),
         "sources": sources_of(questions),
         "mode": _mode_of(questions, prompts),
+        "grader": grader,
         "num_blocks": scorer.num_blocks,
         "base_model": base_model,
         "base_revision": base_revision,
@@ -176,9 +179,9 @@ class _Run:
             ) as progress,
         ):
 
-            def look() -> None:
+            def look(shards: Mapping[int, Path]) -> None:
                 if processes.is_main:
-                    self._look(progress)
+                    self._look(shards, progress)
 
             def do(number: int) -> bytes:
                 def show(done: float) -> None:
@@ -188,7 +191,7 @@ class _Run:
 
                 return self._search(number, show)
 
-            look()
+            look(self.shards.finished())
             before = self.tally.paths
             try:
                 while True:
@@ -196,7 +199,7 @@ class _Run:
                     if not processes.is_main or self._compact(progress):
                         break
             except Interrupted as error:
-                look()
+                look(self.shards.finished())
                 raise Interrupted(
                     f"stopped; {self.tally.questions:,} of {len(self.questions):,} questions are finished and what was "
                     f"scored for others is saved in {self.folder}; go on with the same command and --resume."
@@ -230,9 +233,9 @@ class _Run:
     def _journal(self, number: int) -> Journal:
         return Journal(self.folder / IN_FLIGHT / f"{number:06d}.jsonl")
 
-    def _look(self, progress: JobProgress) -> None:
+    def _look(self, shards: Mapping[int, Path], progress: JobProgress) -> None:
         """Count the shards that were finished since the last look, by any process."""
-        for number, path in self.shards.finished().items():
+        for number, path in shards.items():
             if number not in self.counted and (content := self._read(path, progress)) is not None:
                 self._count(number, content)
         self._show(progress)

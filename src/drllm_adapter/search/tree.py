@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..decisions import EXECUTE, REPEAT, Decisions, ScoredPath, execute_all, passes, to_path
-from ..errors import DrLLMError
+from ..errors import DrLLMError, check_range
 from ..supervision.labels import LABEL_RULES
 
 REWARDS = ("probability", "correct")
@@ -52,22 +52,10 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, kind, lowest, highest in (
-            ("simulations", int, 0, math.inf),
-            ("exploration", float, 0, math.inf),
-            ("length_penalty", float, 0, math.inf),
-            ("random_child", float, 0, 1),
-            ("max_skip", int, 0, math.inf),
-            ("edits", int, 1, math.inf),
-            ("seed", int, 0, math.inf),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, kind)) or not lowest <= value <= highest:
-                wanted = "a whole number" if kind is int else "a number"
-                upper = f" and at most {highest:g}" if highest < math.inf else ""
-                raise DrLLMError(
-                    f"{name} must be {wanted} of at least {lowest:g}{upper}, but {value!r} was given; correct it."
-                )
+        for name, lowest in (("simulations", 0), ("max_skip", 0), ("edits", 1), ("seed", 0)):
+            check_range(name, getattr(self, name), lowest, math.inf)
+        for name, highest in (("exploration", math.inf), ("length_penalty", math.inf), ("random_child", 1)):
+            check_range(name, getattr(self, name), 0, highest, whole=False)
         if self.reward not in REWARDS:
             raise DrLLMError(f"reward must be one of {', '.join(REWARDS)}, but {self.reward!r} was given; correct it.")
         if self.method not in METHODS:

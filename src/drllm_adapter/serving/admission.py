@@ -50,11 +50,13 @@ def settings_of(name: str) -> Settings | None:
 
 
 def _check(settings: Settings, params: Any) -> None:
+    from vllm.exceptions import VLLMValidationError
+
     try:
         refuse_beams(params)
         read_request(params.extra_args, settings)
     except DrLLMError as error:
-        raise ValueError(str(error)) from None
+        raise VLLMValidationError(str(error)) from None
 
 
 def _v1(name: str, settings: Settings) -> type:

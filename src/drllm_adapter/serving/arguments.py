@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..errors import DrLLMError, first_sentence
-from ..models.download import ADAPTER_CONFIG, fetch_adapter, find_base, split_revision
+from ..models.download import base_of, fetch_adapter, names_adapter, split_revision
 from .settings import KEY, PREFIX, Settings, check_version, refuse
 
 _OURS = ("worker_cls", "scheduler_cls")
@@ -43,13 +43,13 @@ def engine_arguments(
             other, or an argument would run requests along wrong paths.
     """
     require_vllm()
-    folder = fetch_adapter(adapter) if _is_adapter(adapter) else None
+    folder = fetch_adapter(adapter) if names_adapter(adapter, unreachable=True) else None
     found = None
     if folder is not None:
         from ..adapter.integrity import check_adapter_folder
 
         found = check_adapter_folder(folder, adapter)
-    name = _base(adapter, base, found)
+    name = base or (adapter if found is None else base_of(adapter, found))
     config = _config(name)
     text = config.get_text_config(decoder=True)
     blocks = text.num_hidden_layers
@@ -139,6 +139,8 @@ def _merged(name: str, config: Any, settings: Settings, given: dict[str, Any]) -
             )
     where, revision = split_revision(name)
     on_cpu = current_platform.is_cpu()
+    if on_cpu:
+        _check_heads(name, config.get_text_config(decoder=True))
     v2 = envs.VLLM_USE_V2_MODEL_RUNNER if envs.VLLM_USE_V2_MODEL_RUNNER is not None else not on_cpu
     arguments: dict[str, Any] = {
         "model": where,
@@ -162,26 +164,18 @@ def _merged(name: str, config: Any, settings: Settings, given: dict[str, Any]) -
     return arguments
 
 
-def _is_adapter(name: str) -> bool:
-    if Path(name).is_dir():
-        return (Path(name) / ADAPTER_CONFIG).is_file()
-    from transformers.utils.peft_utils import find_adapter_config_file
+def _check_heads(name: str, text: Any) -> None:
+    """vLLM would say so after it has loaded the model, in its own words."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    where, revision = split_revision(name)
-    try:
-        return find_adapter_config_file(where, revision=revision) is not None
-    except OSError:
-        return True  # what is wrong with it is said when it is fetched
-
-
-def _base(adapter: str, base: str | None, found: Any) -> str:
-    if base is not None or found is None:
-        return base or adapter
-    named = found.base_model_name_or_path
-    if not named:
-        raise DrLLMError(f"the adapter {adapter!r} does not say which base model it fits; name it with base.")
-    name = find_base(adapter, named)
-    return f"{name}@{found.revision}" if found.revision and "@" not in name else name
+    heads = getattr(text, "num_attention_heads", None)
+    size = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else None)
+    possible = CPUAttentionBackend.get_supported_head_sizes()
+    if size is not None and size not in possible:
+        raise DrLLMError(
+            f"vLLM's attention on a CPU must have heads of one of the sizes {', '.join(map(str, possible))}, but those "
+            f"of {name!r} are {size} wide; serve it on a GPU, or use drllm generate."
+        )
 
 
 def _config(name: str) -> Any:

@@ -7,7 +7,8 @@ Modules keep their names, so weights load as vLLM loads them.
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -134,11 +135,12 @@ class RoutedBlock:
         ]
         for _, _, attention in sites:
             self._check_attention(attention)
-        # By pass: the attention layers with their place, and their names in vLLM's context.
-        self._passes = [sites]
+        self._sites = [(parent, name) for parent, name, _ in sites]
+        # By pass: the attention layers, and their names in vLLM's context.
+        self._passes = [[attention for _, _, attention in sites]]
         if index in settings.repeatable:
             self._passes.append([self._again(*site, contexts) for site in sites])
-        self._names = [[attention.layer_name for _, _, attention in its] for its in self._passes]
+        self._names = [[attention.layer_name for attention in its] for its in self._passes]
 
     def install(self) -> None:
         """Instances look up `forward` on themselves first: the class stays as it is."""
@@ -159,7 +161,7 @@ class RoutedBlock:
                 f"that of block {self.index} {problem}; serve the model with transformers."
             )
 
-    def _again(self, parent: nn.Module, name: str, attention: Any, contexts: dict[str, Any]) -> tuple[Any, str, Any]:
+    def _again(self, parent: nn.Module, name: str, attention: Any, contexts: dict[str, Any]) -> Any:
         """A copy of an attention layer under the index of a block behind the last one; vLLM gives it pages itself."""
         again = copy.deepcopy(attention)
         place = self._settings.num_blocks + self.index
@@ -167,7 +169,7 @@ class RoutedBlock:
         assert again.layer_name not in contexts
         contexts[again.layer_name] = again
         parent.add_module(f"{name}_again", again)
-        return parent, name, again
+        return again
 
     def forward(
         self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **kwargs: Any
@@ -217,16 +219,22 @@ class RoutedBlock:
     ) -> tuple[Tensor, Tensor]:
         if number == 0:
             return self._forward(positions, hidden, residual, **kwargs)
-        for parent, name, again in self._passes[number]:
-            parent._modules[name] = again
-        try:
+        with self._attending(self._passes[number]):
             return self._forward(positions, hidden, residual, **kwargs)
+
+    @contextmanager
+    def _attending(self, layers: Sequence[nn.Module]) -> Iterator[None]:
+        """Within, these are the block's attention layers."""
+        try:
+            for (parent, name), layer in zip(self._sites, layers, strict=True):
+                parent._modules[name] = layer
+            yield
         finally:
-            for parent, name, first in self._passes[0]:
+            for (parent, name), first in zip(self._sites, self._passes[0], strict=True):
                 parent._modules[name] = first
 
     def _prove_convention(self, positions: Tensor, hidden: Tensor, kwargs: Any) -> None:
-        """In vLLM's own dummy run: a block given a stream in two halves must do what it does with their sum.
+        """In a dummy run: a block given a stream in two halves must do what it does with their sum.
 
         Raises:
             DrLLMError: it does not.
@@ -237,7 +245,8 @@ class RoutedBlock:
                 f"{type(self.block).__name__} is given {', '.join(kwargs)} as well; serve the model with transformers."
             )
         sample = torch.randn(hidden.shape, dtype=torch.float32, device=hidden.device).to(hidden.dtype)
-        with torch.no_grad():
+        # Without requests attention layers leave their output as it was allocated.
+        with torch.no_grad(), self._attending([_Queries() for _ in self._sites]):
             # vLLM's kernels may write into what they are given.
             whole = _stream(*self._forward(positions, sample.clone(), None, **kwargs))
             halves = _stream(*self._forward(positions, sample / 2, sample / 2, **kwargs))
@@ -247,6 +256,13 @@ class RoutedBlock:
                 f"{type(self.block).__name__} takes them in another way; serve the model with transformers."
             )
         self._convention_is_proven = True
+
+
+class _Queries(nn.Module):
+    """In place of attention: every token attends to its own query."""
+
+    def forward(self, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return query
 
 
 def _stream(hidden: Tensor, residual: Tensor | None) -> Tensor:

@@ -100,6 +100,12 @@ class RoutedWorker:
             kind = type(self.model_runner)
             self.model_runner.__class__ = type(f"Routed{kind.__name__}", (RoutedRunner, kind), {})
 
+    def load_model(self, **options: Any) -> None:
+        super().load_model(**options)  # type: ignore[misc]
+        if not self.use_v2_model_runner:
+            # Blocks prove their convention in a dummy run, of which vLLM's CPU worker makes none unless it compiles.
+            self.model_runner._dummy_run(16, is_profile=True)
+
     def drllm_paths(self, request_ids: list[str]) -> dict[str, list[list[int]]]:
         """See `Routes.taken`."""
         runner = self.model_runner

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,39 +27,59 @@ def margin(probability: float) -> float:
     return math.log(inside / (1 - inside))
 
 
-def regress_effects(
-    questions: Iterable[Sequence[Outcome]], prior: Effects | None = None, ridge: float = _RIDGE
-) -> Effects:
+class Regression:
     """Least squares of the margins on the decisions, each question with an intercept of its own.
 
-    Args:
-        questions: the paths tried on each question, at least one path in all.
-        prior: what the effects are drawn towards; None is zero. A group's effects are drawn to those of all questions.
-        ridge: how strongly, in observations.
+    Keeps two sums, so that a set of any size can be gone through once.
     """
-    gram: NDArray[np.float64] | None = None
-    product: NDArray[np.float64] | None = None
-    for paths in questions:
+
+    def __init__(self) -> None:
+        self._gram: Any = 0.0
+        self._product: Any = 0.0
+
+    def add(self, paths: Sequence[Outcome]) -> None:
+        """Count the paths tried on one question."""
         finite = [path for path in paths if not math.isnan(path.probability)]
         if not finite:
-            continue
-        decisions = np.array([path.decisions for path in finite])
-        design = _indicators(decisions)
+            return
+        design = _indicators(np.array([path.decisions for path in finite]))
         margins = np.array([margin(path.probability) for path in finite])
         # The intercept of the question: both sides without their means.
         design = design - design.mean(axis=0)
         margins = margins - margins.mean()
-        if gram is None or product is None:
-            gram, product = np.zeros((design.shape[1],) * 2), np.zeros(design.shape[1])
-        gram += design.T @ design
-        product += design.T @ margins
-    if gram is None or product is None:
-        raise ValueError("a regression needs at least one path with a score")
-    before = np.zeros(len(product)) if prior is None else prior[:, [0, 2]].ravel()
-    solution = before + np.linalg.solve(gram + ridge * np.eye(len(gram)), product - gram @ before)
-    effects = np.zeros((len(solution) // 2, len(CLASS_NAMES)))
-    effects[:, [0, 2]] = solution.reshape(-1, 2)
-    return effects
+        self._gram = self._gram + design.T @ design
+        self._product = self._product + design.T @ margins
+
+    def effects(self, prior: Effects | None = None, ridge: float = _RIDGE) -> Effects:
+        """What came of it.
+
+        Args:
+            prior: what the effects are drawn towards, and are where nothing was counted; None is zero. A group's are
+                drawn to those of all questions.
+            ridge: how strongly, in observations.
+
+        Raises:
+            ValueError: no path with a score was counted, and there is no prior.
+        """
+        if isinstance(self._gram, float):
+            if prior is None:
+                raise ValueError("a regression needs at least one path with a score")
+            return prior
+        before = np.zeros(len(self._product)) if prior is None else prior[:, [0, 2]].ravel()
+        change = np.linalg.solve(self._gram + ridge * np.eye(len(before)), self._product - self._gram @ before)
+        effects = np.zeros((len(before) // 2, len(CLASS_NAMES)))
+        effects[:, [0, 2]] = (before + change).reshape(-1, 2)
+        return effects
+
+
+def regress_effects(
+    questions: Iterable[Sequence[Outcome]], prior: Effects | None = None, ridge: float = _RIDGE
+) -> Effects:
+    """The effects of a `Regression` over the paths tried on each question."""
+    regression = Regression()
+    for paths in questions:
+        regression.add(paths)
+    return regression.effects(prior, ridge)
 
 
 def _indicators(decisions: NDArray[np.int64]) -> NDArray[np.float64]:

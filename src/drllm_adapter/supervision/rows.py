@@ -118,7 +118,7 @@ SCHEMA = pa.schema(
     ]
 )
 # The fields of `search.json` that hold for every row, and are kept with each.
-_OF_EVERY_ROW = ("search", "rule", "price", "mode", "sources", "num_blocks", "base_fingerprint", "dtype")
+_OF_EVERY_ROW = ("search", "rule", "price", "mode", "grader", "sources", "num_blocks", "base_fingerprint", "dtype")
 
 
 def search_column(info: Mapping[str, Any]) -> str:
@@ -198,6 +198,21 @@ def label_counts(path: str | os.PathLike[str], num_blocks: int) -> NDArray[np.in
 def read_rows(folder: str | os.PathLike[str]) -> list[Row]:
     """All rows of a finished supervision set; `iterate_rows` takes less memory."""
     return list(iterate_rows(folder))
+
+
+class Rows(Iterable[Row]):
+    """The rows of a supervision set, read anew each time that they are gone through; see `iterate_rows`."""
+
+    def __init__(self, source: str | os.PathLike[str]) -> None:
+        self._source = source
+
+    def __iter__(self) -> Iterator[Row]:
+        return iterate_rows(self._source)
+
+    def prompts(self) -> Iterator[tuple[str, str]]:
+        """Id and prompt of every row, without making objects of the paths."""
+        for table in _tables_of(self._source):
+            yield from zip(table["id"].to_pylist(), table["prompt"].to_pylist(), strict=True)
 
 
 def iterate_rows(source: str | os.PathLike[str]) -> Iterator[Row]:
@@ -293,7 +308,7 @@ def _info_of_rows(source: str | os.PathLike[str]) -> dict[str, Any]:
     first = infos[0]
     info: dict[str, Any] = {
         name: first.get(name) if all(other.get(name) == first.get(name) for other in infos) else None
-        for name in ("rule", "price", "mode", "num_blocks", "base_fingerprint", "base_revision", "dtype")
+        for name in ("rule", "price", "mode", "grader", "num_blocks", "base_fingerprint", "base_revision", "dtype")
     }
     searches = [other.get("search", {}) for other in infos]
     info["base_model"] = first["base_model"]

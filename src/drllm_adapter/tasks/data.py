@@ -273,7 +273,10 @@ def _lines(file: Any, encoding: str, name: str | Path) -> Iterator[tuple[int, st
 
 
 def _is_json(line: str, suffixes: list[str]) -> bool:
-    return line.lstrip()[0] in "{[" or any(suffix in suffixes for suffix in (".json", ".jsonl", ".ndjson"))
+    begins = line.strip()
+    if ".txt" in suffixes and len(begins) > 2:  # prompts may begin with a bracket, "[INST]" for example
+        return re.match(r'[{\[]+\s*["\[{]', begins) is not None
+    return begins[0] in "{[" or any(suffix in suffixes for suffix in (".json", ".jsonl", ".ndjson"))
 
 
 def _delimiter(header: str) -> str | None:

@@ -257,6 +257,10 @@ def _choices(fields: Mapping[str, Any], where: str) -> tuple[tuple[str, ...] | N
     elif isinstance(found, list) and found and all(isinstance(item, Mapping) and "text" in item for item in found):
         labels = [item.get("label") for item in found]
         found = [item["text"] for item in found]
+    elif isinstance(found, list) and found and all(_is_pair(item) for item in found):
+        # [{"key": "A", "value": ...}, ...], as in MedQA, and what Parquet makes of a mapping.
+        pairs = [tuple(item.values()) if isinstance(item, Mapping) else item for item in found]
+        labels, found = [label for label, _ in pairs], [text for _, text in pairs]
     texts = [text_of(text) for text in found] if isinstance(found, list) else [None]
     if not all(text and text.strip() for text in texts):
         raise DrLLMError(f"{where} must have a list of texts as its choices, but it has not; correct `choices`.")
@@ -269,6 +273,10 @@ def _choices(fields: Mapping[str, Any], where: str) -> tuple[tuple[str, ...] | N
             f"{', '.join(named)}; correct or remove the labels."
         )
     return tuple(text for text in texts if text is not None), named
+
+
+def _is_pair(item: Any) -> bool:
+    return (isinstance(item, Mapping) and list(item) == ["key", "value"]) or (isinstance(item, list) and len(item) == 2)
 
 
 def _choices_in_columns(fields: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:

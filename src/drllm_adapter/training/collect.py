@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ..adapter.base_identity import fingerprint
-from ..adapter.calling import last_position
+from ..adapter.calling import evaluating, last_position
 from ..adapter.layer import observe_router_inputs, routed_layers
 from ..adapter.steering import force_decisions
 from ..decisions import EXECUTE, check
@@ -122,7 +122,7 @@ def collect_features(
     groups = [longest_first[start : start + batch_size] for start in range(0, len(names), batch_size)]
     collector = _Collector(model, tokenizer, tokens_of, labels, names, layers)
     with (
-        _evaluating(model),
+        evaluating(model),
         write_features(
             folder,
             key=key,
@@ -150,11 +150,11 @@ def collect_features(
             means, used = collector.run(groups[batch])
             return writer.batch(groups[batch].tolist(), means.numpy(), used.tolist())
 
-        def show() -> None:
-            rows = [row for batch in writer.shards.finished() for row in groups[batch]]
+        def show(finished: Mapping[int, Path]) -> None:
+            rows = [row for batch in finished for row in groups[batch]]
             progress.update(len(rows), int(lengths[rows].sum()))
 
-        show()
+        show(writer.shards.finished())
         try:
             work_through(range(len(groups)), do, writer.shards, writer.locks, stop, show)
             while processes.is_main and writer.windows() is None:  # a shard was damaged meanwhile
@@ -224,17 +224,6 @@ class _Collector:
                 f"question {self._names[rows[question]]!r}; leave that question out or load the base model in float32."
             )
         return means, lengths.clamp(max=means.shape[2])
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode (no dropout), afterwards in the mode it was in."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _computing_config(model: Any) -> dict[str, Any]:

@@ -2,22 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-from ..errors import DrLLMError
-
-_LIMITS: dict[str, tuple[type, float, float]] = {
-    "epochs": (int, 1, math.inf),
-    "learning_rate": (float, 1e-8, 10.0),
-    "weight_decay": (float, 0.0, 10.0),
-    "warmup_steps": (int, 0, math.inf),
-    "batch_size": (int, 1, math.inf),
-    "gamma": (float, 0.0, 10.0),
-    "beta": (float, 0.0, 0.999999),
-    "validation_share": (float, 0.001, 0.9),
-    "patience": (int, 1, math.inf),
-    "seed": (int, 0, 2**63 - 1),
-}
+from ..errors import check_range
 
 
 @dataclass(frozen=True)
@@ -54,18 +40,15 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, (kind, lowest, highest) in _LIMITS.items():
-            value = getattr(self, name)
-            if name == "patience" and value is None:
-                continue
-            if not _is_a(kind, value) or not lowest <= value <= highest:
-                wanted = "a whole number" if kind is int else "a number"
-                upper = f" and at most {highest:g}" if highest < math.inf else ""
-                raise DrLLMError(
-                    f"{name} must be {wanted} of at least {lowest:g}{upper}, but {value!r} was given; choose a value "
-                    f"in that range."
-                )
-
-
-def _is_a(kind: type, value: Any) -> bool:
-    return isinstance(value, (int, kind)) and not isinstance(value, bool)
+        for name, lowest in (("epochs", 1), ("warmup_steps", 0), ("batch_size", 1), ("patience", 1)):
+            if name != "patience" or self.patience is not None:
+                check_range(name, getattr(self, name), lowest, math.inf)
+        check_range("seed", self.seed, 0, 2**63 - 1)
+        for name, smallest, highest in (
+            ("learning_rate", 1e-8, 10.0),
+            ("weight_decay", 0.0, 10.0),
+            ("gamma", 0.0, 10.0),
+            ("beta", 0.0, 0.999999),
+            ("validation_share", 0.001, 0.9),
+        ):
+            check_range(name, getattr(self, name), smallest, highest, whole=False)

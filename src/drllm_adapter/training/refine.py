@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from ..decisions import Decisions, passes
-from ..errors import DrLLMError, Interrupted
+from ..errors import DrLLMError, Interrupted, check_range
 from ..jobs import ALONE, JobProgress, Processes, Stop, job_progress, stop_on_signals, track
 from ..scoring.shared_prefix import SharingScorer, SharingSession
 from ..scoring.shared_prefix.walk import walk
@@ -65,21 +65,17 @@ class RefineConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, least in (("max_steps", 0), ("batch_size", 1), ("num_generations", 2), ("eval_steps", 1)):
+            check_range(name, getattr(self, name), least, math.inf)
+        check_range("seed", self.seed, 0, 2**63 - 1)
         for name, lowest, highest in (
-            ("max_steps", 0, math.inf),
-            ("batch_size", 1, math.inf),
-            ("num_generations", 2, math.inf),
             ("learning_rate", 1e-8, 10.0),
             ("warmup_ratio", 0.0, 1.0),
             ("entropy_coef", 0.0, math.inf),
             ("price", 0.0, math.inf),
             ("validation_share", 0.001, 0.9),
-            ("eval_steps", 1, math.inf),
-            ("seed", 0, 2**63 - 1),
         ):
-            value = getattr(self, name)
-            if not lowest <= value <= highest:
-                raise DrLLMError(f"{name} must be from {lowest} to {highest}, but {value!r} was given; correct it.")
+            check_range(name, getattr(self, name), lowest, highest, whole=False)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether an adapter is evaluated on questions that it was trained on: by marks of some of them, which it keeps."""
+"""What an adapter keeps of the prompts that it was trained on: marks of some of them, and how they were worded."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +10,14 @@ _KEPT = 64
 def marks_of(prompts: Iterable[str]) -> list[str]:
     """Short hashes of at most 64 of the prompts: the lowest, so that chance chooses them."""
     return sorted(_hashes(prompts))[:_KEPT]
+
+
+def wording(prompts: Iterable[tuple[str, bool]]) -> str:
+    """How prompts and whether a chat template made them: "chat", "question", or "plain" for others and mixtures."""
+    kinds = {
+        "chat" if templated else "question" if text.startswith("Question: ") else "plain" for text, templated in prompts
+    }
+    return kinds.pop() if len(kinds) == 1 else "plain"
 
 
 def trained_on(

@@ -82,7 +82,11 @@ def prompts_of(
 
 def teller(console: Console | None) -> Callable[[str], None]:
     """Where a scorer's notices go: above the progress bar, or a warning when there is no console."""
-    return warnings.warn if console is None else partial(console.print, highlight=False, soft_wrap=True)
+    return (
+        warnings.warn
+        if console is None
+        else partial(console.print, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    )
 
 
 def full_name(name: str) -> str:

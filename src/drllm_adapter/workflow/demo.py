@@ -4,6 +4,7 @@ Search paths, train routers on them, refine them on policy, evaluate on fresh qu
 the same number of passes, save, load again with PEFT's own call, generate.
 """
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,6 @@ from rich.console import Console
 
 from ..decisions import draw
 from ..demo import BASE
-from ..errors import DrLLMError
 from ..evaluation import BaselineTable, Part, Report, plot_layers, verdict
 from ..files import claim_folder, write_json_atomic
 from ..models.loading import load_routed
@@ -114,12 +114,13 @@ def run_demo(
     }
     write_json_atomic(folder / "report.json", result)
     plot_layers(report, folder / "layers.png")
+    adapter = shlex.quote(str(folder / "adapter"))
     console.print(
         f"{result['seconds']:.0f} s. In {folder}: report.json, layers.png, adapter/, and what led to it, paths/ and "
-        f"trained/. Try: drllm generate "
-        f'{folder}/adapter "{shown[0]["prompt"]}" --show-path\n'
-        f"Or see it in a browser: pip install 'drllm-adapter[app]', then drllm app {folder}/adapter",
+        f"trained/. Try: drllm generate {adapter} {shlex.quote(shown[0]['prompt'])} --show-path\n"
+        f"Or see it in a browser: pip install 'drllm-adapter[app]', then drllm app {adapter}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     return result
@@ -132,8 +133,8 @@ def _generate(adapter: Path, questions: Sequence[Question]) -> list[dict[str, An
     shown = []
     for level in dict.fromkeys((levels[0], levels[len(levels) // 2], levels[-1])):
         question = next(question for question in questions if question.level == level)
-        if question.choices is None or not isinstance(question.answer, int):
-            raise DrLLMError(f"a question of the demo must have choices, but {question.id!r} has none; report this.")
+        assert question.choices is not None
+        assert isinstance(question.answer, int)
         answer = generate_text(model, tokenizer, question.question, max_new_tokens=1)
         shown.append(
             {

@@ -40,7 +40,7 @@ from ..models.loading import load_routed
 from ..scoring.plain import Score, Scorer
 from ..scoring.references import REFERENCES, add_references
 from ..scoring.shared_prefix import SharingScorer, score_paths
-from ..supervision import Row, read_rows
+from ..supervision import Rows
 from ..tasks import QUESTIONS_CHANGED, Prompt, Question, digest_of, sources_of
 from ..training.trained_on import trained_on
 from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
@@ -192,17 +192,16 @@ def evaluate_adapter(
     return report
 
 
-def _training_rows(supervision: str | os.PathLike[str], tested: Sequence[Question]) -> list[Row]:
+def _training_rows(supervision: str | os.PathLike[str], tested: Sequence[Question]) -> Rows:
     """The rows of a supervision set; a `DrLLMError` when one of its questions is to be tested."""
-    rows = read_rows(fetch_supervision(supervision))
-    shared = {row.id for row in rows} & {question.id for question in tested}
-    texts = {question.question for question in tested}
-    leaked = [row.id for row in rows if row.id in shared and any(text in row.prompt for text in texts)]
-    if leaked:
-        raise DrLLMError(
-            f"baselines are chosen on questions that are not tested, but {leaked[0]!r} is in {supervision} and among "
-            f"the tested; leave it out with --skip or evaluate on other data."
-        )
+    rows = Rows(fetch_supervision(supervision))
+    ids, texts = {question.id for question in tested}, {question.question for question in tested}
+    for name, prompt in rows.prompts():
+        if name in ids and any(text in prompt for text in texts):
+            raise DrLLMError(
+                f"baselines are chosen on questions that are not tested, but {name!r} is in {supervision} and among "
+                f"the tested; leave it out with --skip or evaluate on other data."
+            )
     return rows
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from .. import __version__
 from ..adapter.steering import last_decisions
@@ -21,7 +20,7 @@ from ..evaluation.probe.report import BASE as PROBED_BASE
 from ..evaluation.probe.report import STATIC
 from ..files import MARKER, REPORT, check_claim, write_json_atomic, writing
 from ..hub import write_card
-from ..models.download import ADAPTER_CONFIG, CHECKPOINT, find_base, load_training_record, split_revision
+from ..models.download import CHECKPOINT, base_of, load_training_record, names_adapter
 from ..models.loading import load_adapter_config, load_routed
 from ..models.unroll import MAX_SHARD, UNROLLED, Base, look_at_base, write_unrolled
 from .begin import full_name
@@ -80,17 +79,12 @@ def export_path(
             f"{sum(ways) or 'none'} of them {'was' if sum(ways) < 2 else 'were'} given; choose one."
         )
     check_claim(output, CHECKPOINT)
-    adapter = source if _is_adapter(source) else None
+    adapter = source if names_adapter(source, unreachable=False) else None
     if prompts and adapter is None:
         raise DrLLMError(f"prompts take paths with an adapter, but {source!r} is a base model; name an adapter.")
     name = base or source
     if adapter is not None and base is None:
-        config = load_adapter_config(adapter)
-        if not config.base_model_name_or_path:
-            raise DrLLMError(f"the adapter {adapter!r} does not say which base model it fits; name it with --base.")
-        name = find_base(adapter, config.base_model_name_or_path)
-        if config.revision and "@" not in name:
-            name = f"{name}@{config.revision}"
+        name = base_of(adapter, load_adapter_config(adapter))
     found = look_at_base(name)
     if path is not None:
         chosen = Chosen(from_path(path, found.num_blocks), "by hand")
@@ -130,16 +124,6 @@ def _write(base: Base, chosen: Chosen, output: Path, max_shard: int | str) -> No
             os.replace(folder, output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _is_adapter(name: str) -> bool:
-    if Path(name).is_dir():
-        return (Path(name) / ADAPTER_CONFIG).is_file()
-    where, revision = split_revision(name)
-    try:
-        return find_adapter_config_file(where, revision=revision) is not None
-    except OSError:
-        return False  # what it is instead, and what is wrong with it, is said when it is looked at
 
 
 # Where a path comes from

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +31,7 @@ from ..tasks import Prompt, Question, sources_of
 from ..training import RefineConfig, Refined, load_weights_into, plot_refinement, read_weights, refine_routers
 from ..training.routers import Weights, fresh_weights
 from ..training.skips import SkipTraining, learn_skips
-from ..training.trained_on import marks_of
+from ..training.trained_on import marks_of, wording
 from ..training.trainer import split_questions
 from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
 from .held_out import check_held_out
@@ -50,6 +50,8 @@ def refine_adapter(
     base: str | None = None,
     max_new_tokens: int | None = None,
     chat_template: bool = True,
+    grader: str | None = None,
+    skip_bad: Callable[[str], None] | None = None,
     batch_size: int = 64,
     max_loss: float | None = None,
     mean_passes: float | None = None,
@@ -71,7 +73,7 @@ def refine_adapter(
         reward: see `supervision.rewards.find_reward`; None is agreement in the mode "self" and probability in others.
         adapter: windows, router width and routed blocks where `start` is a base model.
         base: of the adapter; None is the one that it names.
-        chat_template: whether the tokenizer's words the prompts, where it has one.
+        chat_template, grader, skip_bad: see `search_paths`.
         batch_size: most rows that a block runs at once.
         max_loss, mean_passes: limits that the depth control is set by on the held-out questions, see
             `evaluation.hold_to_limits`; what is lost there is measured in any case, but for free answers.
@@ -119,14 +121,16 @@ def refine_adapter(
     scorer = SharingScorer(model, tokenizer, batch_size=batch_size, notice=teller(console))
     # What does not fit the model is refused before anything is written.
     questions, prompts = prompts_of(
-        questions, mode, scorer.plain, max_new_tokens=max_new_tokens, chat_template=chat_template
-    )
+        questions, mode, scorer.plain, max_new_tokens=max_new_tokens, chat_template=chat_template, grader=grader,
+        skip_bad=skip_bad,
+    )  # fmt: skip
     ids = [question.id for question in questions]
     begun = {
         "start": full_name(start),
         "questions": hashlib.sha256(json.dumps([[p.text, str(p.answer)] for p in prompts]).encode()).hexdigest(),
         "reward": reward,
         "init": init,
+        "grader": grader,
         "refinement": asdict(config),
         "dtype": dtype_name(model),
     }
@@ -167,6 +171,8 @@ def refine_adapter(
                 "questions": len(prompts),
                 "tasks": sorted({question.task for question in questions}),
                 "mode": mode,
+                "grader": grader,
+                "wording": wording((prompt.text, prompt.templated) for prompt in prompts),
                 "sources": sources_of(questions),
                 "marks": sorted({*marks_of(p.text for p in prompts), *before.get("supervision", {}).get("marks", [])}),
                 "labels": {"reward": reward, "price": config.price},

@@ -89,6 +89,7 @@ def search_paths(
         base_revision=revision(model),
         base_fingerprint=fingerprint(model),
         dtype=dtype_name(model),
+        grader=grader,
         complete=lambda prompts, folder, locks: add_references(
             scorer.plain, prompts, folder=folder, locks=locks, processes=processes, console=console, log=log
         ),

@@ -41,7 +41,7 @@ from ..training import (
     split_questions,
     train_routers,
 )
-from ..training.trained_on import marks_of
+from ..training.trained_on import marks_of, wording
 from .begin import begun_dtype, dtype_name, full_name, load_once
 from .held_out import check_held_out
 
@@ -227,7 +227,8 @@ def _write_adapter(
             "questions": len(set(question_names(rows))),
             "tasks": sorted({row.task for row in rows}),
             "mode": info.get("mode") or rows[0].mode,
-            "wording": _wording(row.prompt if not row.templated else None for row in rows),
+            "grader": info.get("grader"),
+            "wording": wording((row.prompt, row.templated) for row in rows),
             "sources": info.get("sources", []),
             # Where others find it; a folder of this disk is nobody else's.
             "set": None if Path(supervision).exists() else os.fspath(supervision),
@@ -248,14 +249,6 @@ def _write_adapter(
     facts["adapter_checksum"] = adapter.checksum
     write_json_atomic(folder / TRAINING_REPORT, {**facts, "history": result.history, "lines": result.lines})
     write_card(folder)
-
-
-def _wording(prompts: Iterable[str | None]) -> str:
-    """How what the routers read was worded, for commands that word other prompts: None is by a chat template."""
-    kinds = {
-        "chat" if prompt is None else "question" if prompt.startswith("Question: ") else "plain" for prompt in prompts
-    }
-    return kinds.pop() if len(kinds) == 1 else "plain"
 
 
 def question_names(rows: Iterable[Row]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ...adapter.calling import evaluating
 from ...decisions import Decisions, execute_all, passes, to_path
 from ...errors import DrLLMError
 from ...search.bundle import Work
@@ -251,14 +252,9 @@ class SharingSession:
         new = [(place, base) for place in sorted(compared)]
         if new and new != list(pairs):
             self._predict(new)
-        model = self._blocks.model
-        training = model.training
-        model.eval()
-        try:
+        with evaluating(self._blocks.model):
             finished = list(zip((place for place, _ in pairs), self._run_paths(pairs), strict=True))
             return self.scorer.in_batches(finished, self._read, share=4)
-        finally:
-            model.train(training)
 
     def _texts(self, begun: dict[Pair, list[int]]) -> dict[Pair, str]:
         """Greedy answers to free questions, of which the first tokens are known; no longer than the verdict needs.

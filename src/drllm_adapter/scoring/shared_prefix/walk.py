@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ...adapter.calling import evaluating
 from ...decisions import REPEAT, SKIP, Decisions
 from .scorer import SharingSession
 
@@ -32,13 +33,8 @@ def walk(session: SharingSession, places: Sequence[int], decide: Decide) -> list
     Returns:
         The decisions of each walker.
     """
-    blocks = session.scorer.blocks
-    training = blocks.model.training
-    blocks.model.eval()
-    try:
+    with evaluating(session.scorer.blocks.model):
         return _walk(session, places, decide)
-    finally:
-        blocks.model.train(training)
 
 
 def _walk(session: SharingSession, places: Sequence[int], decide: Decide) -> list[Decisions]:
