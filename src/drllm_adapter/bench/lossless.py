@@ -169,7 +169,7 @@ def bench_lossless(
             times[which] = now() - start
         if place:  # the first one warms up
             base_seconds, seconds = base_seconds + times[0], seconds + times[1]
-            apart += find_apart(base, [tokens[row] for row in rows], rows, *answers, padding)
+            apart += find_apart(base, [tokens[row] for row in rows], rows, answers[0], answers[1], padding)
             done = done + last_speculation(routed)
             routes.update(zip(rows, last_decisions(routed).clamp(max=1), strict=True))
     speed = LosslessSpeed(
