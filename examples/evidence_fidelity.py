@@ -33,7 +33,7 @@ from drllm_adapter.evaluation.baselines import ScorePaths
 from drllm_adapter.evaluation.contenders import Contender, best_mixture, comparison
 from drllm_adapter.files import write_json_atomic, write_text_atomic
 from drllm_adapter.models.loading import load_routed
-from drllm_adapter.reporting.plotting import BLUE, GREY, ORANGE, PALE, figure
+from drllm_adapter.reporting.plotting import BLUE, GREEN, GREY, ORANGE, PALE, figure
 from drllm_adapter.scoring.plain import Score, Scorer
 from drllm_adapter.scoring.references import add_references
 from drllm_adapter.scoring.shared_prefix import SharingScorer, score_paths
@@ -246,24 +246,26 @@ def tables(runs: list[dict[str, Any]]) -> str:
 
 
 def draw_agreement(runs: list[dict[str, Any]], path: Path) -> None:
-    """Agreement against passes, each seed a point: routed, the best static path and the one told the kind."""
+    """Agreement against passes, a point for each seed and setting: routed, and what it is held to."""
     with figure(path, 7, 4.2) as (axes,):
-        shown = {"routed": BLUE, "told the kind": ORANGE, "static, greedy": GREY}
-        points: dict[str, list[tuple[float, float]]] = {name: [(30.0, 100.0)] for name in shown}
-        for run in runs:
-            for limit in MEAN_PASSES:
-                table = run["reports"][f"at most {limit} passes"]["baselines"]
-                points["routed"].append((table["routed"]["passes"], 100 * table["routed"]["value"]))
-                for row in table["baselines"]:
-                    if row["name"] in shown:
-                        points[row["name"]].append((row["passes"], 100 * row["value"]))
+        tables = [run["reports"][f"at most {limit} passes"]["baselines"] for run in runs for limit in MEAN_PASSES]
+        own = [table["routed"] for table in tables]
+        shown = {"told the kind": ORANGE, "static, any mixture": GREEN, "static, greedy": GREY}
         for name, colour in shown.items():
-            axes.scatter(*zip(*points[name][1:], strict=True), color=colour, label=name, s=26)
-        axes.scatter([30], [100], color="black", marker="s", s=30, label="base")
+            rows = [row for table in tables for row in table["baselines"] if row["name"] == name]
+            label = {"static, greedy": "best static path", "static, any mixture": "any static mixture"}.get(name, name)
+            axes.scatter([row["passes"] for row in rows], [100 * row["value"] for row in rows],
+                         color=colour, label=label, s=26)  # fmt: skip
+        bounds = [[abs(100 * (row["value"] - row["interval"][side])) for row in own] for side in (0, 1)]
+        axes.errorbar([row["passes"] for row in own], [100 * row["value"] for row in own], bounds,
+                      fmt="o", color=BLUE, label="routed, 95 % interval", markersize=5, capsize=2)  # fmt: skip
+        axes.scatter([30], [100], color="black", marker="s", s=30, label="base", zorder=3)
         axes.set_xlabel("mean block passes a prompt (base: 30)")
         axes.set_ylabel("tokens that agree with the base, %")
         axes.grid(color=PALE)
-        axes.legend(frameon=False)
+        handles, labels = axes.get_legend_handles_labels()
+        order = ["base", "routed, 95 % interval", "told the kind", "any static mixture", "best static path"]
+        axes.legend([handles[labels.index(name)] for name in order], order, frameon=False, loc="upper left")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The probe finds what was planted: shares of the variance, what states predict, and what choosing by them keeps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from drllm_adapter import DrLLMConfig, DrLLMError
 from drllm_adapter.decisions import passes
 from drllm_adapter.demo import BASE
 from drllm_adapter.evaluation.probe import Measurements, analyse, measure
-from drllm_adapter.evaluation.probe.report import BY_KIND, BY_PROMPT, HINDSIGHT, STATIC
+from drllm_adapter.evaluation.probe.report import BY_KIND, BY_LOT, BY_PROMPT, HINDSIGHT, STATIC
 from drllm_adapter.scoring.references import add_references
 from drllm_adapter.scoring.shared_prefix import SharingScorer
 from drllm_adapter.tasks import Prompt, load_questions
@@ -89,9 +90,31 @@ def test_what_the_states_tell() -> None:
     assert abs(report.gains[BY_KIND][0]) < 0.02
     assert report.verdict.startswith("much to gain")
     # Compared at nine tenths of the passes, all of them.
-    assert [point.passes for point in report.points] == pytest.approx([0.9 * BLOCKS] * len(report.points))
+    assert [point.passes for point in report.points] == pytest.approx([round(0.9 * BLOCKS)] * len(report.points))
     assert passes(report.static_path) == round(0.9 * BLOCKS)
     assert report.static_path[0] == 0
+
+
+def test_against_one_path_and_against_a_lot() -> None:
+    """What skips lose is concave in their number here, so a lot between none and six beats one skip for all."""
+    nested = np.repeat([[1.0, 0.6, 0.55, 0.5, 0.45, 0.4, 0.4]], PROMPTS, axis=0)
+    report = analyse(replace(planted(50, 0, 0, 50), nested=nested))
+    kept = {point.name: point.agreement for point in report.points}
+    assert kept[STATIC] == pytest.approx(0.6)
+    assert kept[BY_LOT] == kept[BY_PROMPT] == pytest.approx(1 - 0.6 / 6)
+    assert report.above_static[BY_PROMPT][0] == pytest.approx(0.3)
+    assert report.gains[BY_PROMPT] == pytest.approx((0, 0, 0))
+    assert report.verdict.startswith("little to gain")
+
+
+def test_what_may_be_luck_is_not_called_little() -> None:
+    report = analyse(planted(50, 30, 0, 20))
+    unsure = replace(report, gains={**report.gains, BY_PROMPT: (0.025, -0.03, 0.08)})
+    assert unsure.verdict.startswith("not settled")
+    # An interval of 5.5 points to each side from 240 prompts is one of 3 from 240 (5.5 / 3)**2, 807.
+    assert "about 570 prompts more would tell" in unsure.verdict
+    small = replace(report, gains={**report.gains, BY_PROMPT: (0.005, -0.01, 0.02)})
+    assert small.verdict.startswith("little to gain")
 
 
 def test_what_nothing_tells() -> None:

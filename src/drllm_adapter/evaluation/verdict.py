@@ -35,7 +35,7 @@ def verdict(report: "Report") -> str:
             f"{count} questions do not show whether the routers are better or worse: {difference:+.1f} points, between "
             f"{low:+.1f} and {high:+.1f}, may be luck, at {cost}; "
             + (
-                f"a difference of {100 * sought:.1f} points would show with about {_round(more):,} questions more."
+                f"a difference of {100 * sought:.1f} points would show with about {about(more):,} questions more."
                 if more > 0
                 else "a difference of a point would have shown."
             )
@@ -62,7 +62,7 @@ def needed(count: int, interval: tuple[float, float], difference: float) -> int:
     return math.ceil(count * (half / difference) ** 2)
 
 
-def _round(number: int) -> int:
+def about(number: int) -> int:
     """To two digits: it is an estimate."""
     size = 10 ** max(0, len(str(number)) - 2)
     return math.ceil(number / size) * size

@@ -9,7 +9,7 @@ from ..compare import Estimate
 from ..contenders import Contender, best_mixture
 from ..intervals import paired_bootstrap
 from .measurements import Floats, Measurements
-from .report import BY_KIND, BY_PROMPT, HINDSIGHT, STATIC, Block, Point, ProbeReport, Shares
+from .report import BY_KIND, BY_LOT, BY_PROMPT, HINDSIGHT, STATIC, Block, Point, ProbeReport, Shares
 
 _FOLDS = 5
 _BOOTSTRAP = 2000
@@ -29,13 +29,14 @@ def analyse(measured: Measurements, *, seed: int = 0) -> ProbeReport:
     several = len(names) > 1
     folds = np.random.default_rng(seed).permutation(len(kinds)) % _FOLDS
     blocks = measured.num_blocks
-    target = min(blocks - 1.0, max(_COMPARED_AT * blocks, blocks - measured.nested.shape[1] + 1.0))
+    target = min(blocks - 1, max(round(_COMPARED_AT * blocks), blocks - measured.nested.shape[1] + 1))
     worth = _worth(measured, kinds, folds)
     if not several:
         del worth[BY_KIND]
     curves = {name: _curve(name, values, measured) for name, values in worth.items()}
-    compared = {name: _at(points, target, best=name == STATIC) for name, points in curves.items()}
-    keys = [name for name in worth if name != STATIC]
+    static = curves[STATIC][blocks - target]
+    by_lot = best_mixture(curves[STATIC], target)
+    compared = {name: _between(points, target) for name, points in curves.items() if name != STATIC}
     log_kl, kernels = measured.log_kl, _kernels(measured)
     return ProbeReport(
         num_blocks=blocks,
@@ -48,11 +49,13 @@ def analyse(measured: Measurements, *, seed: int = 0) -> ProbeReport:
         by_kind=_explained(log_kl, _by_kind(log_kl, kinds, folds), folds) if several else None,
         by_prompt=_explained(log_kl, _by_prompt(log_kl, kernels, folds), folds),
         passes=target,
-        static_path=measured.path(round(blocks - target)),
-        points=[Point(name, *_mean(found.each), found.passes) for name, found in compared.items()],
-        gains={name: _difference(compared[name], compared[STATIC]) for name in keys},
+        static_path=measured.path(blocks - target),
+        points=[Point(name, *_mean(found.each), found.passes)
+                for name, found in {STATIC: static, BY_LOT: by_lot, **compared}.items()],
+        gains={name: _difference(found, by_lot) for name, found in compared.items()},
+        above_static={name: _difference(found, static) for name, found in {BY_LOT: by_lot, **compared}.items()},
         curves={name: [(point.value, point.passes) for point in points] for name, points in curves.items()},
-    )
+    )  # fmt: skip
 
 
 # Where differences lie
@@ -182,16 +185,15 @@ def _curve(name: str, worth: Floats, measured: Measurements) -> list[Contender]:
     return [whole, *points.values(), deepest]
 
 
-def _at(points: Sequence[Contender], passes: float, *, best: bool) -> Contender:
-    """A mixture of two points that makes so many passes: the best there is, or that of the two nearest.
+def _between(points: Sequence[Contender], passes: float) -> Contender:
+    """The mixture of the two nearest points that makes so many passes.
 
-    The best of many is partly the luckiest. That is granted to the static way, which the others have to beat.
+    The best of all mixtures is partly the luckiest. That is granted to the lot, which the others have to beat.
     """
-    if not best:
-        below = [point for point in points if point.passes <= passes]
-        above = [point for point in points if point.passes >= passes]
-        points = [max(below, key=lambda point: point.passes), min(above, key=lambda point: point.passes)]
-    return best_mixture(points, passes)
+    below = [point for point in points if point.passes <= passes]
+    above = [point for point in points if point.passes >= passes]
+    nearest = [max(below, key=lambda point: point.passes), min(above, key=lambda point: point.passes)]
+    return best_mixture(nearest, passes)
 
 
 def _mean(each: Floats) -> Estimate:

@@ -8,9 +8,10 @@ from rich.table import Table
 from ...decisions import Decisions
 from ...reporting.percentages import percent, with_interval
 from ..compare import Estimate
+from ..verdict import about, needed
 
-BASE, STATIC, BY_KIND = "base", "the same for all prompts", "by the kind of prompt"
-BY_PROMPT, HINDSIGHT = "by the prompt, predicted", "by the prompt, in hindsight"
+BASE, STATIC, BY_LOT = "base", "the same for all prompts", "by lot, of two numbers"
+BY_KIND, BY_PROMPT, HINDSIGHT = "by the kind of prompt", "by the prompt, predicted", "by the prompt, in hindsight"
 _LITTLE, _MUCH = 0.01, 0.03
 
 
@@ -54,10 +55,12 @@ class ProbeReport:
         blocks: in the order in which they are left out, the cheapest first.
         by_kind, by_prompt: share of the variance of log KL beyond the blocks' means that the kind's name (None with one
             kind) and the prompt's hidden states predict, on prompts not seen.
-        passes: where the ways of choosing are compared: mean block passes.
-        static_path: the path of about so many passes that leaves out the cheapest blocks.
+        passes: where the ways of choosing are compared: mean block passes, a whole number.
+        static_path: the path of so many passes that leaves out the cheapest blocks.
         points: each way of choosing at `passes`.
-        gains: agreement of each way above the same for all prompts, paired.
+        gains: agreement of each way above the best mixture by lot, paired: what the prompt is worth. That what skips
+            lose is concave in their number helps a lot as much as a router.
+        above_static: agreement of each way above the static path, paired.
         curves: by way of choosing, agreement and mean passes.
     """
 
@@ -67,29 +70,33 @@ class ProbeReport:
     shares: Shares
     by_kind: Estimate | None
     by_prompt: Estimate
-    passes: float
+    passes: int
     static_path: Decisions
     points: list[Point]
     gains: dict[str, Estimate]
+    above_static: dict[str, Estimate]
     curves: dict[str, list[tuple[float, float]]]
 
     @property
     def verdict(self) -> str:
         """One sentence, or two."""
-        gain, low, _ = self.gains[BY_PROMPT]
-        best = self.gains[HINDSIGHT][0]
-        at = f"at {self.passes:g} of {self.num_blocks} passes"
-        kept = next(point.agreement for point in self.points if point.name == STATIC)
-        said = f"the best static path keeps {percent(kept)} of the base's tokens {at}"
+        gain, low, high = self.gains[BY_PROMPT]
+        kept = {point.name: percent(point.agreement) for point in self.points}
+        size = f"{100 * gain:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+        said = (
+            f"at {self.passes} of {self.num_blocks} passes choosing by the prompt how much to leave out, as a linear "
+            f"router would, keeps {kept[BY_PROMPT]} of the base's tokens, the best static path {kept[STATIC]} and the "
+            f"best mixture by lot {kept[BY_LOT]}"
+        )
         if gain >= _LITTLE and low > 0:
-            much = "much" if gain >= _MUCH else "something"
-            return (
-                f"{much} to gain: {said}; choosing how much to leave out by the prompt, as a linear router would, "
-                f"keeps {100 * gain:.1f} points more, and hindsight {100 * best:.1f}."
-            )
+            return f"{'much' if gain >= _MUCH else 'something'} to gain: {said}. What the prompt is worth is {size}."
+        if high < _MUCH:
+            return f"little to gain: {said}. What the prompt is worth is {size}: nothing that is shown."
+        count = sum(self.questions.values())
+        more = needed(count, (low, high), max(gain, _MUCH)) - count
         return (
-            f"little to gain: {said}; what can be left out of a prompt is not clearly foretold by it "
-            f"({100 * gain:+.1f} points), though hindsight keeps {100 * best:.1f} points more."
+            f"not settled: {said}. What the prompt is worth is {size}, which may be luck; about "
+            f"{about(max(more, 1)):,} prompts more would tell."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -113,12 +120,12 @@ class ProbeReport:
         if self.by_kind is not None:
             where.add_row("beyond the block's: told by the kind's name", _share(self.by_kind))
         where.add_row("beyond the block's: told by the hidden states", _share(self.by_prompt))
-        kept = Table("blocks left out", "mean passes", "agreement, %", "above the same for all", title_justify="left",
-                     title="What choosing keeps")  # fmt: skip
+        kept = Table("blocks left out", "agreement, %", "above the same for all", "above the lot",
+                     title=f"What choosing keeps at {self.passes} mean passes", title_justify="left")  # fmt: skip
         for point in self.points:
-            gain = self.gains.get(point.name)
-            kept.add_row(point.name, f"{point.passes:.2f}", with_interval(point.agreement, (point.low, point.high)),
-                         "" if gain is None else with_interval(gain[0], gain[1:], "+"))  # fmt: skip
+            above = [known.get(point.name) for known in (self.above_static, self.gains)]
+            cells = ["" if gain is None else with_interval(gain[0], gain[1:], "+") for gain in above]
+            kept.add_row(point.name, with_interval(point.agreement, (point.low, point.high)), *cells)
         return [free, where, kept]
 
 
