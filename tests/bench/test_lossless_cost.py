@@ -1,5 +1,6 @@
 """`drllm bench lossless`: the arithmetic against a simulated game of chance, and the figures against the answers."""
 
+import dataclasses
 import json
 import random
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from drllm_adapter.adapter.layer import routed_layers
-from drllm_adapter.bench.lossless import Costs, LosslessSpeed, verdict
+from drllm_adapter.bench.lossless import Apart, Costs, LosslessSpeed, find_apart, verdict
 from drllm_adapter.bench.models import SHAPES
 from drllm_adapter.cli import main
 from drllm_adapter.demo import BASE
@@ -47,10 +48,23 @@ def test_what_acceptance_it_takes() -> None:
     assert costs(0.82).needed() == 0.83
     assert costs(1.0, 0.1).needed() is None
     assert costs(0.5).speed(0.3) == (1.0, 0)
-    slow = LosslessSpeed(2, 0, 20, 10, 4, seconds=2.0, base_seconds=1.0, passes=14)
+    slow = LosslessSpeed(2, 1, (), 20, 10, 4, 10, 12, seconds=2.0, base_seconds=1.0, passes=14)
     assert "does not pay here: it takes an acceptance of 51%" in verdict(costs(0.5), slow)
     assert "no acceptance would make it faster" in verdict(costs(1.0, 0.1), slow)
-    assert "1 are not the base's" in verdict(costs(0.5), LosslessSpeed(2, 1, 20, 10, 4, 2.0, 1.0, 14))
+    wrong = dataclasses.replace(slow, apart=(Apart(1, 3, 0.25),))
+    assert "1 are not the base's, where its two tokens were up to 0.25 apart" in verdict(costs(0.5), wrong)
+
+
+def test_an_answer_that_leaves_the_bases_is_found_with_the_distance_of_its_logits() -> None:
+    """The second row differs at its third token; its logits are those of a pass over prompt and first two tokens."""
+    base, _ = load_base(str(BASE), dtype="float32")
+    expected = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    found = torch.tensor([[5, 6, 7], [8, 9, 11]])
+    (apart,) = find_apart(base, [[1, 2], [3]], [20, 40], expected, found, 0)
+    with torch.no_grad():
+        logits = base(torch.tensor([[3, 8, 9]])).logits[0, -1]
+    assert (apart.prompt, apart.token) == (40, 2)
+    assert apart.gap == pytest.approx(float(logits[10] - logits[11]), abs=1e-5)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, output: Path, *arguments: object) -> tuple[int, dict[str, object]]:
@@ -75,11 +89,11 @@ def test_the_demo_model_answers_as_without_the_adapter(
     asked = [{"question": text, "answer": "no"} for text in ("ab cd", "1 2 3", "who goes there")]
     (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
     code, bench = run(monkeypatch, tmp_path / "bench.json", tmp_path / "adapter", "--task", "jsonl", "--data",
-                      tmp_path / "asked.jsonl", "--max-new-tokens", 12)  # fmt: skip
+                      tmp_path / "asked.jsonl", "--max-new-tokens", 12, "--batch-size", 2)  # fmt: skip
     measured, found = bench["measured"], bench["costs"]
     assert isinstance(measured, dict)
     assert isinstance(found, dict)
-    assert (code, measured["apart"], measured["prompts"], measured["passes"]) == (0, 0, 3, 4)
+    assert (code, measured["apart"], measured["prompts"], measured["passes"]) == (0, [], 3, 4)
     assert measured["drafted"] > 0
     assert found["verify"][0] == 1
     assert len(found["verify"]) == 9

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ..adapter.calling import cache_keyword
-from ..adapter.speculation import last_speculation, speculate
+from ..adapter.calling import cache_keyword, last_position
+from ..adapter.layer import routed_layers
+from ..adapter.speculation import Speculation, last_speculation, speculate
 from ..adapter.stack import find_stack
-from ..adapter.steering import force_decisions, last_decisions
+from ..adapter.steering import force_decisions, last_decisions, set_layer_budget
 from ..errors import DrLLMError
 from ..scoring.continuations import pad_left
 from ..tasks import Prompt
@@ -61,23 +62,44 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """Where a lossless answer leaves the base's.
+
+    Attributes:
+        prompt: which one, from 0.
+        token: of the answer, from 0.
+        gap: by how much the base's token had the larger logit, in one pass of the base over all before it. Near the
+            rounding of a logit it was a tie, which another order of the same sums decides otherwise.
+    """
+
+    prompt: int
+    token: int
+    gap: float
+
+
+@dataclass(frozen=True)
 class LosslessSpeed:
-    """Prompts answered by the base model and losslessly, one at a time.
+    """Prompts answered by the base model and losslessly, in batches of similar length.
 
     Attributes:
         prompts: how many answers.
+        batch_size: prompts at a time.
         apart: answers that are not the base's, token for token.
         tokens: generated for all prompts.
         drafted, accepted: tokens.
+        draft_passes, verifications: forward passes along the routes and of all blocks, each for a batch.
         seconds, base_seconds: for all prompts, their prefill included.
         passes: mean of the routes that were drafted along.
     """
 
     prompts: int
-    apart: int
+    batch_size: int
+    apart: tuple[Apart, ...]
     tokens: int
     drafted: int
     accepted: int
+    draft_passes: int
+    verifications: int
     seconds: float
     base_seconds: float
     passes: float
@@ -98,7 +120,14 @@ def _tokens(acceptance: float, drafted: int) -> float:
 
 @torch.inference_mode()
 def bench_lossless(
-    routed: Any, tokenizer: Any, prompts: Sequence[Prompt], *, new_tokens: int, repetitions: int, hidden: bool
+    routed: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    new_tokens: int,
+    repetitions: int,
+    hidden: bool,
+    batch_size: int = 1,
 ) -> tuple[LosslessSpeed, Costs]:
     """Answer prompts by the base model and losslessly in turns, then time what a token costs along their routes.
 
@@ -106,6 +135,7 @@ def bench_lossless(
         routed: a `PeftModel` with an active router adapter.
         new_tokens: of each answer, at most.
         hidden: without a progress bar.
+        batch_size: prompts at a time, padded on the left.
 
     Raises:
         DrLLMError: a prompt does not leave room for the answer in the model's positions.
@@ -121,10 +151,12 @@ def bench_lossless(
         )
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     settings = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": padding}
-    seconds, base_seconds, apart, made, drafted, accepted = 0.0, 0.0, 0, 0, 0, 0
-    routes: list[Tensor] = []
-    for place, ids in enumerate(track([tokens[0], *tokens], "answers", transient=True, disable=hidden)):
-        inputs = pad_left([ids], 0, routed.device)
+    order = sorted(range(len(tokens)), key=lambda row: len(tokens[row])) if batch_size > 1 else list(range(len(tokens)))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    seconds, base_seconds, apart = 0.0, 0.0, list[Apart]()
+    done, routes = Speculation(), dict[int, Tensor]()
+    for place, rows in enumerate(track([batches[0], *batches], "answers", transient=True, disable=hidden)):
+        inputs = pad_left([tokens[row] for row in rows], padding, routed.device)
         inputs.pop("position_ids")
         runs: list[Callable[[], Tensor]] = [
             partial(base.generate, **inputs, **settings),
@@ -133,23 +165,49 @@ def bench_lossless(
         times, answers = [0.0, 0.0], [torch.empty(0), torch.empty(0)]
         for which in (0, 1) if place % 2 else (1, 0):
             start = now()
-            answers[which] = runs[which]()
+            answers[which] = runs[which]()[:, inputs["input_ids"].shape[1] :]
             times[which] = now() - start
         if place:  # the first one warms up
-            done = last_speculation(routed)
             base_seconds, seconds = base_seconds + times[0], seconds + times[1]
-            apart += not torch.equal(*answers)
-            made, drafted, accepted = made + done.tokens, drafted + done.drafted, accepted + done.accepted
-            routes.append(last_decisions(routed)[0].clamp(max=1))
-    passes = torch.stack(routes).sum(dim=1, dtype=torch.float).mean().item()
-    speed = LosslessSpeed(len(tokens), apart, made, drafted, accepted, seconds, base_seconds, passes)
-    middle = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))[len(tokens) // 2]
-    return speed, _measure(base, routed, tokens[middle], routes[middle], repetitions)
+            apart += find_apart(base, [tokens[row] for row in rows], rows, answers[0], answers[1], padding)
+            done = done + last_speculation(routed)
+            routes.update(zip(rows, last_decisions(routed).clamp(max=1), strict=True))
+    speed = LosslessSpeed(
+        prompts=len(tokens),
+        batch_size=batch_size,
+        apart=tuple(apart),
+        tokens=done.tokens,
+        drafted=done.drafted,
+        accepted=done.accepted,
+        draft_passes=done.draft_passes,
+        verifications=done.verifications,
+        seconds=seconds,
+        base_seconds=base_seconds,
+        passes=torch.stack(list(routes.values())).sum(dim=1, dtype=torch.float).mean().item(),
+    )
+    rows = batches[len(batches) // 2]
+    together = torch.stack([routes[row] for row in rows]).amax(dim=0)  # a block drafts if any row's route runs it
+    return speed, _measure(base, routed, [tokens[rows[-1]]] * len(rows), together, repetitions)
 
 
-def _measure(base: Any, routed: Any, prompt: list[int], route: Tensor, repetitions: int) -> Costs:
-    """Time tokens after a prompt: n at once by the base model, one along the route."""
-    ids = torch.tensor([prompt], device=base.device)
+def find_apart(
+    base: Any, prompts: Sequence[list[int]], numbers: Sequence[int], expected: Tensor, found: Tensor, padding: int
+) -> list[Apart]:
+    """Answers `[batch, tokens]` to some prompts that are not the base's."""
+    width = max(expected.shape[1], found.shape[1])
+    expected, found = (nn.functional.pad(each, (0, width - each.shape[1]), value=padding) for each in (expected, found))
+    apart = []
+    for row in (expected != found).any(dim=1).nonzero().flatten().tolist():
+        token = int((expected[row] != found[row]).nonzero()[0])
+        ids = torch.tensor([[*prompts[row], *expected[row, :token].tolist()]], device=base.device)
+        logits = base(ids, logits_to_keep=last_position()).logits[0, -1].float()
+        apart.append(Apart(numbers[row], token, (logits[expected[row, token]] - logits[found[row, token]]).item()))
+    return apart
+
+
+def _measure(base: Any, routed: Any, prompts: list[list[int]], route: Tensor, repetitions: int) -> Costs:
+    """Time tokens after prompts of one length: n at once by the base model, one along the route."""
+    ids = torch.tensor(prompts, device=base.device)
     caches = [DynamicCache(config=model.config.get_text_config()) for model in (base, routed)]
     base(ids, **{cache_keyword(base): caches[0]})
 
@@ -163,6 +221,9 @@ def _measure(base: Any, routed: Any, prompt: list[int], route: Tensor, repetitio
 
     times: list[list[float]] = [[] for _ in range(MOST_VERIFIED + 1)]
     drafting: list[float] = []
+    config = routed_layers(routed)[0].active_config
+    budget = None if config is None else config.layer_budget
+    set_layer_budget(routed, None)  # a row's; what a batch drafts along is no row's route
     with force_decisions(routed, route):
         routed(ids, **{cache_keyword(routed): caches[1]})
         for cache in caches:
@@ -175,9 +236,10 @@ def _measure(base: Any, routed: Any, prompt: list[int], route: Tensor, repetitio
             spent = step(routed, caches[1], 1)
             if repetition:
                 drafting.append(spent)
+    set_layer_budget(routed, budget)
     one = statistics.median(times[0])
     verify = tuple(statistics.median(each) / one for each in times)
-    return Costs(len(prompt), len(route), float(route.sum()), one, statistics.median(drafting) / one, verify)
+    return Costs(ids.shape[1], len(route), float(route.sum()), one, statistics.median(drafting) / one, verify)
 
 
 @torch.inference_mode()
@@ -263,11 +325,15 @@ def verdict(costs: Costs, speed: LosslessSpeed | None = None) -> str:
     )
     if speed is None:
         return f"On this device {takes}."
-    same = "all are the base's, token for token" if not speed.apart else f"{speed.apart} are not the base's"
+    same = "all are the base's, token for token"
+    if speed.apart:
+        gap = max(item.gap for item in speed.apart)
+        same = f"{len(speed.apart)} are not the base's, where its two tokens were up to {gap:.2g} apart in its logits"
     ratio = speed.base_seconds / speed.seconds
     pays = "It pays" if ratio > 1 else "It does not pay"
     return (
-        f"{speed.prompts} answers; {same}. {speed.acceptance:.0%} of {speed.drafted} drafted tokens were accepted; "
+        f"{speed.prompts} answers; {same}. {speed.acceptance:.0%} of {speed.drafted} drafted tokens were accepted "
+        f"in {speed.draft_passes} passes along the route and {speed.verifications} of all blocks; "
         f"{speed.tokens / speed.seconds:.1f} tokens/s against the base's {speed.tokens / speed.base_seconds:.1f} "
         f"({ratio:.2f}). {pays} here: {takes}."
     )

@@ -288,11 +288,16 @@ def lossless(
     context: Annotated[int, typer.Option(min=1, help="Tokens in the cache, with --shape.")] = 512,
     output: Output = Path("bench_lossless.json"),
     base: Base = None,
-    task: Task = "arc",
+    task: Task = None,
     data: Data = None,
     mode: Mode = "free",
     limit: Annotated[int, typer.Option(min=1, help="Prompts, the first of the questions.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 1,
+    depth_control: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="The paper's p; as saved by default.")
+    ] = None,
+    layer_budget: Annotated[int | None, typer.Option(min=0, help="Most block passes that a prompt may take.")] = None,
     repetitions: Annotated[int, typer.Option(min=3, help="Of each cost; medians are reported.")] = 15,
     *,
     place: Place,
@@ -305,6 +310,7 @@ def lossless(
         raise DrLLMError("either an adapter or --shape must be given, but both or neither were; give one of them.")
     import torch
 
+    from ..adapter.steering import set_depth_control, set_layer_budget
     from ..bench.lossless import bench_lossless, costs_of_shape, costs_table, to_json, verdict
     from ..bench.timing import environment
     from ..models.loading import load_routed
@@ -322,10 +328,14 @@ def lossless(
         assert adapter is not None
         asked = questions(task, data, None, limit, 0, 0, mode=mode)
         model, tokenizer = load_routed(adapter, base=base, **place.model)
-        prompts = build_prompts(asked, mode, tokenizer)
+        if depth_control is not None:
+            set_depth_control(model, depth_control)
+        if layer_budget is not None:
+            set_layer_budget(model, layer_budget)
         speed, costs = bench_lossless(
-            model, tokenizer, prompts, new_tokens=max_new_tokens, repetitions=repetitions, hidden=hidden
-        )
+            model, tokenizer, build_prompts(asked, mode, tokenizer), new_tokens=max_new_tokens,
+            repetitions=repetitions, hidden=hidden, batch_size=batch_size,
+        )  # fmt: skip
         facts = {"adapter": adapter, "task": task, "mode": mode, **environment(model)}
     say(verdict(costs, speed))
     _finish(costs_table(costs), output, {**facts, **to_json(costs, speed)})

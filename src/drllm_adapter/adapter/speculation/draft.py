@@ -43,6 +43,19 @@ class Speculation:
         """Accepted of the drafted tokens; 0 where none was drafted."""
         return self.accepted / max(1, self.drafted)
 
+    def __add__(self, other: "Speculation") -> "Speculation":
+        """Of both calls."""
+        passes = self.draft_passes + other.draft_passes
+        paid = self.price * self.draft_passes + other.price * other.draft_passes
+        return Speculation(
+            self.drafted + other.drafted,
+            self.accepted + other.accepted,
+            passes,
+            self.verifications + other.verifications,
+            self.tokens + other.tokens,
+            paid / max(1, passes),
+        )
+
 
 def last_speculation(model: nn.Module) -> Speculation:
     """Drafted and accepted tokens of the last `generate(..., custom_generate=drllm_adapter.speculate)`.
