@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from ..errors import DrLLMError, Interrupted
 from ..jobs import ALONE, Processes, job_progress, stop_on_signals, work_through
 from .features import FeatureStore, write_features
 
+_MOST_PIECES = 1_000
+"""Shards: their folder is listed once a shard, so their number may not grow with the questions."""
 _PROVENANCE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
@@ -65,7 +68,7 @@ def collect_features(
         DrLLMError: labels of the wrong shape or value, a prompt that is empty or longer than the model's positions,
             hidden states that are not finite (all name the question), arguments of different lengths, a folder that
             belongs to something else or that another run writes to, or a full disk.
-        Interrupted: on SIGINT or SIGTERM, after the batch in flight.
+        Interrupted: on SIGINT or SIGTERM, after the batches in flight: one, or more of more than 1,000.
     """
     names = [str(row) for row in range(len(prompts))] if ids is None else [str(name) for name in ids]
     flags = [add_special_tokens] * len(prompts) if isinstance(add_special_tokens, bool) else list(add_special_tokens)
@@ -119,7 +122,11 @@ def collect_features(
 
     # Similar lengths together, and the batch that needs the most memory first.
     longest_first = np.argsort(-lengths, kind="stable")
-    groups = [longest_first[start : start + batch_size] for start in range(0, len(names), batch_size)]
+    batches = [longest_first[start : start + batch_size] for start in range(0, len(names), batch_size)]
+    size = math.ceil(len(batches) / _MOST_PIECES)
+    pieces = [batches[start : start + size] for start in range(0, len(batches), size)]
+    counts = [sum(len(batch) for batch in piece) for piece in pieces]
+    weights = [sum(int(lengths[batch].sum()) for batch in piece) for piece in pieces]
     collector = _Collector(model, tokenizer, tokens_of, labels, names, layers)
     with (
         evaluating(model),
@@ -146,19 +153,17 @@ def collect_features(
         ) as progress,
     ):
 
-        def do(batch: int) -> bytes:
-            means, used = collector.run(groups[batch])
-            return writer.batch(groups[batch].tolist(), means.numpy(), used.tolist())
+        def do(piece: int) -> bytes:
+            return writer.piece((batch.tolist(), *collector.run(batch)) for batch in pieces[piece])
 
         def show(finished: Mapping[int, Path]) -> None:
-            rows = [row for batch in finished for row in groups[batch]]
-            progress.update(len(rows), int(lengths[rows].sum()))
+            progress.update(sum(counts[piece] for piece in finished), sum(weights[piece] for piece in finished))
 
         show(writer.shards.finished())
         try:
-            work_through(range(len(groups)), do, writer.shards, writer.locks, stop, show)
+            work_through(range(len(pieces)), do, writer.shards, writer.locks, stop, show)
             while processes.is_main and writer.windows() is None:  # a shard was damaged meanwhile
-                work_through(range(len(groups)), do, writer.shards, writer.locks, stop, show)
+                work_through(range(len(pieces)), do, writer.shards, writer.locks, stop, show)
         except Interrupted as error:
             raise Interrupted(
                 f"stopped; the features of {progress.done:,.0f} of {len(names):,} questions are saved in {folder}; "

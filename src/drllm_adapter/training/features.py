@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..errors import DrLLMError
 from ..files import claim_folder, write_json_atomic
@@ -76,7 +77,7 @@ class FeatureStore:
 class FeatureWriter:
     """Writes the features of batches of questions; made by `write_features`.
 
-    A batch that was written has a shard with the numbers of windows; the features themselves lie in their place in the
+    What was written has a shard with the numbers of windows; the features themselves lie in their place in the
     file that the store maps. So batches may come from several processes, and those of an interrupted run are kept.
     """
 
@@ -94,18 +95,22 @@ class FeatureWriter:
             file.seek(self._start + row * features.nbytes)
             file.write(features.data)
 
-    def batch(self, rows: Sequence[int], means: NDArray[np.float32], windows: Sequence[int]) -> bytes:
-        """Store the questions `rows`: `means` [B, R, K, d], `windows` [B]; the content of the batch's shard.
+    def piece(self, batches: Iterable[tuple[Sequence[int], Tensor, Tensor]]) -> bytes:
+        """Store batches of questions: rows, means [B, R, K, d], windows [B]; the content of their shard.
 
         Raises:
             DrLLMError: the disk is full.
         """
-        with _writing(self._path.parent):
-            for row, features, count in zip(rows, means, windows, strict=True):
-                self.write(row, features, count)
-            with open(self._path, "rb") as file:
-                os.fsync(file.fileno())
-        return json.dumps({"rows": list(rows), "windows": list(windows)}).encode()
+        stored: dict[str, list[int]] = {"rows": [], "windows": []}
+        for rows, means, windows in batches:
+            with _writing(self._path.parent):
+                for row, features, count in zip(rows, means.numpy(), windows.tolist(), strict=True):
+                    self.write(row, features, count)
+            stored["rows"] += rows
+            stored["windows"] += windows.tolist()
+        with _writing(self._path.parent), open(self._path, "rb") as file:
+            os.fsync(file.fileno())
+        return json.dumps(stored).encode()
 
     def windows(self) -> NDArray[np.int64] | None:
         """int64 [N] of all questions; None when a batch is missing or its shard was damaged (and is now set aside)."""
