@@ -201,7 +201,7 @@ def plot_probe(report: ProbeReport, path: str | os.PathLike[str]) -> None:
                 curves.plot(*zip(*reached, strict=True), style, marker=marker, markersize=4, color=colour, label=name)
         mixed = [(kept, spent) for kept, spent in report.curves[STATIC]]
         curves.plot(
-            *zip(*_upper_hull(mixed), strict=True), "--", color=ORANGE, linewidth=1, label="by lot, of two of these"
+            *zip(*_upper_hull(mixed), strict=True), "--", color=ORANGE, linewidth=1, label="mixtures of these by lot"
         )
         curves.axvline(report.passes, color="black", linewidth=0.6)
         curves.set(title="Agreement by how the skips are chosen", xlabel="mean block passes (line: compared there)",
