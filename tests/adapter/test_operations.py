@@ -17,7 +17,7 @@ BLOCKS = 5
 IDS = torch.arange(1, 25).reshape(4, 6)
 UNIFORM = [1, 0, 2, 1, 1]
 MIXED = [[1, 0, 2, 1, 1], [1, 1, 2, 0, 1], [0, 1, 2, 1, 1], [1, 1, 1, 1, 2]]
-# Operations of a decoded token, the base's being 1; the path has as many passes as the base. docs/benchmarks.md has them.
+# Operations of a decoded token, where the base's are 1; paths have as many passes as it. See docs/benchmarks.md.
 MOST = {"execute": 1.0, "uniform": 1.02, "mixed": 1.42}
 # What brings a value from the device to the host; copies of a tensor between devices are seen as operations.
 WAITS = {"tolist", "item", "__bool__", "__int__", "__index__", "__float__", "cpu", "numpy", "equal", "nonzero"}
