@@ -17,6 +17,8 @@ BLOCKS = 5
 IDS = torch.arange(1, 25).reshape(4, 6)
 UNIFORM = [1, 0, 2, 1, 1]
 MIXED = [[1, 0, 2, 1, 1], [1, 1, 2, 0, 1], [0, 1, 2, 1, 1], [1, 1, 1, 1, 2]]
+# Operations of a decoded token, where the base's are 1; paths have as many passes as it. See docs/benchmarks.md.
+MOST = {"execute": 1.0, "uniform": 1.02, "mixed": 1.42}
 # What brings a value from the device to the host; copies of a tensor between devices are seen as operations.
 WAITS = {"tolist", "item", "__bool__", "__int__", "__index__", "__float__", "cpu", "numpy", "equal", "nonzero"}
 
@@ -71,13 +73,12 @@ def test_decoding_waits_for_nothing_and_cuts_little(kind: str, static: bool) -> 
     (plain, waits), (operations, waits_routed) = found
     assert waits_routed <= waits
     assert operations["_local_scalar_dense"] <= plain["_local_scalar_dense"]
-    if kind == "execute":
-        assert operations == plain
+    assert operations.total() <= MOST[kind] * plain.total()
     if kind == "mixed":
-        partial = 7  # passes that some rows make and others do not: blocks 0, 1, 2, 3 and 4
-        # Hidden states once a pass, masks and rotary positions once for each of the sets of rows.
-        assert operations["index_select"] - plain["index_select"] <= partial + 3 * partial
-        assert operations["index_copy"] <= partial
+        partial = 5  # passes that some rows make and others do not: one of each block
+        # Hidden states once a pass; a static cache has masks besides, once for each set of rows.
+        assert operations["index_select"] <= (2 if static else 1) * partial
+        assert operations["index_copy"] == partial
 
 
 @torch.no_grad()
@@ -92,7 +93,11 @@ def test_beams_ask_the_device_once_for_all_blocks() -> None:
 
 @torch.no_grad()
 def test_routers_ask_once_for_each_block_of_a_prompt() -> None:
-    model = get_peft_model(tiny_model("llama"), DrLLMConfig()).eval()
-    with Waits() as waits:
+    base = tiny_model("llama")
+    with Counted() as plain:
+        base(IDS)
+    model = get_peft_model(base, DrLLMConfig()).eval()
+    with Waits() as waits, Counted() as counts:
         model(IDS)
     assert waits.count <= BLOCKS + 1
+    assert counts.operations.total() <= 1.26 * plain.operations.total()

@@ -37,7 +37,7 @@ STYLE = """
 .drllm .block.forced::after { content: ""; position: absolute; inset: -6px; border: 2px solid #f59e0b;
   border-radius: 12px; pointer-events: none; }
 .drllm .tip { display: none; position: absolute; z-index: 20; top: 66px; left: 50%; transform: translateX(-50%);
-  width: 168px; padding: 10px; border-radius: 8px; text-align: left; font-weight: 400;
+  width: 192px; padding: 10px; border-radius: 8px; text-align: left; font-weight: 400;
   font-size: 12px; line-height: 1.6; color: var(--ink);
   background: var(--card); border: 1px solid var(--line); box-shadow: 0 6px 20px #0003; pointer-events: none; }
 .drllm .block:nth-child(-n+2) .tip { left: 0; transform: none; }

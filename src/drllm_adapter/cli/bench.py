@@ -73,7 +73,7 @@ def serve(
     requests: Annotated[int, typer.Option(min=4, help="Requests at a time.")] = 32,
     prompt_tokens: Annotated[int, typer.Option(min=8, help="Length of their prompts.")] = 48,
     decode_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated for each.")] = 48,
-    passes: Annotated[int | None, typer.Option(min=1, help="Of the paths; three quarters of the blocks.")] = None,
+    passes: Annotated[int | None, typer.Option(min=1, help="Of the paths; 23 of 30 blocks.")] = None,
     repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 5,
     threads: Threads = None,
     dtype: Dtype = "auto",

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import DrLLMError
+from .options import RUNNING
 
 
 def _read(context: typer.Context, name: str | None) -> str | None:
@@ -81,5 +82,6 @@ Config = Annotated[
         callback=_read,
         help="YAML file with options below search:, train: or eval:, or a recipe of the package: paper-arc, "
         "paper-dart. Options on the command line override it.",
+        rich_help_panel=RUNNING,
     ),
 ]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..tasks import Question
 
 # Panels of `--help`, below the options that most people use.
-PAPER, RUNNING = "The search's constants", "Running"
+QUESTIONS, PAPER, RUNNING = "Reading the questions", "The search's constants", "Running"
 constant = partial(typer.Option, rich_help_panel=PAPER)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -60,7 +60,8 @@ def one_of(names: Iterable[str], help: str, *flags: str, rich_help_panel: str | 
             )
         return value
 
-    metavar = f"[{'|'.join(names)}]"
+    # Where the help explains each of them, once is enough.
+    metavar = "<choice>" if all(name in help for name in names) else f"[{'|'.join(names)}]"
     return typer.Option(*flags, callback=check, metavar=metavar, help=help, rich_help_panel=rich_help_panel)
 
 
@@ -89,32 +90,42 @@ Task = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        help="File of questions (JSON lines, CSV, Parquet), of prompts (a line each in a .txt) or dataset on the Hub "
-        "(name or name:config), several with commas; the task's own dataset by default."
+        help="File of questions (JSON lines, CSV, Parquet) or of prompts (a .txt with one a line), or dataset on the "
+        "Hub (name or name:config); several with commas. The task's own dataset by default."
     ),
 ]
 Split = Annotated[
-    str | None, typer.Option(help="Split of a dataset on the Hub; train by default, test for drllm eval.")
+    str | None,
+    typer.Option(
+        help="Split of a dataset on the Hub; train by default, test for drllm eval.", rich_help_panel=QUESTIONS
+    ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Most questions to use.")]
-SkipFirst = Annotated[int, typer.Option(min=0, help="Questions to leave out at the beginning.")]
+SkipFirst = Annotated[
+    int, typer.Option(min=0, help="Questions to leave out at the beginning.", rich_help_panel=QUESTIONS)
+]
 Mode = Annotated[
     str,
     one_of(
         MODES,
-        "What an answer is. letter: of the right choice. cloze: likelihood of each choice's text. contrast: the same, "
-        "with answers of other questions as choices. free: generated. self: none is needed, paths are compared with "
-        "the base model's own continuation of a prompt.",
+        "What an answer is. letter: that of the right choice; cloze: the likeliest choice, by its text; contrast: the "
+        "likeliest of the right answer and others' answers; free: generated text; self: no answer is needed, the base "
+        "model's own continuation is what paths are compared with.",
     ),
 ]
 Grader = Annotated[
     str | None,
     typer.Option(
-        callback=_known_grader, help=f"How a generated answer is judged; by what the references look like by default. "
-        f"{graders_help()}.",
+        callback=_known_grader, rich_help_panel=QUESTIONS,
+        help=f"How a generated answer is judged; by what the references look like by default. {graders_help()}.",
     ),
 ]  # fmt: skip
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out questions that cannot be asked, and count them.")]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad", help="Leave out questions that cannot be asked, and count them.", rich_help_panel=QUESTIONS
+    ),
+]
 AsTrained = Annotated[
     str | None, one_of(MODES, "What an answer is, see drllm search --help; as in training by default.")
 ]
@@ -123,15 +134,23 @@ MaxNewTokens = Annotated[
     typer.Option(
         min=1,
         help="Length of a generated answer, by its grader by default, or of the continuation of --mode self: 24.",
+        rich_help_panel=QUESTIONS,
     ),
 ]
 ChatTemplate = Annotated[
-    bool, typer.Option("--chat-template/--no-chat-template", help="Word prompts by the tokenizer's, if it has one.")
+    bool,
+    typer.Option(
+        "--chat-template/--no-chat-template",
+        help="Word prompts by the tokenizer's, if it has one.",
+        rich_help_panel=QUESTIONS,
+    ),
 ]
 TemplateAsTrained = Annotated[
     bool | None,
     typer.Option(
-        "--chat-template/--no-chat-template", help="Word prompts by the tokenizer's; as in training by default."
+        "--chat-template/--no-chat-template",
+        help="Word prompts by the tokenizer's; as in training by default.",
+        rich_help_panel=QUESTIONS,
     ),
 ]
 Dtype = Annotated[
