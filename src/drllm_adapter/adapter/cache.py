@@ -347,9 +347,10 @@ def route_of(cache: Cache, num_blocks: int, batch_size: int) -> Decisions:
     """
     layers = cache.layers[:num_blocks]
     entries = [layer for layer in layers if isinstance(layer, RoutedEntry)]
-    routes = {id(entry.route) for entry in entries}
     route = entries[0].route if entries else None
-    if route is not None and len(routes) == 1 and len(entries) == num_blocks and route.filled:
+    # Compared, and not looked up by id: a compiled step would be for this cache alone.
+    one_route = all(entry.route is route for entry in entries)
+    if route is not None and one_route and len(entries) == num_blocks and route.filled:
         return route
     check_kept(cache)
     decided = [layer.decisions if isinstance(layer, RoutedEntry) else None for layer in layers]

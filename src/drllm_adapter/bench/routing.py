@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from rich.console import Console
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import CompileConfig, DynamicCache
 
 from ..adapter.calling import cache_keyword, last_position
 from ..adapter.config import DrLLMConfig
@@ -20,14 +20,20 @@ from ..decisions import Decisions, execute_all, passes
 from .models import mixed_path, share, unroll
 from .timing import Comparison, compare
 
-GOALS = {"forced decode": 0.98, "all execute": 0.99, "mixed batch": 0.9, "routers": 0.98}
+GOALS = {"forced decode": 0.98, "all execute": 0.99, "mixed batch": 0.9, "routers": 0.98, "compiled decode": 0.97}
 """Least ratio (speed of ours / speed of the other) of each comparison."""
 
 MIXED_ROWS = 16
 
 
 def bench_routing(
-    model: Any, *, repetitions: int = 15, prompt_tokens: int = 512, decode_tokens: int = 32, console: Console
+    model: Any,
+    *,
+    repetitions: int = 15,
+    prompt_tokens: int = 512,
+    decode_tokens: int = 32,
+    compiled: bool = False,
+    console: Console,
 ) -> list[Comparison]:
     """Decoding along a forced path against the unrolled model, all EXECUTE and a fresh router against the base.
 
@@ -35,6 +41,7 @@ def bench_routing(
         model: a base model without an adapter.
         prompt_tokens: length of the prompt that the routers read; both are cut to the model's positions.
         decode_tokens: tokens of one repetition of decoding.
+        compiled: also `generate` with a static cache and compiled decoding, which takes minutes to compile.
     """
     limit = (
         getattr(model.config.get_text_config(), "max_position_embeddings", None) or prompt_tokens + decode_tokens + 64
@@ -66,6 +73,17 @@ def bench_routing(
                 lambda: _prefill(routed, prompt), lambda: _prefill(model, prompt), repetitions, GOALS["routers"],
             )
         )  # fmt: skip
+    if compiled:
+        prompt = _tokens(model, 1, 64)
+        with console.status("compiled decode"), force_decisions(routed, path):
+            results.append(
+                compare(
+                    "compiled decode", f"generate, static cache, batch 1, {passes(path)} passes",
+                    lambda: _generate_compiled(routed, prompt, decode_tokens),
+                    lambda: _generate_compiled(unrolled, prompt, decode_tokens),
+                    repetitions, GOALS["compiled decode"],
+                )
+            )  # fmt: skip
     return results
 
 
@@ -153,6 +171,17 @@ class Decoding:
 @torch.inference_mode()
 def _prefill(model: Any, prompt: Tensor) -> None:
     model(prompt, **{cache_keyword(model): DynamicCache(config=model.config)}, logits_to_keep=last_position())
+
+
+@torch.inference_mode()
+def _generate_compiled(model: Any, prompt: Tensor, tokens: int) -> None:
+    settings = CompileConfig(fullgraph=False)
+    # transformers compiles on accelerators alone by default.
+    settings._compile_all_devices = True  # type: ignore[assignment]
+    model.generate(
+        prompt, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens, cache_implementation="static",
+        compile_config=settings,
+    )  # fmt: skip
 
 
 def _tokens(model: Any, batch_size: int, length: int) -> Tensor:

@@ -47,6 +47,9 @@ def routing(
     repetitions: Annotated[int, typer.Option(min=3, help="Interleaved repetitions; medians are reported.")] = 15,
     decode_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded in a repetition.")] = 32,
     prompt_tokens: Annotated[int, typer.Option(min=8, help="Length of the prompt that the routers read.")] = 512,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Also compiled decoding with a static cache; compiling takes minutes.")
+    ] = False,
     *,
     place: Place,
 ) -> None:
@@ -59,8 +62,9 @@ def routing(
 
     model, _ = model_to_measure(base, shape, **place.model)
     results = bench_routing(
-        model, repetitions=repetitions, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens, console=console
-    )
+        model, repetitions=repetitions, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens, compiled=compiled,
+        console=console,
+    )  # fmt: skip
     _compared(results, output, model, shape or base or "demo", repetitions=repetitions)
 
 
