@@ -13,6 +13,7 @@ from stores import Numbers, as_tensors, random_labels, random_prompts, routed_mo
 from unrolled import tiny_model, unrolled
 
 from drllm_adapter import DrLLMConfig, DrLLMError
+from drllm_adapter.jobs import Shards
 from drllm_adapter.training import FeatureStore, collect_features
 from drllm_adapter.training import features as features_module
 from drllm_adapter.training.features import FeatureWriter
@@ -94,6 +95,22 @@ def test_batches_do_not_matter(tmp_path: Path) -> None:
     one, many = collect(model, tmp_path / "1", batch_size=1), collect(model, tmp_path / "5", batch_size=5)
     np.testing.assert_allclose(one.means, many.means, rtol=1e-3, atol=1e-4)
     assert one.windows.tolist() == many.windows.tolist()
+
+
+def test_the_number_of_shards_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their folder is listed once a shard: with one a batch, twice the questions took four times as long."""
+    model = routed_model()
+    written: list[int] = []
+    monkeypatch.setattr(Shards, "write", lambda self, number, content, write=Shards.write: (
+        written.append(number), write(self, number, content))[1])  # fmt: skip
+    plain = collect(model, tmp_path / "plain", batch_size=1)
+    assert written == list(range(N))
+    monkeypatch.setattr("drllm_adapter.training.collect._MOST_PIECES", 5)
+    written.clear()
+    bounded = collect(model, tmp_path / "bounded", batch_size=1)
+    assert written == [0, 1, 2, 3]  # of three batches each
+    assert np.array_equal(plain.means, bounded.means)
+    assert np.array_equal(plain.windows, bounded.windows)
 
 
 def test_stored_on_disk_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
