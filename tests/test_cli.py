@@ -89,6 +89,15 @@ def test_help_is_quick_and_loads_no_torch() -> None:
         assert "Usage" in done.stdout
 
 
+def test_help_is_shown_as_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets are no markup, and lines end where the terminal does."""
+    monkeypatch.setenv("COLUMNS", "300")
+    out = run("app", "--help")
+    assert "owner/name[@branch]" in out
+    about = next(line.strip() for line in out.splitlines() if "Click on a block" in line)
+    assert about.endswith("Needs the extra app: pip install 'drllm-adapter[app]'. Nothing is sent anywhere.")
+
+
 def test_the_version(run: Run) -> None:
     assert run("--version").strip() == drllm_adapter.__version__
 
@@ -267,15 +276,17 @@ def test_generate_shows_the_path(made: Path, tmp_path: Path, run: Run, monkeypat
 
 def test_generate_answers_a_file_of_prompts(made: Path, tmp_path: Path, run: Run) -> None:
     asked = [item["question"] for item in generate(4, 5)]
+    saved = tmp_path / "g.json"
     (tmp_path / "prompts.txt").write_text("\n".join(asked))
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in asked))
     options = ["--max-new-tokens", 2, "--compare", "--layer-budget", 4]
     outs = [
-        run("generate", made / "adapter", "--prompts", tmp_path / f"prompts.{end}", *options)
+        run("generate", made / "adapter", "--prompts", tmp_path / f"prompts.{end}", *options, "--json", saved)
         for end in ("txt", "jsonl")
     ]
     found = [[json.loads(line) for line in out.splitlines()] for out in outs]
     assert [item["prompt"] for item in found[0]] == asked
+    assert json.loads(saved.read_text()) == found[1]
     base = AutoModelForCausalLM.from_pretrained(BASE)
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     for one, other in zip(*found, strict=True):
@@ -285,6 +296,20 @@ def test_generate_answers_a_file_of_prompts(made: Path, tmp_path: Path, run: Run
         out = base.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
         assert one["base"]["text"] == tokenizer.decode(out, skip_special_tokens=True)
         assert one["base"]["passes"] == 8
+
+
+def test_generate_talks(made: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (item["question"] for item in generate(2, 5, [1]))
+    base = Path(shutil.copytree(BASE, tmp_path / "base"))
+    (base / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }} {% endfor %}")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{first}\n{second}\n\nnot asked\n"))
+    out = run("generate", made / "adapter", "--chat", "--compare", "--base", base, "--max-new-tokens", 1,
+              "--json", tmp_path / "talk.json")  # fmt: skip
+    turns = json.loads((tmp_path / "talk.json").read_text())
+    assert out.split() == [text for turn in turns for text in (turn["text"], turn["base"]["text"])]
+    assert [turn["prompt"] for turn in turns] == [
+        [["user", first]], [["user", first], ["assistant", turns[0]["text"]], ["user", second]]
+    ]  # fmt: skip
 
 
 def test_plain_characters_where_others_cannot_be_shown(made: Path) -> None:
@@ -343,11 +368,15 @@ def test_card_takes_reports_and_a_licence(made: Path, tmp_path: Path, run: Run, 
     run(
         "eval", adapter, "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze", "--output", tmp_path / "e"
     )
-    run("card", adapter, "--report", tmp_path / "e", "--license", "mit")
+    run("card", adapter, "--space", "me/demo")
+    run("card", adapter, "--report", tmp_path / "e", "--license", "mit", "--json", tmp_path / "card.json")
+    assert json.loads((tmp_path / "card.json").read_text())["card"] == (adapter / "README.md").read_text()
     card = ModelCard.load(adapter / "README.md")
     assert card.data.license == "mit"
     assert "| test.jsonl (cloze" in card.text
+    assert "the Space [me/demo](https://huggingface.co/spaces/me/demo)" in card.text  # named once, kept from then on
     assert "report.json" in refuse("card", adapter, "--report", tmp_path)
+    assert "leave out --space" in refuse("card", made / "paths", "--space", "me/demo")
     assert "neither" in refuse("card", tmp_path / "e")
     assert "is no folder that exists" in refuse("card", tmp_path / "nowhere")
 

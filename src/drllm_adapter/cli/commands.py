@@ -1,14 +1,17 @@
 """The commands of `drllm`. What a command needs is imported when it runs, so that `--help` is quick."""
 
+import inspect
 import io
 import os
+import re
 import signal
 import sys
 import traceback
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from .. import __version__
 from ..errors import DrLLMError, Interrupted, OtherProcessError
@@ -61,6 +64,15 @@ app.command(
 app.add_typer(bench, name="bench")
 
 
+def _as_written(command: Any) -> None:
+    """Help whose lines are as long as the terminal is wide, and whose square brackets are no markup."""
+    command.help = escape(re.sub(r"(?<!\n) *\n *(?!\n)", " ", inspect.cleandoc(command.help or "")))
+    for parameter in command.params:
+        parameter.help = escape(parameter.help or "")
+    for other in getattr(command, "commands", {}).values():
+        _as_written(other)
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         print(__version__)
@@ -92,7 +104,9 @@ def main() -> None:
         os.environ[_DEBUG] = "1"
         arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        sys.exit(app(arguments, standalone_mode=False) or 0)
+        whole = typer.main.get_command(app)
+        _as_written(whole)
+        sys.exit(whole(arguments, standalone_mode=False) or 0)
     except OtherProcessError:
         sys.exit(2)
     except DrLLMError as error:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ..tasks import Question
 
 # Panels of `--help`, below the options that most people use.
-QUESTIONS, PAPER, RUNNING = "Reading the questions", "The search's constants", "Running"
-constant = partial(typer.Option, rich_help_panel=PAPER)
+QUESTIONS, CONSTANTS, RUNNING = "Reading the questions", "Constants", "Running"
+constant = partial(typer.Option, rich_help_panel=CONSTANTS)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
