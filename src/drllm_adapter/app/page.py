@@ -149,7 +149,7 @@ def build_page(session: Session, name: str, folder: File) -> gr.Blocks:
                     stop = gr.Button("Stop", elem_id="stop")
             examples = gr.Examples(examples_of(folder, base), prompt, label="Examples")
             with gr.Row():
-                with gr.Column(scale=3, min_width=300):
+                with gr.Column(scale=5, min_width=300):
                     drawn = gr.HTML(
                         drawing.path(base_path(session.num_blocks), {}),
                         js_on_load=_CLICKS,
@@ -157,7 +157,7 @@ def build_page(session: Session, name: str, folder: File) -> gr.Blocks:
                         padding=True,
                     )
                     answers = gr.HTML(elem_id="answers", padding=True)
-                with gr.Column(scale=1, min_width=240):
+                with gr.Column(scale=2, min_width=270):
                     depth = gr.Slider(
                         -1, 1, session.depth_control, step=0.05, label="Depth control", elem_id="depth",
                         info="-1 skips all, -0.5 as trained, 0.5 runs all once, 1 repeats all",
