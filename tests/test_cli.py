@@ -89,13 +89,21 @@ def test_help_is_quick_and_loads_no_torch() -> None:
         assert "Usage" in done.stdout
 
 
-def test_help_is_shown_as_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Brackets are no markup, and lines end where the terminal does."""
+def test_help_fits_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets are as written, lines break where the terminal ends, and the longest help can be read at 80 columns."""
     monkeypatch.setenv("COLUMNS", "300")
     out = run("app", "--help")
     assert "owner/name[@branch]" in out
     about = next(line.strip() for line in out.splitlines() if "Click on a block" in line)
     assert about.endswith("Needs the extra app: pip install 'drllm-adapter[app]'. Nothing is sent anywhere.")
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("search", "--help").splitlines()
+    assert len(lines) < 150
+    assert max(map(len, lines)) == 80
+    usual = lines[next(i for i, line in enumerate(lines) if " Options " in line) :]
+    usual = usual[: next(i for i, line in enumerate(usual) if line.startswith("╰"))]
+    assert sum(line.startswith("│ --") for line in usual) == 8
+    assert any("[letter|cloze|contrast|free|self]" in line for line in usual)
 
 
 def test_the_version(run: Run) -> None:

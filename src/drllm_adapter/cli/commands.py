@@ -1,17 +1,14 @@
 """The commands of `drllm`. What a command needs is imported when it runs, so that `--help` is quick."""
 
-import inspect
 import io
 import os
-import re
 import signal
 import sys
 import traceback
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from .. import __version__
 from ..errors import DrLLMError, Interrupted, OtherProcessError
@@ -23,6 +20,7 @@ from .evaluate import evaluate
 from .export import export
 from .fit import fit
 from .generate import generate
+from .help import Command
 from .info import info
 from .lm_eval import lm_eval
 from .options import is_main_process
@@ -44,33 +42,24 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Routers that make a frozen language model skip, execute or repeat its own blocks (Dr.LLM, arXiv 2510.12773).",
 )
-app.command()(fit)
-app.command()(probe)
-app.command()(search)
-app.command()(train)
-app.command()(refine)
-app.command("eval")(evaluate)
-app.command()(generate)
-app.command()(export)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
-app.command("app")(page)
-app.command()(info)
-app.command()(push)
-app.command()(card)
-app.command()(demo)
+app.command(cls=Command)(fit)
+app.command(cls=Command)(probe)
+app.command(cls=Command)(search)
+app.command(cls=Command)(train)
+app.command(cls=Command)(refine)
+app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(generate)
+app.command(cls=Command)(export)
+app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+app.command("app", cls=Command)(page)
+app.command(cls=Command)(info)
+app.command(cls=Command)(push)
+app.command(cls=Command)(card)
+app.command(cls=Command)(demo)
 app.command(
     "lm-eval", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(lm_eval)
 app.add_typer(bench, name="bench")
-
-
-def _as_written(command: Any) -> None:
-    """Help whose lines are as long as the terminal is wide, and whose square brackets are no markup."""
-    command.help = escape(re.sub(r"(?<!\n) *\n *(?!\n)", " ", inspect.cleandoc(command.help or "")))
-    for parameter in command.params:
-        parameter.help = escape(parameter.help or "")
-    for other in getattr(command, "commands", {}).values():
-        _as_written(other)
 
 
 def _print_version(asked: bool) -> None:
@@ -104,9 +93,7 @@ def main() -> None:
         os.environ[_DEBUG] = "1"
         arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        whole = typer.main.get_command(app)
-        _as_written(whole)
-        sys.exit(whole(arguments, standalone_mode=False) or 0)
+        sys.exit(app(arguments, standalone_mode=False) or 0)
     except OtherProcessError:
         sys.exit(2)
     except DrLLMError as error:

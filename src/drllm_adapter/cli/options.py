@@ -61,7 +61,7 @@ def one_of(names: Iterable[str], help: str, *flags: str, rich_help_panel: str | 
         return value
 
     # Where the help explains each of them, once is enough.
-    metavar = "<choice>" if all(name in help for name in names) else f"[{'|'.join(names)}]"
+    metavar = f"[{'|'.join(names)}]"
     return typer.Option(*flags, callback=check, metavar=metavar, help=help, rich_help_panel=rich_help_panel)
 
 

@@ -83,7 +83,12 @@ def search(
         ),
     ] = 2.0,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Only say how long it will take, by searching a few of the questions.")
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Only say how long it will take, by searching a few of the questions.",
+            rich_help_panel=RUNNING,
+        ),
     ] = False,
     max_new_tokens: MaxNewTokens = None,
     chat_template: ChatTemplate = True,
