@@ -2,6 +2,7 @@
 that messages take from others."""
 
 import math
+import reprlib
 from typing import Any
 
 
@@ -35,10 +36,10 @@ def check_range(name: str, value: Any, lowest: float, highest: float, *, whole: 
         DrLLMError: it is such a value.
     """
     kind = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not lowest <= value <= highest:
-        wanted = f"a {'whole ' if whole else ''}number of at least {lowest:g}"
-        upper = f" and at most {highest:g}" if highest < math.inf else ""
-        raise DrLLMError(f"{name} must be {wanted}{upper}, but {value!r} was given; correct it.")
+    if isinstance(value, bool) or not isinstance(value, kind) or not lowest <= value <= highest or value == math.inf:
+        bounds = f"from {lowest:.15g} to {highest:.15g}" if highest < math.inf else f"of at least {lowest:g}"
+        number = "whole number" if whole else "number"
+        raise DrLLMError(f"{name} must be a {number} {bounds}, but {reprlib.repr(value)} was given; correct it.")
 
 
 def first_sentence(error: BaseException, *, with_kind: bool = False) -> str:
