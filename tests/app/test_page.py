@@ -61,6 +61,17 @@ def talker() -> Session:
     return Session(model, tokenizer)
 
 
+def test_no_folder_of_this_disk_is_in_the_page(talker: Session, adapter: Path, tmp_path: Path) -> None:
+    from drllm_adapter.app.page import build_page
+
+    copy = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    path = copy / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "/home/me/tiny"}))
+    shown = json.dumps(build_page(talker, "talker", copy).get_config_file(), default=str)
+    assert "base model tiny." in shown
+    assert "/home/me" not in shown
+
+
 @pytest.fixture(scope="module")
 def long_address(address: str, adapter: Path, talker: Session) -> str:
     from drllm_adapter.app.page import build_page, serve

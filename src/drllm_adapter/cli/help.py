@@ -25,17 +25,21 @@ class Command(TyperCommand):
         paragraphs = inspect.cleandoc(self.help or "").split("\n\n")
         for paragraph in (self.get_usage(ctx), *paragraphs):
             console.print(" ".join(paragraph.split()), end="\n\n")
-        panels: dict[str, Table] = {}
+        panels = {"Arguments": _table(), "Options": _table()}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is None:
-                continue
-            usual = "Arguments" if isinstance(parameter, TyperArgument) else "Options"
-            name = getattr(parameter, "rich_help_panel", None) or usual
-            if name not in panels:
-                panels[name] = Table.grid(padding=(0, 2), expand=True)
-                panels[name].add_column(style="bold cyan", max_width=_WIDEST, overflow="fold")
-                panels[name].add_column(ratio=1)
-            panels[name].add_row(record[0].replace(" range>", ">"), " ".join(record[1].split()))
+            if record is not None:
+                usual = "Arguments" if isinstance(parameter, TyperArgument) else "Options"
+                name = getattr(parameter, "rich_help_panel", None) or usual
+                row = record[0].replace(" range>", ">"), " ".join(record[1].split())
+                panels.setdefault(name, _table()).add_row(*row)
         for name, table in panels.items():
-            console.print(Panel(table, title=name, title_align="left", border_style="dim"))
+            if table.row_count:
+                console.print(Panel(table, title=name, title_align="left", border_style="dim"))
+
+
+def _table() -> Table:
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(style="bold cyan", max_width=_WIDEST, overflow="fold")
+    table.add_column(ratio=1)
+    return table
