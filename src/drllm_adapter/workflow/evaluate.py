@@ -45,7 +45,7 @@ from ..supervision import Rows
 from ..tasks import QUESTIONS_CHANGED, Prompt, Question, digest_of, sources_of
 from ..training.trained_on import trained_on
 from .begin import dtype_name, full_name, load_once, prompts_of, teller
-from .floor import floor_sentence
+from .chance import chance_sentence
 
 
 def evaluate_adapter(
@@ -147,11 +147,11 @@ def evaluate_adapter(
             report = compare(in_base, routed, [question.level for question in questions], tasks)
             processes.meet()  # everybody has read the scores
             if processes.is_main:
-                floor = floor_sentence(
+                chance = chance_sentence(
                     prompts, sum(score.correct for score in in_base), lambda prompt: in_base[prompts.index(prompt)].text
                 )
-                if floor is not None:
-                    teller(console)(f"Warning: {floor}")
+                if chance is not None:
+                    teller(console)(f"Warning: {chance}")
                 if sweep:
                     points = sweep_controls(model, routed, scoring_all(scorer, prompts, "sweep", console, log))
                     report = replace(report, sweep=points)

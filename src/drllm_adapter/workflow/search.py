@@ -21,7 +21,7 @@ from ..supervision import Labels
 from ..supervision.rows import INFO
 from ..tasks import Question
 from .begin import dtype_name, full_name, load_once, prompts_of, teller
-from .floor import floor_sentence
+from .chance import chance_sentence
 
 
 def search_paths(
@@ -99,7 +99,7 @@ def search_paths(
         shutil.rmtree(Path(output) / REFERENCES, ignore_errors=True)
         write_card(output)
         base_path = execute_all(scorer.num_blocks)
-        sentence = floor_sentence(
+        sentence = chance_sentence(
             prompts,
             round(summary.base_accuracy * summary.questions),
             lambda prompt: scorer.plain.score([prompt], [base_path])[0].text,
