@@ -83,7 +83,7 @@ def counts(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("read", "bytes_a_row"),
     # A row holds 20 paths of 12 decisions: 5,000 bytes as objects, and a batch more may be alive at the peak.
-    [(for_training, 400), (for_effects, 1000), (for_baselines, 200), (check_rows, 20), (info, 20), (counts, 20)],
+    [(for_training, 800), (for_effects, 1000), (for_baselines, 200), (check_rows, 20), (info, 20), (counts, 20)],
 )
 def test_memory_does_not_grow_with_the_paths(
     read: Callable[[Path], None], bytes_a_row: int, sets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ from huggingface_hub import DatasetCard, ModelCard, ModelCardData, RepoCard
 from peft.utils import CONFIG_NAME
 
 from ..adapter.config import CARD
-from ..errors import DrLLMError, first_sentence
+from ..errors import DrLLMError, refusing
 from ..files import MARKER, REPORT, write_text_atomic
 from ..models.download import HubName, is_hub_name
 from ..models.loading import load_adapter_config
@@ -150,13 +150,12 @@ def add_evaluation(adapter: str | os.PathLike[str], evaluation: str | os.PathLik
 
 
 def _parsed(kind: type[RepoCard], text: str, path: Path) -> RepoCard:
-    try:
+    # Whatever YAML makes of it.
+    with refusing(
+        f"the card {path} must begin with front matter in YAML between lines of ---, but reading it failed",
+        "correct it, or delete the file to have it written anew",
+    ):
         return kind(text.replace("\r\n", "\n"), ignore_metadata_errors=True)
-    except Exception as error:  # whatever YAML makes of it
-        raise DrLLMError(
-            f"the card {path} must begin with front matter in YAML between lines of ---, but reading it failed "
-            f"({first_sentence(error)}); correct it, or delete the file to have it written anew."
-        ) from error
 
 
 def _own_words(card: RepoCard) -> str:
