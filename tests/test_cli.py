@@ -89,6 +89,23 @@ def test_help_is_quick_and_loads_no_torch() -> None:
         assert "Usage" in done.stdout
 
 
+def test_help_fits_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets are as written, lines break where the terminal ends, and the longest help can be read at 80 columns."""
+    monkeypatch.setenv("COLUMNS", "300")
+    out = run("app", "--help")
+    assert "owner/name[@branch]" in out
+    about = next(line.strip() for line in out.splitlines() if "Click on a block" in line)
+    assert about.endswith("Needs the extra app: pip install 'drllm-adapter[app]'. Nothing is sent anywhere.")
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("search", "--help").splitlines()
+    assert len(lines) < 150
+    assert max(map(len, lines)) == 80
+    usual = lines[next(i for i, line in enumerate(lines) if " Options " in line) :]
+    usual = usual[: next(i for i, line in enumerate(usual) if line.startswith("╰"))]
+    assert sum(line.startswith("│ --") for line in usual) == 8
+    assert any("[letter|cloze|contrast|free|self]" in line for line in usual)
+
+
 def test_the_version(run: Run) -> None:
     assert run("--version").strip() == drllm_adapter.__version__
 
@@ -227,9 +244,10 @@ def test_commands_that_are_suggested_run_as_they_are_printed(
 def test_a_demo_suggests_what_runs(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     out = run("demo", "--output", "my demo", "--questions", 20, "--test-questions", 20, "--simulations", 3)
-    generates, installs = out.splitlines()[-2:]
+    generates, shows = out.splitlines()[-2:]
     assert "passes, 8 blocks" in run(*shlex.split(generates.rpartition("Try: drllm ")[2]))
-    assert "pip install 'drllm-adapter[app]', then drllm app 'my demo/adapter'" in installs
+    assert shows.startswith("Or see it in a browser: ")
+    assert shows.endswith("drllm app 'my demo/adapter'")
 
 
 def test_text_of_people_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,15 +285,17 @@ def test_generate_shows_the_path(made: Path, tmp_path: Path, run: Run, monkeypat
 
 def test_generate_answers_a_file_of_prompts(made: Path, tmp_path: Path, run: Run) -> None:
     asked = [item["question"] for item in generate(4, 5)]
+    saved = tmp_path / "g.json"
     (tmp_path / "prompts.txt").write_text("\n".join(asked))
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in asked))
     options = ["--max-new-tokens", 2, "--compare", "--layer-budget", 4]
     outs = [
-        run("generate", made / "adapter", "--prompts", tmp_path / f"prompts.{end}", *options)
+        run("generate", made / "adapter", "--prompts", tmp_path / f"prompts.{end}", *options, "--json", saved)
         for end in ("txt", "jsonl")
     ]
     found = [[json.loads(line) for line in out.splitlines()] for out in outs]
     assert [item["prompt"] for item in found[0]] == asked
+    assert json.loads(saved.read_text()) == found[1]
     base = AutoModelForCausalLM.from_pretrained(BASE)
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     for one, other in zip(*found, strict=True):
@@ -285,6 +305,20 @@ def test_generate_answers_a_file_of_prompts(made: Path, tmp_path: Path, run: Run
         out = base.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
         assert one["base"]["text"] == tokenizer.decode(out, skip_special_tokens=True)
         assert one["base"]["passes"] == 8
+
+
+def test_generate_talks(made: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (item["question"] for item in generate(2, 5, [1]))
+    base = Path(shutil.copytree(BASE, tmp_path / "base"))
+    (base / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }} {% endfor %}")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{first}\n{second}\n\nnot asked\n"))
+    out = run("generate", made / "adapter", "--chat", "--compare", "--base", base, "--max-new-tokens", 1,
+              "--json", tmp_path / "talk.json")  # fmt: skip
+    turns = json.loads((tmp_path / "talk.json").read_text())
+    assert out.split() == [text for turn in turns for text in (turn["text"], turn["base"]["text"])]
+    assert [turn["prompt"] for turn in turns] == [
+        [["user", first]], [["user", first], ["assistant", turns[0]["text"]], ["user", second]]
+    ]  # fmt: skip
 
 
 def test_plain_characters_where_others_cannot_be_shown(made: Path) -> None:
@@ -343,11 +377,15 @@ def test_card_takes_reports_and_a_licence(made: Path, tmp_path: Path, run: Run, 
     run(
         "eval", adapter, "--task", "jsonl", "--data", made / "test.jsonl", "--mode", "cloze", "--output", tmp_path / "e"
     )
-    run("card", adapter, "--report", tmp_path / "e", "--license", "mit")
+    run("card", adapter, "--space", "me/demo")
+    run("card", adapter, "--report", tmp_path / "e", "--license", "mit", "--json", tmp_path / "card.json")
+    assert json.loads((tmp_path / "card.json").read_text())["card"] == (adapter / "README.md").read_text()
     card = ModelCard.load(adapter / "README.md")
     assert card.data.license == "mit"
     assert "| test.jsonl (cloze" in card.text
+    assert "the Space [me/demo](https://huggingface.co/spaces/me/demo)" in card.text  # named once, kept from then on
     assert "report.json" in refuse("card", adapter, "--report", tmp_path)
+    assert "leave out --space" in refuse("card", made / "paths", "--space", "me/demo")
     assert "neither" in refuse("card", tmp_path / "e")
     assert "is no folder that exists" in refuse("card", tmp_path / "nowhere")
 

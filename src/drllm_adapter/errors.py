@@ -2,7 +2,13 @@
 that messages take from others."""
 
 import math
+import re
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
 
 
 class DrLLMError(ValueError):
@@ -35,21 +41,50 @@ def check_range(name: str, value: Any, lowest: float, highest: float, *, whole: 
         DrLLMError: it is such a value.
     """
     kind = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not lowest <= value <= highest:
-        wanted = f"a {'whole ' if whole else ''}number of at least {lowest:g}"
-        upper = f" and at most {highest:g}" if highest < math.inf else ""
-        raise DrLLMError(f"{name} must be {wanted}{upper}, but {value!r} was given; correct it.")
+    if isinstance(value, bool) or not isinstance(value, kind) or not lowest <= value <= highest or value == math.inf:
+        bounds = f"from {lowest:.15g} to {highest:.15g}" if highest < math.inf else f"of at least {lowest:g}"
+        number = "whole number" if whole else "number"
+        raise DrLLMError(f"{name} must be a {number} {bounds}, but {reprlib.repr(value)} was given; correct it.")
 
 
 def first_sentence(error: BaseException, *, with_kind: bool = False) -> str:
-    """What a library's error says, short enough to stand in a sentence: its class where it says nothing.
+    """What a library's error says, short and without tokens, to stand in a sentence; its class where it says nothing.
 
     Args:
         with_kind: put the class before it, where messages alone do not tell what went wrong.
     """
     kind = type(error).__name__
     lines = str(error).strip().splitlines() or [""]
-    said = lines[0].split(". ")[0].rstrip(" .:")[:200]
+    said = without_tokens(lines[0].split(". ")[0].rstrip(" .:"))[:200]
     if not said:
         return kind
     return f"{kind}: {said}" if with_kind else said
+
+
+@contextmanager
+def refusing(
+    what: str, do: str, kinds: type[Exception] | tuple[type[Exception], ...] = Exception, *, with_kind: bool = False
+) -> Iterator[None]:
+    """Make what a library raises inside the `with` block a refusal: "WHAT (what it says); DO."
+
+    Args:
+        kinds: of errors. A `DrLLMError` stays as it is.
+        with_kind: see `first_sentence`.
+
+    Raises:
+        DrLLMError: as said.
+    """
+    try:
+        yield
+    except DrLLMError:
+        raise
+    except kinds as error:
+        raise DrLLMError(f"{what} ({first_sentence(error, with_kind=with_kind)}); {do}.") from error
+
+
+def without_tokens(text: str) -> str:
+    """`text` without anything that is, or looks like, an access token of the Hub."""
+    from huggingface_hub import get_token  # takes a while, and only errors need it
+
+    token = get_token()
+    return _TOKEN.sub("[token]", text.replace(token, "[token]") if token else text)

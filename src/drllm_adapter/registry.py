@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from .errors import DrLLMError, first_sentence
+from .errors import DrLLMError, refusing
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -61,13 +61,13 @@ class Registry(Generic[T]):
         """
         if name not in self._classes and name in self._offered():
             entry = self._offered()[name]
-            try:
+            # Whatever another package raises when it is imported.
+            with refusing(
+                f"the {self.kind} {name!r} must be importable, but {entry.value} is not",
+                "mend or remove the package that offers it",
+                with_kind=True,
+            ):
                 self._classes[name] = entry.load()
-            except Exception as error:  # whatever another package raises when it is imported
-                raise DrLLMError(
-                    f"the {self.kind} {name!r} must be importable, but {entry.value} is not "
-                    f"({first_sentence(error, with_kind=True)}); mend or remove the package that offers it."
-                ) from error
         if name not in self._classes:
             raise DrLLMError(
                 f"the {self.kind} must be one of {', '.join(self)}, but {name!r} was given; choose one of them."

@@ -61,6 +61,17 @@ def talker() -> Session:
     return Session(model, tokenizer)
 
 
+def test_no_folder_of_this_disk_is_in_the_page(talker: Session, adapter: Path, tmp_path: Path) -> None:
+    from drllm_adapter.app.page import build_page
+
+    copy = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    path = copy / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "/home/me/tiny"}))
+    shown = json.dumps(build_page(talker, "talker", copy).get_config_file(), default=str)
+    assert "base model tiny." in shown
+    assert "/home/me" not in shown
+
+
 @pytest.fixture(scope="module")
 def long_address(address: str, adapter: Path, talker: Session) -> str:
     from drllm_adapter.app.page import build_page, serve
@@ -160,6 +171,44 @@ def test_type_move_and_force(page: Any, talker: Session) -> None:
     page.wait_for_function("document.querySelectorAll('#path .forced').length == 1")  # of the legend
     set_slider(page, "depth", -0.5)
     page.wait_for_function(f"[...document.querySelectorAll('#path .block')].map(b => b.className)+'' == {chosen!r}+''")
+
+
+def tab_to(page: Any, selector: str) -> None:
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+    pytest.fail(f"the keyboard does not come to {selector}")
+
+
+@pytest.mark.browser
+def test_keyboard_only(page: Any) -> None:
+    page.wait_for_function("document.activeElement.matches('#prompt textarea')")
+    page.keyboard.type(PROMPTS[1])
+    page.keyboard.press("Enter")
+    done(page)
+    tab_to(page, "button.gallery-item")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"document.querySelector('#prompt textarea').value != {PROMPTS[1]!r}")
+    done(page)
+    tab_to(page, "#path .block[data-block='2']")
+    assert page.locator("#path .block[data-block='2'] .tip").is_visible()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#path .block.forced[data-block='2']")
+    tab_to(page, "#depth input[type=range]")
+    page.keyboard.press("Home")
+    page.wait_for_function("document.querySelectorAll('#path .block.skip:not(.forced)').length == 7")
+    tab_to(page, "#free")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelectorAll('#path .block.skip:not(.forced)').length == 8")
+    tab_to(page, "[role=tab]:nth-of-type(2)")
+    page.keyboard.press("Enter")
+    tab_to(page, "#lines textarea")
+    page.keyboard.press("Control+a")
+    page.keyboard.type(PROMPTS[0])
+    tab_to(page, "#draw")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelectorAll('#many g').length == 1")
 
 
 @pytest.mark.browser

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 import pytest
 import torch
 from commands import command
@@ -153,7 +154,14 @@ def test_models_without_routers_are_scored_as_ever(folder: Path) -> None:
     assert [value for value, _ in plain] == pytest.approx([value for value, _ in same], abs=1e-4)
 
 
-def test_what_cannot_run_is_refused(folder: Path) -> None:
+def test_what_cannot_run_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OwnTasks(lm_eval.tasks.TaskManager):
+        """Without the harness' thousands of task files, which take seconds to list."""
+
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs, include_defaults=False)
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", OwnTasks)
     model, tokenizer = load_routed(str(folder / "adapter"))
     with pytest.raises(DrLLMError, match="'no_such_task' is neither"):
         evaluate_with_harness(model, tokenizer, ["no_such_task"])

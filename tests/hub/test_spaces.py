@@ -21,7 +21,9 @@ def test_a_space_carries_the_adapter_or_names_it(client: Any, base: str, tmp_pat
     assert "Nothing was uploaded, and the Hub was not asked" in dry
     planned = json.loads((tmp_path / "dry.json").read_text())
     assert planned["kind"] == "space"
-    assert "Pushed: http" in client.drllm("push", adapter, "--space", space)
+    pushed = client.drllm("push", adapter, "--space", space)
+    assert "Pushed: http" in pushed
+    assert f"drllm card {adapter} --space {space}" in pushed
     files = client(jobs.files_of, space, repo_type="space")
     assert sorted(planned["files"]) == [name for name in files if name != ".gitattributes"]
     assert {"app.py", "requirements.txt", "README.md", "adapter/adapter_config.json"} <= set(files)

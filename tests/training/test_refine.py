@@ -27,8 +27,8 @@ from drllm_adapter.scoring.shared_prefix.walk import walk
 from drllm_adapter.supervision.rewards import find_reward
 from drllm_adapter.tasks import Prompt
 from drllm_adapter.training import RefineConfig, read_weights, refine_routers
-from drllm_adapter.training.policy import RouterPolicy
 from drllm_adapter.training.refine import _Run
+from drllm_adapter.training.router_policy import RouterPolicy
 
 BLOCKS, WINDOWS = 4, 3
 

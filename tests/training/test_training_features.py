@@ -201,7 +201,7 @@ def test_wrong_labels_are_refused(tmp_path: Path, labels: Any, message: str) -> 
         ({"ids": ["a"]}, "ids must have one value for each of the 12 prompts, but 1"),
         ({"ids": ["a"] * 13, "labels": random_labels(13)}, "ids must have one value for each of the 12 prompts"),
         ({"add_special_tokens": [True]}, "add_special_tokens must have one value for each of the 12 prompts"),
-        ({"batch_size": 0}, "batch_size must be at least 1, but 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, but 0"),
         ({"prompts": [], "labels": np.zeros((0, 5), dtype=np.int8)}, "at least one question"),
     ],
 )

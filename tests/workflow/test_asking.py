@@ -15,7 +15,7 @@ from drllm_adapter.search import SearchConfig
 from drllm_adapter.supervision import read_rows
 from drllm_adapter.tasks import Prompt, load_questions
 from drllm_adapter.workflow import search_paths
-from drllm_adapter.workflow.floor import floor_sentence
+from drllm_adapter.workflow.chance import chance_sentence
 
 GOOD = load_questions("khop", limit=3)
 LABELS = "ABCDEFGH"
@@ -73,11 +73,11 @@ def test_guessing_is_told_from_answering() -> None:
     def said(prompt: Prompt) -> str:
         return ""
 
-    assert "cannot be told from guessing (25.0" in (floor_sentence(choices(100), 33, said) or "")
-    assert floor_sentence(choices(100), 34, said) is None
-    assert "nothing that routers could keep" in (floor_sentence(choices(100), 0, said) or "")
+    assert "cannot be told from guessing (25.0" in (chance_sentence(choices(100), 33, said) or "")
+    assert chance_sentence(choices(100), 34, said) is None
+    assert "nothing that routers could keep" in (chance_sentence(choices(100), 0, said) or "")
     free = [Prompt("q", False, (" a",), "a", "free", 1)]
-    assert floor_sentence(free, 1, said) is None
+    assert chance_sentence(free, 1, said) is None
 
 
 @pytest.mark.parametrize(("content", "line"), [(b"caf\xe9?\n", 1), (b"a\n\xff\xfe", 2)])

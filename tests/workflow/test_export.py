@@ -49,6 +49,14 @@ def paths(adapter: str) -> list[tuple[int, ...]]:
 def test_a_path_by_hand(tmp_path: Path) -> None:
     export_path(str(BASE), tmp_path / "a", skip=[3, 4], repeat=[6])
     export_path(str(BASE), tmp_path / "b", path="0-2 5 6 6 7")
+    export_path(str(BASE), tmp_path / "c", path="0-7")
+    with pytest.raises(DrLLMError, match="already holds a checkpoint"):
+        export_path(str(BASE), tmp_path / "c", skip=[3, 4], repeat=[6])
+    with pytest.raises(DrLLMError, match="block"):
+        export_path(str(BASE), tmp_path / "c", skip=[9], overwrite=True)
+    assert json.loads((tmp_path / "c" / "unrolled.json").read_text())["decisions"] == [1] * 8
+    export_path(str(BASE), tmp_path / "c", skip=[3, 4], repeat=[6], overwrite=True)
+    assert (tmp_path / "c" / "model.safetensors").read_bytes() == (tmp_path / "a" / "model.safetensors").read_bytes()
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     card = (tmp_path / "a" / "README.md").read_text()

@@ -92,6 +92,6 @@ def test_limits_need_answers_that_can_be_scored(tmp_path: Path) -> None:
     search_paths(str(BASE), asked, tmp_path / "free", mode="free", config=CONFIG, dtype="float32")
     with pytest.raises(DrLLMError, match="free answers; search with --mode contrast or --mode self"):
         train_adapter(tmp_path / "free", tmp_path / "adapter", max_loss=1.0)
-    with pytest.raises(DrLLMError, match="0 to 100 points"):
+    with pytest.raises(DrLLMError, match="max_loss must be a number from 0 to 100"):
         train_adapter(tmp_path / "free", tmp_path / "adapter", max_loss=-1.0)
     assert not (tmp_path / "adapter").exists()

@@ -24,7 +24,7 @@ from transformers.cache_utils import (
 
 from ..decisions import EXECUTE
 from ..errors import DrLLMError
-from .rows import BlockDecisions, Decisions
+from .batch_decisions import BatchDecisions, BlockDecisions
 
 # For blocks that keep nothing; transformers has had it since 5.23.
 DummyLayer: Any = getattr(cache_utils, "DummyLayer", type("DummyLayer", (), {}))
@@ -55,7 +55,7 @@ class RoutedEntry:
         # The mixins' own __init__ would set attributes that are answered by the passes here.
         self._blank = _emptied(layer) if _is_allocated(layer) else layer
         # Of the whole batch and stack, and which block of it this is.
-        self.route: Decisions | None = None
+        self.route: BatchDecisions | None = None
         self.block = 0
         self.passes: list[Any] = []
         # Keeps the length of a block that every row skips: a layer of the same class with one number per token, so
@@ -80,7 +80,7 @@ class RoutedEntry:
         """The plain cache layer that this entry stands in for, empty."""
         return self._blank
 
-    def start(self, route: Decisions, block: int) -> None:
+    def start(self, route: BatchDecisions, block: int) -> None:
         """Begin a sequence: one empty entry for each pass that some row makes of `block`, which has just decided."""
         self.route, self.block = route, block
         decided = route.blocks[block]
@@ -334,7 +334,7 @@ def routed_entry(cache: Cache, block: int) -> RoutedEntry:
     return entry
 
 
-def route_of(cache: Cache, num_blocks: int, batch_size: int) -> Decisions:
+def route_of(cache: Cache, num_blocks: int, batch_size: int) -> BatchDecisions:
     """The decisions that a cache with tokens was filled along. Without any the base model filled it: all execute.
 
     Args:
@@ -355,7 +355,7 @@ def route_of(cache: Cache, num_blocks: int, batch_size: int) -> Decisions:
     check_kept(cache)
     decided = [layer.decisions if isinstance(layer, RoutedEntry) else None for layer in layers]
     if not any(decided):
-        return Decisions.all_execute(batch_size, num_blocks)
+        return BatchDecisions.all_execute(batch_size, num_blocks)
     if None in decided or len(decided) < num_blocks:
         raise DrLLMError(
             f"a cache must hold a whole prompt to be continued, but {decided.count(None)} of its {len(decided)} "
@@ -364,7 +364,7 @@ def route_of(cache: Cache, num_blocks: int, batch_size: int) -> Decisions:
         )
     # Entries were replaced or changed one by one.
     found = [block for block in decided if block is not None]
-    joint = Decisions(found[0].batch_size, num_blocks)
+    joint = BatchDecisions(found[0].batch_size, num_blocks)
     for block, (entry, taken) in enumerate(zip(entries, found, strict=True)):
         joint.decide(block, taken.values)
         entry.route = joint

@@ -13,7 +13,7 @@ from huggingface_hub import file_exists, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftType, TaskType
 
-from ..errors import DrLLMError
+from ..errors import DrLLMError, check_range
 from .after_saving import writer
 from .weight_file import PICKLE, WEIGHTS, check_weight_file, refuse_pickle
 
@@ -148,24 +148,18 @@ class DrLLMConfig(PeftConfig):
         """
         _refuse_not_here(vars(self), ("modules_to_save",))
         self._check_task_type()
-        for name in ("num_windows", "router_width"):
-            self._check_positive(name)
+        for name, largest in _LARGEST.items():
+            if getattr(self, name) is not None or name not in ("num_blocks", "hidden_size"):
+                check_range(name, getattr(self, name), 1, largest)
         if not isinstance(self.rms_norm, bool):
             raise DrLLMError(
                 f"rms_norm must be true or false, but {reprlib.repr(self.rms_norm)} was given; correct it."
             )
-        for name in ("num_blocks", "hidden_size"):
-            if getattr(self, name) is not None:
-                self._check_positive(name)
         self._check_layers_to_transform()
         self.depth_control = check_depth_control(self.depth_control)
         num_routed = None if self.num_blocks is None else len(self.routed_blocks(self.num_blocks))
         self.layer_budget = check_layer_budget(self.layer_budget, self.num_blocks, num_routed)
-        penalty = self.depth_penalty
-        if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or not 0 <= penalty < math.inf:
-            raise DrLLMError(
-                f"depth_penalty must be a number of at least 0, but {reprlib.repr(penalty)} was given; correct it."
-            )
+        check_range("depth_penalty", self.depth_penalty, 0, math.inf, whole=False)
         for name, kind in _KINDS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
@@ -229,14 +223,6 @@ class DrLLMConfig(PeftConfig):
                 f"a router adapter needs a decoder with a language-model head (task_type CAUSAL_LM) or none "
                 f"(FEATURE_EXTRACTION), but task_type is {reprlib.repr(self.task_type)}; a head that has to be trained "
                 f"goes with a LoRA below the routers."
-            )
-
-    def _check_positive(self, name: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST[name]:
-            raise DrLLMError(
-                f"{name} must be a whole number from 1 to {_LARGEST[name]:,}, but {reprlib.repr(value)} was given; "
-                f"correct it."
             )
 
     def _check_layers_to_transform(self) -> None:

@@ -12,7 +12,7 @@ from peft.utils import CONFIG_NAME
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import DrLLMError, first_sentence
+from ..errors import DrLLMError, refusing
 from .config import DrLLMConfig
 from .route import Route
 from .weight_file import PICKLE, WEIGHTS, check_weight_file, differing, refuse_pickle, short_name
@@ -129,15 +129,13 @@ def read_adapter_config(folder: str | os.PathLike[str], name: str | None = None)
         raise DrLLMError(
             f"{name!r} must be an adapter, but it has no {CONFIG_NAME}; correct the name or save it again."
         )
-    try:
+    # PEFT lets through whatever a foreign or damaged file makes of itself
+    with refusing(
+        f"the adapter {name!r} must have a readable {CONFIG_NAME}, but reading it failed",
+        "download or save the adapter again",
+        with_kind=True,
+    ):
         config = PeftConfig.from_pretrained(os.fspath(folder))
-    except DrLLMError:
-        raise
-    except Exception as error:  # PEFT lets through whatever a foreign or damaged file makes of itself
-        raise DrLLMError(
-            f"the adapter {name!r} must have a readable {CONFIG_NAME}, but reading it failed "
-            f"({first_sentence(error, with_kind=True)}); download or save the adapter again."
-        ) from error
     if not isinstance(config, DrLLMConfig):
         raise DrLLMError(
             f"the adapter {name!r} must be a DRLLM adapter, but it is of type {config.peft_type}; load it with PEFT."

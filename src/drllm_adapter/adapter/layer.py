@@ -12,11 +12,11 @@ from transformers import Cache
 
 from ..decisions import EXECUTE, SKIP
 from ..errors import DrLLMError
+from .batch_decisions import BlockDecisions, cut
 from .cache import RoutedEntry, find_cache, routed_entry
 from .config import DrLLMConfig
 from .route import MIXED, Call, Route, RouterInputs
 from .router import Router
-from .rows import BlockDecisions, cut
 from .straight_through import DepthPenalty, expected_passes, mix
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..decisions import EXECUTE
 from ..errors import DrLLMError
+from .batch_decisions import BatchDecisions, BlockDecisions, Cuts
 from .config import DrLLMConfig
 from .policy import blend, choose_rows
 from .router import Router, Windows
-from .rows import BlockDecisions, Cuts, Decisions
 
 if TYPE_CHECKING:
     from .speculation import Speculation
@@ -85,8 +85,8 @@ class Call:
     adapter: str | None = None
     config: DrLLMConfig | None = None
     at_prompt: bool = False
-    decisions: Decisions | None = None
-    noted: Decisions | None = None
+    decisions: BatchDecisions | None = None
+    noted: BatchDecisions | None = None
     prompt: Tensor | None = None
     forced: list[list[int]] | None = None
     passes: list[int] = field(default_factory=list)
@@ -143,7 +143,7 @@ class Route:
         self.next_call = NextCall()
         self.call = Call()
         # Of the last prompt that was processed to its end.
-        self.decisions: Decisions | None = None
+        self.decisions: BatchDecisions | None = None
         self.begins_with: Tensor | None = None
 
     # A call begins and ends
@@ -167,8 +167,8 @@ class Route:
         call.at_prompt, call.prompt = True, prompt
         call.begins_with = tokens if in_generate and not has_cache else None
         call.passes = [0] * batch_size
-        call.decisions = Decisions(batch_size, call.num_blocks)
-        call.noted = None if self.acts else Decisions(batch_size, call.num_blocks)
+        call.decisions = BatchDecisions(batch_size, call.num_blocks)
+        call.noted = None if self.acts else BatchDecisions(batch_size, call.num_blocks)
         call.forced = self._forced_for_batch(batch_size, in_generate, tokens)
         if call.config is None or call.config.layer_budget is None or call.forced is None:
             return
@@ -190,7 +190,7 @@ class Route:
             and torch.equal(before, tokens[:, : before.shape[1]])
         )
 
-    def continue_prompt(self, batch_size: int, decisions: Decisions | None, *, in_generate: bool) -> None:
+    def continue_prompt(self, batch_size: int, decisions: BatchDecisions | None, *, in_generate: bool) -> None:
         """Go on in the current call with sequences whose prompt has been processed.
 
         Args:
@@ -217,7 +217,7 @@ class Route:
         if any(decided is not None and decided.uniform is None for decided in decisions.blocks):
             call.check_outputs(MIXED)
 
-    def _check_forced(self, decisions: Decisions, forced: Sequence[Sequence[int]]) -> None:
+    def _check_forced(self, decisions: BatchDecisions, forced: Sequence[Sequence[int]]) -> None:
         """Refuse forced decisions that a cache was not filled along, before any block writes to it."""
         for block, decided in enumerate(decisions.blocks):
             if isinstance(self.forced, tuple) and decided is not None and decided.uniform == self.forced[block]:

@@ -56,7 +56,7 @@ STYLE = """
 /* Upside down, so that a box that is full shows the end of its text while it grows. */
 .drllm .card .text { min-height: 56px; max-height: 320px; overflow-y: auto; white-space: pre-wrap; display: flex;
   flex-direction: column-reverse; overflow-wrap: anywhere; font-size: 16px; line-height: 1.5; }
-.drllm .card .text div { margin-bottom: auto; }
+.drllm .card .text div { margin-bottom: auto !important; }
 .drllm .scroll { overflow-x: auto; }
 .drllm table { border-collapse: collapse; width: 100%; margin: 12px 0; }
 .drllm table, .drllm tr, .drllm th, .drllm td { border: 0 !important; }

@@ -18,7 +18,8 @@ from ..demo import is_demo, khop
 from ..errors import DrLLMError, first_sentence
 from ..files import MARKER, REPORT
 from ..hub.reports import evaluations
-from ..models.download import ADAPTER_FILES, fetch, load_training_record
+from ..hub.wording import base_name
+from ..models.download import ADAPTER_FILES, fetch, is_hub_name, load_training_record
 from ..models.loading import load_adapter_config, load_routed
 from ..tasks import load_questions
 from . import drawing
@@ -26,8 +27,8 @@ from .session import Ask, Path, Session, base_path
 
 MOST_PROMPTS = 300
 """In the picture of many prompts."""
-DEAREST = 3.0
-"""Price of a pass at the end of its slider; there a router must be e^3 times surer of a pass."""
+DEAREST = 8.0
+"""Price of a pass at the end of its slider: careful routers are e^5 times surer of a pass than of none."""
 _EVERY = 0.08
 """Seconds between two states of a growing answer."""
 _SETTLED = 0.15
@@ -133,7 +134,8 @@ def build_page(session: Session, name: str, folder: File) -> gr.Blocks:
     wordings = ["chat"] * (template is not None) + ["plain"] + ["question"] * (learnt == "question")
     config = load_adapter_config(str(folder))
     base = str(config.base_model_name_or_path or "not named")
-    about = f"{session.num_blocks} blocks, base model {base}. Click on a block to skip, run or repeat it."
+    called = base if is_hub_name(base) else base_name(base)
+    about = f"{session.num_blocks} blocks, base model {called}. Click on a block to skip, run or repeat it."
     if is_demo(base):
         about = "The demo's model follows arrows between letters. Click on a block to skip, run or repeat it."
     with gr.Blocks(analytics_enabled=False, title=f"{name}: routing") as page:
@@ -149,7 +151,7 @@ def build_page(session: Session, name: str, folder: File) -> gr.Blocks:
                     stop = gr.Button("Stop", elem_id="stop")
             examples = gr.Examples(examples_of(folder, base), prompt, label="Examples")
             with gr.Row():
-                with gr.Column(scale=3, min_width=300):
+                with gr.Column(scale=5, min_width=300):
                     drawn = gr.HTML(
                         drawing.path(base_path(session.num_blocks), {}),
                         js_on_load=_CLICKS,
@@ -157,13 +159,13 @@ def build_page(session: Session, name: str, folder: File) -> gr.Blocks:
                         padding=True,
                     )
                     answers = gr.HTML(elem_id="answers", padding=True)
-                with gr.Column(scale=1, min_width=240):
+                with gr.Column(scale=2, min_width=270):
                     depth = gr.Slider(
                         -1, 1, session.depth_control, step=0.05, label="Depth control", elem_id="depth",
                         info="-1 skips all, -0.5 as trained, 0.5 runs all once, 1 repeats all",
                     )  # fmt: skip
                     price = gr.Slider(
-                        -DEAREST, DEAREST, 0, step=0.1, label="Price of a pass", elem_id="price",
+                        -DEAREST, DEAREST, 0, step=0.25, label="Price of a pass", elem_id="price",
                         info="in the routers' logits: above 0 fewer passes, below 0 more",
                     )  # fmt: skip
                     most = 2 * session.num_blocks

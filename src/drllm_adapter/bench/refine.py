@@ -16,7 +16,7 @@ from ..scoring.shared_prefix import SharingScorer, SharingSession
 from ..scoring.shared_prefix.walk import walk
 from ..tasks import Prompt
 from ..training import read_weights
-from ..training.policy import RouterPolicy
+from ..training.router_policy import RouterPolicy
 from .timing import Comparison, compare
 
 GOAL = 1.0

@@ -11,9 +11,9 @@ from rich.console import Console
 from torch import Tensor
 from transformers import CompileConfig, DynamicCache
 
+from ..adapter.batch_decisions import select_rows
 from ..adapter.calling import cache_keyword, last_position
 from ..adapter.config import DrLLMConfig
-from ..adapter.rows import select_rows
 from ..adapter.stack import find_stack
 from ..adapter.steering import force_decisions
 from ..decisions import Decisions, execute_all, passes

@@ -8,6 +8,7 @@ import typer
 
 from ..errors import DrLLMError
 from .groups import Place, unfolded
+from .help import Command
 from .options import (
     AsTrained,
     Base,
@@ -38,7 +39,7 @@ Shape = Annotated[str | None, typer.Option(help=f"Random weights instead: {SHAPE
 Output = Annotated[Path, typer.Option(callback=writable, help="JSON file for the figures.")]
 
 
-@bench.command()
+@bench.command(cls=Command)
 @unfolded
 def routing(
     base: Model = None,
@@ -68,7 +69,7 @@ def routing(
     _compared(results, output, model, shape or base or "demo", repetitions=repetitions)
 
 
-@bench.command()
+@bench.command(cls=Command)
 @unfolded
 def serve(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder, or owner/name[@branch] on the Hub.")],
@@ -97,7 +98,7 @@ def serve(
     _finish(table(results), output, {**facts, **report(results)})
 
 
-@bench.command()
+@bench.command(cls=Command)
 @unfolded
 def search(
     base: Model = None,
@@ -143,7 +144,7 @@ def search(
     _finish(speed_table(results), output, {**facts, **ratios, **report(results)})
 
 
-@bench.command()
+@bench.command(cls=Command)
 @unfolded
 def refine(
     base: Model = None,
@@ -173,7 +174,7 @@ def refine(
     _compared([result], output, model, shape or base or "demo", repetitions=repetitions)
 
 
-@bench.command()
+@bench.command(cls=Command)
 @unfolded
 def train(
     base: Model = None,
@@ -206,7 +207,7 @@ def train(
     _finish(result.table(), output, {"model": shape or base or "demo", **environment(model), **result.to_json()})
 
 
-@bench.command()
+@bench.command(cls=Command)
 @unfolded
 def cost(
     shape: Annotated[str, typer.Option(help=f"Of which one block is made, with random weights: {SHAPE_NAMES}.")],
@@ -243,7 +244,7 @@ def cost(
     _finish(cost_table(measured, size), output, {"shape": shape, **facts, **to_json(measured, size)})
 
 
-@bench.command()
+@bench.command(cls=Command)
 @unfolded
 def adapter(
     adapter: Annotated[str, typer.Argument(help="The adapter: a folder or a name on the Hub.")],
@@ -283,7 +284,7 @@ def adapter(
     _finish(table(results), output, {**settings, **environment(model), **found})
 
 
-@bench.command()
+@bench.command(cls=Command)
 @unfolded
 def lossless(
     adapter: Annotated[str | None, typer.Argument(help="The adapter: a folder or a name on the Hub.")] = None,

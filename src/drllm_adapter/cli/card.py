@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import say
+from .options import Json, say, write_json
 
 
 def card(
@@ -14,6 +14,10 @@ def card(
         list[Path] | None, typer.Option(help="Folder that drllm eval wrote, to show on the card; may be repeated.")
     ] = None,
     license: Annotated[str | None, typer.Option(help="Licence identifier, such as apache-2.0.")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Space with the adapter's page, owner/name, which the card links from now on.")
+    ] = None,
+    json_file: Json = None,
 ) -> None:
     """Write or renew the README.md that the Hub shows: how it was made, what was measured, how to use it.
 
@@ -26,5 +30,6 @@ def card(
 
     for evaluation in report or ():
         add_evaluation(folder, evaluation)
-    path = write_card(folder, license=license)
+    path = write_card(folder, license=license, space=space)
     say(f"Saved {path}.")
+    write_json(json_file, {"card": path.read_text(encoding="utf-8")})

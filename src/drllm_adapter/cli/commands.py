@@ -20,6 +20,7 @@ from .evaluate import evaluate
 from .export import export
 from .fit import fit
 from .generate import generate
+from .help import Command
 from .info import info
 from .lm_eval import lm_eval
 from .options import is_main_process
@@ -41,20 +42,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Routers that make a frozen language model skip, execute or repeat its own blocks (Dr.LLM, arXiv 2510.12773).",
 )
-app.command()(fit)
-app.command()(probe)
-app.command()(search)
-app.command()(train)
-app.command()(refine)
-app.command("eval")(evaluate)
-app.command()(generate)
-app.command()(export)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
-app.command("app")(page)
-app.command()(info)
-app.command()(push)
-app.command()(card)
-app.command()(demo)
+app.command(cls=Command)(fit)
+app.command(cls=Command)(probe)
+app.command(cls=Command)(search)
+app.command(cls=Command)(train)
+app.command(cls=Command)(refine)
+app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(generate)
+app.command(cls=Command)(export)
+app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+app.command("app", cls=Command)(page)
+app.command(cls=Command)(info)
+app.command(cls=Command)(push)
+app.command(cls=Command)(card)
+app.command(cls=Command)(demo)
 app.command(
     "lm-eval", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(lm_eval)

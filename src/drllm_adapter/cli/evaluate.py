@@ -10,6 +10,7 @@ from ..errors import DrLLMError
 from .config import Config
 from .groups import Asked, Job, unfolded
 from .options import (
+    RUNNING,
     AsTrained,
     Base,
     Grader,
@@ -53,7 +54,7 @@ def evaluate(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Also run depth control, layer budget and price over their ranges.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.", rich_help_panel=RUNNING)] = 16,
     max_new_tokens: MaxNewTokens = None,
     grader: Grader = None,
     skip_bad: SkipBad = False,

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from ..errors import DrLLMError
-from .options import Base, Device, Json, Threads, console, say, write_json
+from .options import Base, Device, Json, Overwrite, Threads, console, say, write_json
 
 
 def export(
     source: Annotated[str, typer.Argument(help="Base model or adapter: a folder, or owner/name[@branch] on the Hub.")],
-    output: Annotated[Path, typer.Option(help="New folder for the checkpoint.")],
+    output: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
     path: Annotated[str | None, typer.Option(help="The path: blocks and ranges, '0-9 12 12 13-29'.")] = None,
     skip: Annotated[list[int] | None, typer.Option(help="A block to leave out; may be given several times.")] = None,
     repeat: Annotated[list[int] | None, typer.Option(help="A block to run twice; may be given several times.")] = None,
@@ -26,13 +26,17 @@ def export(
     prompts: Annotated[Path | None, typer.Option(help="File with such prompts, one a line.")] = None,
     base: Base = None,
     chat: Annotated[
-        bool | None, typer.Option(help="Put prompts into the chat template; as in training by default.")
+        bool | None,
+        typer.Option(
+            "--chat-template/--no-chat-template", help="Word prompts by the tokenizer's; as in training by default."
+        ),
     ] = None,
     max_shard: Annotated[str, typer.Option(help="Largest file of weights; also the memory that it takes.")] = "5GB",
     hub: Annotated[str | None, typer.Option(help="Push it to this repository: owner/name[@branch].")] = None,
     private: Annotated[
         bool | None, typer.Option("--private/--public", help="Of a new repository; the account's default otherwise.")
     ] = None,
+    overwrite: Overwrite = False,
     json_file: Json = None,
     device: Device = None,
     threads: Threads = None,
@@ -47,7 +51,7 @@ def export(
     from ..files import check_claim
     from ..models.download import ADAPTER_CONFIG, CHECKPOINT, check_model_name
 
-    check_claim(output, CHECKPOINT)
+    check_claim(output, CHECKPOINT, resume=overwrite)
     if base is not None or not (Path(source) / ADAPTER_CONFIG).is_file():
         check_model_name(base or source)
     from ..decisions import draw
@@ -58,7 +62,7 @@ def export(
     asked = [*(prompt or ()), *(_lines(prompts) if prompts is not None else ())]
     chosen = export_path(
         source, output, path=path, skip=skip or (), repeat=repeat or (), report=report, prompts=asked, base=base,
-        chat=chat, max_shard=max_shard, device=device,
+        chat=chat, max_shard=max_shard, device=device, overwrite=overwrite,
     )  # fmt: skip
     console.print(f"path  {draw(chosen.decisions)}, chosen {chosen.how}", highlight=False, soft_wrap=True)
     say(f"Saved {output}.")

@@ -112,14 +112,17 @@ def generate(
         )  # fmt: skip
 
     if prompts is not None:
+        answers = []
         for prompt in asked:
             found = answer(prompt, stream=False).to_json()
             if compare:
                 found["base"] = answer(prompt, routed=False, stream=False).to_json()
             print(json.dumps(found, ensure_ascii=False), flush=True)
+            answers.append(found)
+        write_json(json_file, answers)
         return
     if chat:
-        _talk(answer, show_path)
+        write_json(json_file, _talk(answer, show_path, compare))
         return
     if compare:
         notes.print("routed", style="bold")
@@ -137,13 +140,22 @@ def generate(
     write_json(json_file, facts)
 
 
-def _talk(answer: "Callable[[Any], Generated]", show_path: bool) -> None:
-    """One conversation; routers read all of it at every turn, as a prompt."""
+def _talk(answer: "Callable[..., Generated]", show_path: bool, compare: bool) -> list[dict[str, Any]]:
+    """One conversation with the routed model, and its answers; routers read all of it at every turn, as a prompt."""
     turns: list[tuple[str, str]] = []
+    answers = []
     for line in _lines():
-        found = answer([*turns, ("user", line)])
-        turns += [("user", line), ("assistant", found.text)]
+        said = [*turns, ("user", line)]
+        found = answer(said)
+        turns = [*said, ("assistant", found.text)]
         _describe(found, show_path)
+        answers.append(found.to_json())
+        if compare:
+            notes.print("base", style="bold")
+            in_base = answer(said, routed=False)
+            _describe(in_base, False)
+            answers[-1]["base"] = in_base.to_json()
+    return answers
 
 
 def _lines() -> Iterable[str]:

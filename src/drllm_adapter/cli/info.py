@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..files import REPORT
 from .options import Json, console, write_json
 
 
@@ -15,7 +16,7 @@ def info(
     json_file: Json = None,
 ) -> None:
     """Say what an adapter fits, how large it is, its constants, and how it was trained."""
-    from ..models.download import load_training_record
+    from ..models.download import fetch, load_training_record
     from ..models.loading import load_adapter_config
 
     config, training = load_adapter_config(adapter), load_training_record(adapter)
@@ -35,14 +36,14 @@ def info(
         console.print(f"{name:14}{'-' if value is None else value}", highlight=False, soft_wrap=True)
     for name, value in _training_facts(training):
         console.print(f"{name:14}{value}", highlight=False, soft_wrap=True)
-    for name, shares in _decisions(adapter):
+    for name, shares in _decisions(fetch(adapter, "model", (f"*/{REPORT}",))):
         console.print(f"{name:14}{_bars(shares)}", highlight=False, soft_wrap=True)
     write_json(json_file, {**facts, "number of weights": weights, "training": training})
 
 
-def _decisions(adapter: str) -> list[tuple[str, list[float]]]:
+def _decisions(adapter: Path) -> list[tuple[str, list[float]]]:
     """How often each block is skipped and repeated, by the adapter's first evaluation; nothing where it has none."""
-    for path in sorted(Path(adapter).glob("*/report.json")):
+    for path in sorted(adapter.glob(f"*/{REPORT}")):
         try:
             counts = json.loads(path.read_text(encoding="utf-8"))["decisions"]
             shares = [[decision / sum(block) for decision in block] for block in counts]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ..tasks import Question
 
 # Panels of `--help`, below the options that most people use.
-QUESTIONS, PAPER, RUNNING = "Reading the questions", "The search's constants", "Running"
-constant = partial(typer.Option, rich_help_panel=PAPER)
+QUESTIONS, CONSTANTS, RUNNING = "Reading the questions", "Constants", "Running"
+constant = partial(typer.Option, rich_help_panel=CONSTANTS)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -61,7 +61,7 @@ def one_of(names: Iterable[str], help: str, *flags: str, rich_help_panel: str | 
         return value
 
     # Where the help explains each of them, once is enough.
-    metavar = "<choice>" if all(name in help for name in names) else f"[{'|'.join(names)}]"
+    metavar = f"[{'|'.join(names)}]"
     return typer.Option(*flags, callback=check, metavar=metavar, help=help, rich_help_panel=rich_help_panel)
 
 

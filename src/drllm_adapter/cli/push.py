@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import DrLLMError
-from .options import Json, console, say, write_json
+from .options import Json, console, quoted, say, write_json
 
 
 def push(
@@ -45,6 +45,7 @@ def push(
     A Space carries the adapter of a folder with it, and names one that is on the Hub already.
 
     Example: drllm push adapter me/routers --private
+
     Example: drllm push adapter --space me/routing-demo
     """
     if (repo is None) == (space is None):
@@ -74,4 +75,6 @@ def push(
             facts["changed"] = facts["commit"] != plan.head
             said = "Pushed" if facts["changed"] else "Nothing was pushed, because nothing has changed since"
             say(f"{said}: {facts['url']}")
+            if space is not None and folder.is_dir():
+                say(f"Next: drllm card {quoted(folder)} --space {space}, and the adapter's card links it.")
     write_json(json_file, facts)

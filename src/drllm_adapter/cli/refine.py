@@ -36,8 +36,8 @@ from .options import (
 class Constants:
     """Those of a `RefineConfig` that do not depend on the mode."""
 
-    validation_share: Annotated[float, typer.Option(min=0.001, max=0.9, help="Share of the prompts held out.")] = 0.2
-    num_generations: Annotated[int, typer.Option(min=2, help="Paths sampled for each prompt of a step.")] = 8
+    validation_share: Annotated[float, constant(min=0.001, max=0.9, help="Share of the prompts held out.")] = 0.2
+    num_generations: Annotated[int, constant(min=2, help="Paths sampled for each prompt of a step.")] = 8
     batch_size: Annotated[int, constant(min=1, help="Prompts a step.")] = 32
     learning_rate: Annotated[float, constant(min=0, help="Peak of the cosine schedule of AdamW.")] = 5e-4
     entropy_coef: Annotated[float, constant(min=0, help="Entropy bonus at the first step; falls to 0.")] = 0.01

@@ -12,7 +12,7 @@ from ..supervision.labels import LABEL_RULES
 from .config import Config
 from .groups import Asked, Job, unfolded
 from .options import (
-    PAPER,
+    CONSTANTS,
     RUNNING,
     ChatTemplate,
     Grader,
@@ -44,7 +44,7 @@ class Constants:
     max_skip: Annotated[int, constant(min=0, help="Most consecutive blocks left out by one edit.")] = 2
     reward: Annotated[
         str | None,
-        one_of(REWARDS, "Of a path; goes with the label rule by default. correct: 0 or 1.", rich_help_panel=PAPER),
+        one_of(REWARDS, "Of a path; goes with the label rule by default. correct: 0 or 1.", rich_help_panel=CONSTANTS),
     ] = None
     early_stop: Annotated[
         bool | None,
@@ -55,7 +55,7 @@ class Constants:
         one_of(
             METHODS,
             "tree: MCTS. random: paths of a few random edits, for regressions.",
-            rich_help_panel=PAPER,
+            rich_help_panel=CONSTANTS,
         ),
     ] = "tree"
     edits: Annotated[int, constant(min=1, help="Most blocks that a random path edits.")] = 6
@@ -83,7 +83,12 @@ def search(
         ),
     ] = 2.0,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Only say how long it will take, by searching a few of the questions.")
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Only say how long it will take, by searching a few of the questions.",
+            rich_help_panel=RUNNING,
+        ),
     ] = False,
     max_new_tokens: MaxNewTokens = None,
     chat_template: ChatTemplate = True,

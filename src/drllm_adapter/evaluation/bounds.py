@@ -8,7 +8,7 @@ from typing import Any
 from ..adapter.config import DEPTH_CONTROL_AS_TRAINED as AS_TRAINED
 from ..adapter.steering import set_depth_control
 from ..decisions import EXECUTE, Outcome
-from ..errors import DrLLMError
+from ..errors import DrLLMError, check_range
 from ..reporting.percentages import with_interval
 from .compare import Estimate, Report, compare
 
@@ -79,10 +79,8 @@ def check_limits(max_loss: float | None, mean_passes: float | None) -> None:
     Raises:
         DrLLMError: a limit is out of range.
     """
-    if max_loss is not None and not 0 <= max_loss <= 100:
-        raise DrLLMError(
-            f"max_loss must be from 0 to 100 points of the metric, but {max_loss:g} was given; correct it."
-        )
+    if max_loss is not None:
+        check_range("max_loss", max_loss, 0, 100, whole=False)
     if mean_passes is not None and not 0 < mean_passes < math.inf:
         raise DrLLMError(f"mean_passes must be a number of passes above 0, but {mean_passes:g} was given; correct it.")
 

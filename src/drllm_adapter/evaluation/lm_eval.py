@@ -19,7 +19,7 @@ from rich.table import Table
 
 from ..adapter.layer import RoutedLayer
 from ..adapter.steering import last_decisions
-from ..errors import DrLLMError, first_sentence
+from ..errors import DrLLMError, refusing
 from ..scoring.continuations import are_greedy, log_likelihoods, predict_continuations
 from .intervals import paired_interval
 
@@ -207,18 +207,15 @@ def evaluate_with_harness(
 
     def run() -> dict[str, Any]:
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        try:
+        # Datasets and the harness raise many kinds.
+        with refusing(
+            f"the tasks {', '.join(tasks)} must run in lm-evaluation-harness, but it failed",
+            "check their data, or the network",
+        ):
             found = lm_eval.simple_evaluate(
                 lm, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=True,
                 random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
             )  # fmt: skip
-        except DrLLMError:
-            raise
-        except Exception as error:  # datasets and the harness raise many kinds
-            raise DrLLMError(
-                f"the tasks {', '.join(tasks)} must run in lm-evaluation-harness, but it failed "
-                f"({first_sentence(error)}); check their data, or the network."
-            ) from error
         assert found is not None  # only on other ranks of a distributed run
         return found
 

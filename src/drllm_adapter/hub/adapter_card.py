@@ -26,8 +26,10 @@ from .wording import (
 )
 
 
-def adapter_card(folder: Path, config: DrLLMConfig, name: str, measured: Sequence[Evaluation]) -> RepoCard:
-    """The card of an adapter that is called `name` where it will lie."""
+def adapter_card(
+    folder: Path, config: DrLLMConfig, name: str, measured: Sequence[Evaluation], space: str | None
+) -> RepoCard:
+    """The card of an adapter that is called `name` where it will lie, and shown by the Space `space`."""
     base = config.base_model_name_or_path or ""
     on_hub = is_hub_name(base)
     title = f"Layer routers for {base_name(base)}"
@@ -63,6 +65,7 @@ def adapter_card(folder: Path, config: DrLLMConfig, name: str, measured: Sequenc
         f"({weights:,} weights)",
         code=_code(name, base),
         base_option=base_option(base),
+        space=space,
         results=_results(measured),
         training=_training(training),
     )

@@ -11,9 +11,9 @@ from huggingface_hub import DatasetCard, ModelCard, ModelCardData, RepoCard
 from peft.utils import CONFIG_NAME
 
 from ..adapter.config import CARD
-from ..errors import DrLLMError, first_sentence
+from ..errors import DrLLMError, refusing
 from ..files import MARKER, REPORT, write_text_atomic
-from ..models.download import is_hub_name
+from ..models.download import HubName, is_hub_name
 from ..models.loading import load_adapter_config
 from ..models.unroll import UNROLLED
 from ..supervision.rows import INFO
@@ -31,6 +31,7 @@ _NOTE = re.compile(
 )
 _OF_OLDER_CARDS = re.compile(r"^<!-- drllm written .*-->\n?|(?<=between its markers), unless you changed it", re.M)
 _MEASURED = ("model-index", "dataset_info")
+_SPACE = "space"
 _TEMPLATE = "# Model Card for Model ID"
 # Lines that PEFT and transformers add to the template of their cards.
 _ADDED_TO_TEMPLATE = (
@@ -47,6 +48,7 @@ def write_card(
     *,
     repo_id: str | None = None,
     license: str | None = None,
+    space: str | None = None,
     base: str | None = None,
     on_hub: str | None = None,
     card: Path | None = None,
@@ -61,27 +63,36 @@ def write_card(
         repo_id: its name on the Hub, for the code on the card, `owner/name` or `owner/name/folder`; None is the
             folder's name.
         license: identifier such as "apache-2.0"; None leaves what the card says.
+        space: the Space with an adapter's page, `owner/name`; None leaves what the card says.
         base: name of the base model on the Hub, over what an older card says; None leaves that.
         on_hub: the card of that repository, which somebody may have edited there.
         card: where the card is, if not in the folder.
 
     Raises:
-        DrLLMError: the folder holds neither; a report was measured with other weights or is damaged; the front matter
-            is no YAML; somebody wrote into the card both here and on the Hub.
+        DrLLMError: the folder holds neither; `space` is no name or not for an adapter; a report was measured with
+            other weights or is damaged; the front matter is no YAML; somebody wrote into the card both here and on the
+            Hub.
     """
     folder = Path(folder)
     path = card or folder / CARD
     name = repo_id or folder.resolve().name
-    kind: type[RepoCard] = ModelCard
+    kind: type[RepoCard] = DatasetCard if (folder / INFO).is_file() else ModelCard
+    here = path.read_text(encoding="utf-8") if path.is_file() else None
+    older = [_parsed(kind, text, path) for text in (here, on_hub) if text is not None]
+    if space is not None:
+        HubName.parse(space)
+        if not (folder / CONFIG_NAME).is_file():
+            raise DrLLMError(f"a Space shows an adapter, but {folder} holds none; leave out --space.")
     if (folder / CONFIG_NAME).is_file():
         config = load_adapter_config(str(folder))
         measured = evaluations(folder, config)
-        new = adapter_card(folder, config, name, measured)
+        space = space or next((str(old.data[_SPACE]) for old in older if old.data.get(_SPACE)), None)
+        new = adapter_card(folder, config, name, measured, space)
         write_eval_results(folder, measured)
     elif (folder / INFO).is_file():
-        new, kind = supervision_card(folder, name), DatasetCard
+        new = supervision_card(folder, name)
     elif (folder / UNROLLED).is_file():
-        new, kind = checkpoint_card(folder, name), ModelCard
+        new = checkpoint_card(folder, name)
     else:
         found = (
             f"has neither {CONFIG_NAME} nor {INFO} nor {UNROLLED}" if folder.is_dir() else "is no folder that exists"
@@ -90,8 +101,6 @@ def write_card(
             f"{folder} must hold an adapter, a supervision set or a checkpoint of drllm export to have a card, "
             f"but it {found}; correct the name."
         )
-    here = path.read_text(encoding="utf-8") if path.is_file() else None
-    older = [_parsed(kind, text, path) for text in (here, on_hub) if text is not None]
     written = [old for old in older if _own_words(old) not in ("", _own_words(new)) and not _is_template(old)]
     if len(written) == 2 and _own_words(written[0]) != _own_words(written[1]):
         raise DrLLMError(
@@ -105,6 +114,8 @@ def write_card(
     _keep_fields(new, older)
     if license is not None:
         new.data["license"] = license
+    if space is not None:
+        new.data[_SPACE] = space
     if base is not None and kind is ModelCard:
         new.data["base_model"] = base
     write_text_atomic(path, str(new).rstrip() + "\n")
@@ -139,13 +150,12 @@ def add_evaluation(adapter: str | os.PathLike[str], evaluation: str | os.PathLik
 
 
 def _parsed(kind: type[RepoCard], text: str, path: Path) -> RepoCard:
-    try:
+    # Whatever YAML makes of it.
+    with refusing(
+        f"the card {path} must begin with front matter in YAML between lines of ---, but reading it failed",
+        "correct it, or delete the file to have it written anew",
+    ):
         return kind(text.replace("\r\n", "\n"), ignore_metadata_errors=True)
-    except Exception as error:  # whatever YAML makes of it
-        raise DrLLMError(
-            f"the card {path} must begin with front matter in YAML between lines of ---, but reading it failed "
-            f"({first_sentence(error)}); correct it, or delete the file to have it written anew."
-        ) from error
 
 
 def _own_words(card: RepoCard) -> str:

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from ..adapter.base_identity import config_hash
 from ..adapter.integrity import read_adapter_config
 from ..demo import is_demo
-from ..errors import DrLLMError, first_sentence
+from ..errors import DrLLMError, refusing
 from ..files import write_json_atomic
 from ..models.download import is_hub_name, split_revision
 from ..models.hub_errors import explained
@@ -39,16 +39,16 @@ def check_base(base: str, folder: Path) -> None:
     name, revision = split_revision(base)
     if not is_hub_name(name):
         raise DrLLMError(f"the base must be named as on the Hub, owner/name, but {base!r} is a folder; correct --base.")
-    try:
-        with explained(base, "looked at"):
-            config = AutoConfig.from_pretrained(name, revision=revision)
-    except DrLLMError:
-        raise
-    except ValueError as error:  # the Hub has it, and transformers makes nothing of it
-        raise DrLLMError(
-            f"the base {base} must be a model that transformers knows, but reading its configuration failed "
-            f"({first_sentence(error)}); correct --base."
-        ) from error
+    # The Hub has it, and transformers makes nothing of it.
+    with (
+        refusing(
+            f"the base {base} must be a model that transformers knows, but reading its configuration failed",
+            "correct --base",
+            ValueError,
+        ),
+        explained(base, "looked at"),
+    ):
+        config = AutoConfig.from_pretrained(name, revision=revision)
     made_for: str | int | None
     if (folder / CONFIG_NAME).is_file():
         made_for, found = read_adapter_config(folder).base_config, config_hash(SimpleNamespace(config=config))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..demo import BASE as DEMO_BASE
 from ..demo import is_demo
-from ..errors import DrLLMError, first_sentence
+from ..errors import DrLLMError, refusing
 from ..files import MARKER
 from ..supervision.rows import INFO
 from .hub_errors import explained
@@ -219,7 +219,11 @@ def load_training_record(adapter: str | os.PathLike[str]) -> dict[str, Any]:
         DrLLMError: there is no adapter, or the record is damaged.
     """
     folder = fetch_adapter(adapter, weights=False)
-    try:
+    with refusing(
+        f"{folder / TRAINING_REPORT} must be the record of a training, but reading it failed",
+        "train the adapter again, or remove the file",
+        (OSError, ValueError, AttributeError),
+    ):
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         # Where older adapters have it.
         record = config.get("training") or {}
@@ -230,9 +234,4 @@ def load_training_record(adapter: str | os.PathLike[str]) -> dict[str, Any]:
                 record = found
         if not isinstance(record, dict):
             raise ValueError("it is no object")
-    except (OSError, ValueError, AttributeError) as error:
-        raise DrLLMError(
-            f"{folder / TRAINING_REPORT} must be the record of a training, but reading it failed "
-            f"({first_sentence(error)}); train the adapter again, or remove the file."
-        ) from error
     return record

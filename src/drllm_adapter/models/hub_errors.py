@@ -3,11 +3,9 @@
 import errno
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -19,18 +17,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..errors import DrLLMError, first_sentence
+from ..errors import DrLLMError, first_sentence, without_tokens
 
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
-
-
-def without_tokens(text: str) -> str:
-    """`text` without anything that is, or looks like, an access token."""
-    token = get_token()
-    if token:
-        text = text.replace(token, "[token]")
-    return _TOKEN.sub("[token]", text)
 
 
 @contextmanager

@@ -13,9 +13,8 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from ..adapter.config import DrLLMConfig
 from ..adapter.integrity import check_adapter_folder, read_adapter_config
 from ..adapter.stack import find_stack
-from ..errors import DrLLMError, first_sentence
+from ..errors import DrLLMError, refusing
 from .download import base_of, check_model_name, fetch_adapter, split_revision
-from .hub_errors import without_tokens
 from .speed import use_the_faster
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -41,7 +40,12 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
     place = None if device == "auto" else _device(device)
     spread: dict[str, Any] = {} if place else {"device_map": "auto"}
     where, revision = split_revision(name)
-    try:
+    # Whatever a library makes of a missing, damaged or foreign folder.
+    with refusing(
+        f"the base model {name!r} must be a folder or a Hub name with a causal language model and its tokenizer, but "
+        "loading it failed",
+        "correct the name or download the model again",
+    ):
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
         with _without_progress_bar():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -51,14 +55,6 @@ def load_base(name: str, *, dtype: str = "auto", device: str | None = None) -> t
         # transformers keeps no note of the commit, which adapters and supervision sets remember.
         read = cached_file(where, "config.json", revision=revision, local_files_only=True)
         model.config._commit_hash = extract_commit_hash(read, None)
-    except DrLLMError:
-        raise
-    except Exception as error:  # whatever a library makes of a missing, damaged or foreign folder
-        raise DrLLMError(
-            f"the base model {name!r} must be a folder or a Hub name with a causal language model and its tokenizer, "
-            f"but loading it failed ({without_tokens(first_sentence(error))}); correct the name or download the model "
-            f"again."
-        ) from error
     find_stack(model)
     if found["missing_keys"]:
         raise DrLLMError(
@@ -106,29 +102,25 @@ def load_routed(
     config = check_adapter_folder(folder, adapter)
     name = base or base_of(adapter, config)
     model, tokenizer = load_base(name, dtype=dtype, device=device)
-    try:
+    with refusing(
+        f"the adapter {adapter!r} must fit the base {name!r}, but loading it failed",
+        "download or save the adapter again",
+    ):
         routed = PeftModel.from_pretrained(model, str(folder))
-    except DrLLMError:
-        raise
-    except Exception as error:
-        raise DrLLMError(
-            f"the adapter {adapter!r} must fit the base {name!r}, but loading it failed ({first_sentence(error)}); "
-            f"download or save the adapter again."
-        ) from error
     return routed.eval(), tokenizer
 
 
 def _device(name: str | None) -> torch.device:
     """The device of that name, tried out before a model is loaded for it."""
     place = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+    # Torch without CUDA asserts.
+    with refusing(
+        f"the device must be one that this torch can use, such as {place}, but {name!r} is not",
+        "correct --device",
+        (RuntimeError, AssertionError),
+    ):
         device = torch.device(name or place)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise DrLLMError(
-            f"the device must be one that this torch can use, such as {place}, but {name!r} is not "
-            f"({first_sentence(error)}); correct --device."
-        ) from error
     return device
 
 

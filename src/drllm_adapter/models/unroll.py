@@ -24,10 +24,9 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..adapter.stack import Stack, find_stack
 from ..decisions import Decisions, check, to_path
-from ..errors import DrLLMError, first_sentence
+from ..errors import DrLLMError, refusing
 from ..files import replacing, write_json_atomic, writing
 from .download import split_revision
-from .hub_errors import without_tokens
 
 UNROLLED = "unrolled.json"
 """What the folder's checkpoint is: base, decisions, how they were chosen, what was measured."""
@@ -67,15 +66,15 @@ def look_at_base(name: str) -> Base:
         DrLLMError: there is none, or its architecture is not one that routes exactly.
     """
     where, revision = split_revision(name)
-    try:
+    # Whatever a library makes of a missing, damaged or foreign folder.
+    with refusing(
+        f"the base model {name!r} must be a folder or a Hub name with a causal language model, but reading its "
+        "configuration failed",
+        "correct the name",
+    ):
         config = AutoConfig.from_pretrained(where, revision=revision)
         commit = extract_commit_hash(cached_file(where, "config.json", revision=revision, local_files_only=True), None)
         model = _without_weights(config)
-    except Exception as error:  # whatever a library makes of a missing, damaged or foreign folder
-        raise DrLLMError(
-            f"the base model {name!r} must be a folder or a Hub name with a causal language model, but reading its "
-            f"configuration failed ({without_tokens(first_sentence(error))}); correct the name."
-        ) from error
     return Base(name, config, find_stack(model), model, commit)
 
 
@@ -94,13 +93,11 @@ def write_unrolled(base: Base, decisions: Decisions, folder: Path, *, max_shard:
     _refuse_named_blocks(base)
     _write_config(base, path, folder)
     where, revision = split_revision(base.name)
-    try:
+    with refusing(
+        f"the base model {base.name!r} must come with its tokenizer, but loading that failed",
+        "download the model again",
+    ):
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
-    except Exception as error:
-        raise DrLLMError(
-            f"the base model {base.name!r} must come with its tokenizer, but loading that failed "
-            f"({without_tokens(first_sentence(error))}); download the model again."
-        ) from error
     with writing(folder):
         tokenizer.save_pretrained(folder)
         if _file(base.name, "generation_config.json") is not None:
@@ -142,18 +139,14 @@ def _without_weights(config: Any) -> nn.Module:
 def _write_config(base: Base, path: Sequence[int], folder: Path) -> None:
     """Write the configuration, build the model that it describes, and compare that with the base, module by module."""
     model_type = base.stack.model_type
-    try:
+    with refusing(
+        f"a plain {model_type} configuration must describe the path, but it describes no model",
+        "keep the path in an adapter, or choose another",
+    ):
         with writing(folder):
             unrolled_config(base.config, path).save_pretrained(folder)
         model = _without_weights(AutoConfig.from_pretrained(folder))
         blocks = model.get_submodule(base.stack.name)
-    except DrLLMError:
-        raise
-    except Exception as error:
-        raise DrLLMError(
-            f"a plain {model_type} configuration must describe the path, but it describes no model "
-            f"({first_sentence(error)}); keep the path in an adapter, or choose another."
-        ) from error
     assert isinstance(blocks, nn.ModuleList)
     for place, block in enumerate(path):
         difference = _difference(base.stack.blocks[block], blocks[place], path, place)
@@ -244,14 +237,13 @@ def _write_weights(base: Base, path: Sequence[int], folder: Path, max_shard: int
     )
     with writing(folder):
         for file, names in split.filename_to_tensors.items():
-            try:
-                with replacing(folder / file) as temporary:
-                    save_file(_read([(name, tensors[name]) for name in names]), temporary, {"format": "pt"})
-            except SafetensorError as error:
-                raise DrLLMError(
-                    f"{folder / file} could not be written ({first_sentence(error)}); free some space or choose "
-                    f"another folder."
-                ) from error
+            with (
+                refusing(
+                    f"{folder / file} could not be written", "free some space or choose another folder", SafetensorError
+                ),
+                replacing(folder / file) as temporary,
+            ):
+                save_file(_read([(name, tensors[name]) for name in names]), temporary, {"format": "pt"})
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             write_json_atomic(folder / SAFE_WEIGHTS_INDEX_NAME, index)
@@ -332,13 +324,8 @@ def _headers(file: Path, name: str) -> Iterator[tuple[str, int]]:
 def _file(name: str, file: str) -> Path | None:
     """A file of the base, downloaded where it lies on the Hub; None when there is none."""
     where, revision = split_revision(name)
-    try:
+    with refusing(f"{file} of the base model {name!r} could not be downloaded", "look at the network and try again"):
         found = cached_file(
             where, file, revision=revision, _raise_exceptions_for_missing_entries=False,
         )  # fmt: skip
-    except Exception as error:
-        raise DrLLMError(
-            f"{file} of the base model {name!r} could not be downloaded ({without_tokens(first_sentence(error))}); "
-            f"look at the network and try again."
-        ) from error
     return None if found is None else Path(found)

@@ -10,5 +10,6 @@ def percent(share: float | None, missing: str = "-") -> str:
 
 def with_interval(share: float, interval: Sequence[float], sign: str = "") -> str:
     """`0.18` between 0.144 and 0.214 is "18.0 [14.4, 21.4]"; with the sign "+", for differences, "+18.0 [..."."""
-    low, high = interval
-    return f"{100 * share:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    # Adding zero takes the sign from what is rounded to zero.
+    points, low, high = (round(100 * value, 1) + 0.0 for value in (share, *interval))
+    return f"{points:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"

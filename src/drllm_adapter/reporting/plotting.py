@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
-BLUE, SKY_BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
+BLUE, SKY_BLUE, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
 GREY, PALE = "#999999", "#EEEEEE"
 CLASS_COLOURS = dict(zip(CLASS_NAMES, (ORANGE, GREY, GREEN), strict=True))
 

@@ -5,6 +5,7 @@ own questions alone, so rows depend neither on which process searched them nor o
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -16,7 +17,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 from rich.console import Console
 
-from ..errors import DrLLMError, Interrupted
+from ..errors import DrLLMError, Interrupted, check_range
 from ..files import write_json_atomic
 from ..jobs import (
     ALONE,
@@ -102,8 +103,7 @@ def run_search(
     _check_questions(questions)
     labels = labels or Labels()
     choose_label((), labels.rule, labels.price)
-    if bundle < 1:
-        raise DrLLMError(f"bundle must be a whole number of at least 1, but {bundle!r} was given; correct it.")
+    check_range("bundle", bundle, 1, math.inf)
     info = {
         "search": asdict(config),
         **asdict(labels),

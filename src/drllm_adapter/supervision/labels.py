@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..decisions import Decisions, ScoredPath, passes
-from ..errors import DrLLMError
+from ..errors import check_range
 from ..registry import Registry
 
 
@@ -124,8 +124,7 @@ def choose_labels(paths: Sequence[ScoredPath], rule: str, price: float) -> list[
 
 def _checked(rule: str, price: float) -> LabelRule:
     chosen = LABEL_RULES[rule]
-    if isinstance(price, bool) or not isinstance(price, (int, float)) or not price >= 0:
-        raise DrLLMError(f"price must be a number of at least 0, but {price!r} was given; correct it.")
+    check_range("price", price, 0, math.inf, whole=False)
     return chosen()
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..decisions import CLASS_NAMES, ScoredPath
-from ..errors import DrLLMError, first_sentence
+from ..errors import DrLLMError, refusing
 from ..files import folder_kind, replacing
 from ..tasks import Prompt
 
@@ -172,17 +172,16 @@ def iterate_file(path: str | os.PathLike[str]) -> Iterator[Row]:
 
 def _tables(path: str | os.PathLike[str]) -> Iterator[pa.Table]:
     """The rows of one Parquet file as `SCHEMA` has them, in parts."""
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_ROWS_AT_ONCE):
-                yield _conformed(pa.Table.from_batches([batch]))
-    except DrLLMError:
-        raise
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise DrLLMError(
-            f"{path} must be a Parquet file of supervision rows, but reading it failed ({first_sentence(error)}); "
-            f"search these questions again."
-        ) from error
+    with (
+        refusing(
+            f"{path} must be a Parquet file of supervision rows, but reading it failed",
+            "search these questions again",
+            (OSError, pa.ArrowException, ValueError),
+        ),
+        pq.ParquetFile(path) as file,
+    ):
+        for batch in file.iter_batches(_ROWS_AT_ONCE):
+            yield _conformed(pa.Table.from_batches([batch]))
 
 
 def label_counts(path: str | os.PathLike[str], num_blocks: int) -> NDArray[np.int64]:
@@ -324,7 +323,11 @@ def _info_of_rows(source: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _different(path: Path, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """The different values of these columns of a Parquet file, of which no other column is read."""
-    try:
+    with refusing(
+        f"{path} must be a Parquet file of supervision rows, but reading it failed",
+        "download or search it again",
+        (OSError, pa.ArrowException),
+    ):
         with pq.ParquetFile(path) as file:
             _check_columns(file.schema_arrow.names)
             there = [name for name in names if name in file.schema_arrow.names]
@@ -334,11 +337,6 @@ def _different(path: Path, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
                 columns = [table[name].to_pylist() if name in there else [""] * len(table) for name in names]
                 seen.update(dict.fromkeys(zip(*columns, strict=True)))
         yield from seen
-    except (OSError, pa.ArrowException) as error:
-        raise DrLLMError(
-            f"{path} must be a Parquet file of supervision rows, but reading it failed ({first_sentence(error)}); "
-            f"download or search it again."
-        ) from error
 
 
 # Columns that rows of earlier versions do not have, and what stands for them.

@@ -2,9 +2,9 @@
 
 import random
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import cache
 
 from .questions import Question
 
@@ -22,98 +22,40 @@ def as_choices(questions: Sequence[Question], seed: int = 0) -> list[Question]:
 
     A question for which the set has no other answer stays free.
     """
-    answers: dict[str, set[str]] = {}
-    for question in questions:
-        if question.choices is None:
-            answers.setdefault(question.task, set()).add(str(question.answer))
-    by_length = {task: _ByLength(texts) for task, texts in answers.items()}
-    return [
-        question if question.choices is not None else _with_choices(question, by_length[question.task], seed)
-        for question in questions
-    ]
+    answers: dict[str, dict[int, list[str]]] = {}
+    for task, text in sorted({(item.task, str(item.answer)) for item in questions if item.choices is None}):
+        answers.setdefault(task, {}).setdefault(len(text), []).append(text)
+
+    @cache
+    def close(task: str, length: int) -> list[str]:
+        return _closest(answers[task], length)
+
+    def with_choices(question: Question) -> Question:
+        right = str(question.answer)
+        place, others = bisect_left(answers[question.task][len(right)], right), close(question.task, len(right))
+        generator = random.Random(f"{seed}:{question.id}")
+        # Places in the list without the right answer, which stands among those of its own length.
+        drawn = generator.sample(range(len(others) - 1), min(CHOICES - 1, len(others) - 1))
+        if not drawn:
+            return question
+        choices = [right, *(others[other + (other >= place)] for other in drawn)]
+        generator.shuffle(choices)
+        return replace(question, choices=tuple(choices), answer=choices.index(right))
+
+    return [question if question.choices is not None else with_choices(question) for question in questions]
 
 
-def _with_choices(question: Question, answers: "_ByLength", seed: int) -> Question:
-    right = str(question.answer)
-    generator = random.Random(f"{seed}:{question.id}")
-    close = answers.closest(right)
-    if not close:
-        return question
-    choices = [right, *generator.sample(close, min(CHOICES - 1, len(close)))]
-    generator.shuffle(choices)
-    return replace(question, choices=tuple(choices), answer=choices.index(right))
+def _closest(answers: dict[int, list[str]], length: int) -> list[str]:
+    """The answers of this length, then those that are as close to it as the 24th closest other one, closest first.
 
+    More than are needed, so that within one length it is not always the first of the alphabet that is drawn from.
 
-class _ByLength:
-    """The answers of a task by their length: sorted once, so that a question costs no more in a larger set."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self._texts: dict[int, list[str]] = {}
-        for text in sorted(texts):
-            self._texts.setdefault(len(text), []).append(text)
-        self._lengths = sorted(self._texts)
-
-    def closest(self, right: str) -> "_Close":
-        """The other answers that are as close in length to `right` as the 24th closest, the closest first.
-
-        Drawn from more than are needed, so that within one length it is not always the first of the alphabet.
-        """
-        here = self._texts[len(right)]
-        groups: list[tuple[Sequence[str], Sequence[str]]] = [(_Without(here, bisect_left(here, right)), ())]
-        found = len(here) - 1
-        place = bisect_left(self._lengths, len(right))
-        below, above = self._lengths[place - 1 :: -1] if place else [], self._lengths[place + 1 :]
-        while found < _CLOSEST and (below or above):
-            distances = [*(len(right) - length for length in below[:1]), *(length - len(right) for length in above[:1])]
-            distance = min(distances)
-            shorter = self._texts.get(len(right) - distance, ())
-            longer = self._texts.get(len(right) + distance, ())
-            below, above = below[bool(shorter) :], above[bool(longer) :]
-            groups.append((shorter, longer))
-            found += len(shorter) + len(longer)
-        return _Close(groups)
-
-
-class _Without(Sequence[str]):
-    """A list without one of its items."""
-
-    def __init__(self, texts: Sequence[str], left_out: int) -> None:
-        self._texts, self._left_out = texts, left_out
-
-    def __len__(self) -> int:
-        return len(self._texts) - 1
-
-    def __getitem__(self, place: Any) -> Any:
-        return self._texts[place + (place >= self._left_out)]
-
-
-class _Close(Sequence[str]):
-    """Groups of answers behind one another, each the merge of two sorted lists; nothing is copied."""
-
-    def __init__(self, groups: Sequence[tuple[Sequence[str], Sequence[str]]]) -> None:
-        self._groups = groups
-
-    def __len__(self) -> int:
-        return sum(len(one) + len(other) for one, other in self._groups)
-
-    def __getitem__(self, place: Any) -> Any:
-        for one, other in self._groups:
-            if 0 <= place < len(one) + len(other):
-                return _merged(one, other, place)
-            place -= len(one) + len(other)
-        raise IndexError
-
-
-def _merged(one: Sequence[str], other: Sequence[str], place: int) -> str:
-    """Item `place` of two sorted lists with nothing in common, had they been merged."""
-    low, high = max(0, place - len(other)), min(place, len(one))
-    while low < high:  # how many items of `one` stand before that place
-        middle = (low + high) // 2
-        if one[middle] < other[place - middle - 1]:
-            low = middle + 1
-        else:
-            high = middle
-    rest = place - low
-    if low < len(one) and (rest >= len(other) or one[low] < other[rest]):
-        return one[low]
-    return other[rest]
+    Args:
+        answers: by length, each list sorted.
+    """
+    found = list(answers[length])
+    for distance in sorted({abs(other - length) for other in answers} - {0}):
+        if len(found) > _CLOSEST:
+            break
+        found += sorted([*answers.get(length - distance, ()), *answers.get(length + distance, ())])
+    return found

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DrLLMError, first_sentence
+from ..errors import DrLLMError, first_sentence, refusing
 from .values import nested, plain
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz", ".bz2", ".xz")
@@ -105,7 +105,11 @@ def file_rows(path: Path) -> Iterator[Row]:
     """The rows of one file, one after another; see `rows_of`."""
     if not path.is_file():
         raise DrLLMError(f"the data file {path} must exist, but it does not; correct the name.")
-    try:
+    with refusing(
+        f"the data file {path} must be readable, but reading it failed",
+        "correct or replace it",
+        (OSError, EOFError, lzma.LZMAError),
+    ):
         with _opened(path) as file:
             head = file.read(6)
         with _opened(path) as file:
@@ -122,11 +126,6 @@ def file_rows(path: Path) -> Iterator[Row]:
                 yield from _arrow_rows(batches, table.schema, path)
             else:
                 yield from _text_rows(file, head, path)
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise DrLLMError(
-            f"the data file {path} must be readable, but reading it failed ({first_sentence(error)}); correct or "
-            f"replace it."
-        ) from error
 
 
 def _opened(path: Path) -> Any:
@@ -171,13 +170,12 @@ def _hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
     # Imported here: `datasets` is slow to load and local files do without it.
     import datasets
 
-    try:
+    # Datasets raises many kinds: no network, no such name, no such split.
+    with refusing(
+        f"the data {name!r} must be a file or a dataset on the Hub, but loading it failed",
+        "correct the name or give a local file",
+    ):
         rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # datasets raises many kinds: no network, no such name, no such split
-        raise DrLLMError(
-            f"the data {name!r} must be a file or a dataset on the Hub, but loading it failed "
-            f"({first_sentence(error)}); correct the name or give a local file."
-        ) from error
     yield from ((f"{name}, {where}", row) for where, row in rows_in_memory(rows))
 
 
@@ -199,14 +197,13 @@ def _parquet_rows(file: Any, path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(file) as parquet:
-            yield from _arrow_rows(parquet.iter_batches(1024), parquet.schema_arrow, path)
-    except pa.ArrowException as error:
-        raise DrLLMError(
-            f"the data file {path} must be Parquet, but reading it failed ({first_sentence(error)}); correct or "
-            f"replace it."
-        ) from error
+    with (
+        refusing(
+            f"the data file {path} must be Parquet, but reading it failed", "correct or replace it", pa.ArrowException
+        ),
+        pq.ParquetFile(file) as parquet,
+    ):
+        yield from _arrow_rows(parquet.iter_batches(1024), parquet.schema_arrow, path)
 
 
 def _arrow_rows(batches: Iterable[Any], schema: Any, path: Path) -> Iterator[Row]:

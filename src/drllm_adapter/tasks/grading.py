@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import DrLLMError, first_sentence
+from ..errors import DrLLMError, refusing
 from ..registry import Registry
 
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
@@ -189,7 +189,12 @@ class Function(Grader):
     def __init__(self, argument: str) -> None:
         super().__init__(argument)
         place, _, name = argument.rpartition(":")
-        try:
+        # Whatever the file raises.
+        with refusing(
+            f"the grader {argument} must be a function of a Python file or module, but loading it failed",
+            "correct it",
+            with_kind=True,
+        ):
             if place.endswith(".py"):
                 spec = importlib.util.spec_from_file_location(Path(place).stem, place)
                 assert spec is not None
@@ -199,20 +204,15 @@ class Function(Grader):
             else:
                 module = importlib.import_module(place)
             self._function: Callable[[str, str], Any] = getattr(module, name)
-        except Exception as error:  # whatever the file raises
-            raise DrLLMError(
-                f"the grader {argument} must be a function of a Python file or module, but loading it failed "
-                f"({first_sentence(error, with_kind=True)}); correct it."
-            ) from error
 
     def right(self, generated: str, reference: str) -> bool:
-        try:
+        # Whatever the function raises.
+        with refusing(
+            f"the grader {self.argument} must say whether a text is right, but for {generated[:40]!r} it failed",
+            "correct it",
+            with_kind=True,
+        ):
             return bool(self._function(generated, reference))
-        except Exception as error:  # whatever the function raises
-            raise DrLLMError(
-                f"the grader {self.argument} must say whether a text is right, but for {generated[:40]!r} it failed "
-                f"({first_sentence(error, with_kind=True)}); correct it."
-            ) from error
 
 
 @cache

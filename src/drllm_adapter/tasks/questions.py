@@ -1,12 +1,13 @@
 """Rows as questions and prompts: what their fields mean, and refusing what cannot be asked, by file and line."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from ..errors import DrLLMError
+from ..errors import DrLLMError, check_range
 from .data import QUESTION_FIELDS, Row, Source, is_conversation, names_of, parsed, rows_in_memory, rows_of
 from .task import TASKS, Task
 from .values import text_of, whole_number, without_surrogates
@@ -89,10 +90,8 @@ def load_questions(
         DrLLMError: nothing is there, or a row is not a question that can be asked; names file and line.
     """
     kind = TASKS[task]()
-    if limit is not None and limit < 1:
-        raise DrLLMError(f"limit must be at least 1 question, but {limit} was given; raise it or leave it out.")
-    if skip < 0:
-        raise DrLLMError(f"skip must be 0 or more questions, but {skip} was given; correct it.")
+    check_range("limit", 1 if limit is None else limit, 1, math.inf)
+    check_range("skip", skip, 0, math.inf)
     end = None if limit is None else skip + limit
     questions: list[Question] = []
     seen: dict[str, str] = {}

@@ -19,7 +19,7 @@ from ..adapter.calling import evaluating, last_position
 from ..adapter.layer import observe_router_inputs, routed_layers
 from ..adapter.steering import force_decisions
 from ..decisions import EXECUTE, check
-from ..errors import DrLLMError, Interrupted
+from ..errors import DrLLMError, Interrupted, check_range
 from ..jobs import ALONE, Processes, job_progress, stop_on_signals, work_through
 from .features import FeatureStore, write_features
 
@@ -258,8 +258,7 @@ def _check_counts(prompts: int, names: int, flags: int, batch_size: int) -> None
                 f"{what} must have one value for each of the {prompts} prompts, but {count} were given; give "
                 f"{prompts} values."
             )
-    if batch_size < 1:
-        raise DrLLMError(f"batch_size must be at least 1, but {batch_size} was given; choose a larger one.")
+    check_range("batch_size", batch_size, 1, math.inf)
 
 
 def _checked_labels(labels: NDArray[Any], names: Sequence[str], num_blocks: int) -> NDArray[np.int8]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DrLLMError
-from ..files import claim_folder, write_json_atomic
+from ..files import claim_folder, write_json_atomic, writing
 from ..jobs import BEGUN, Locks, Processes, Shards, hold_folder
 
 FOLDER_KIND = "router features"
@@ -103,12 +103,12 @@ class FeatureWriter:
         """
         stored: dict[str, list[int]] = {"rows": [], "windows": []}
         for rows, means, windows in batches:
-            with _writing(self._path.parent):
+            with writing(self._path.parent):
                 for row, features, count in zip(rows, means.numpy(), windows.tolist(), strict=True):
                     self.write(row, features, count)
             stored["rows"] += rows
             stored["windows"] += windows.tolist()
-        with _writing(self._path.parent), open(self._path, "rb") as file:
+        with writing(self._path.parent), open(self._path, "rb") as file:
             os.fsync(file.fileno())
         return json.dumps(stored).encode()
 
@@ -168,7 +168,7 @@ def write_features(
             raise
 
     def begin() -> None:
-        with leaving_nothing(), _writing(folder):
+        with leaving_nothing(), writing(folder):
             if _read_json(folder / BEGUN) != begun or not (folder / _MEANS).exists():
                 # Unlinked, not overwritten: a process that still has the old store mapped goes on reading it.
                 _remove(folder)
@@ -184,7 +184,7 @@ def write_features(
         if processes.is_main:
             used = writer.windows()
             assert used is not None
-            with _writing(folder):
+            with writing(folder):
                 np.save(folder / _WINDOWS, used)
                 np.save(folder / _LABELS, labels)
                 write_json_atomic(
@@ -193,17 +193,6 @@ def write_features(
                 )
                 (folder / BEGUN).unlink()
                 shutil.rmtree(folder / _BATCHES)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DrLLMError(
-            f"the features could not be written to {folder} ({error.strerror or error}); free some space or "
-            f"choose another folder."
-        ) from error
 
 
 def _read_json(path: Path) -> Any:

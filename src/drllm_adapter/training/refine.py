@@ -28,7 +28,7 @@ from ..search.bundle import Work
 from ..supervision.rewards import Reward
 from ..tasks import Prompt
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from .policy import RouterPolicy, Visit, router_logits
+from .router_policy import RouterPolicy, Visit, router_logits
 from .routers import Weights
 from .trainer import CHECKPOINT_SECONDS, split_questions
 

@@ -1,9 +1,9 @@
 """What every job begins with: the model in the dtype of the run, the prompts, names that hold from anywhere."""
 
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,16 @@ from ..tasks import Prompt, Question, word_questions
 
 
 def load_once(
-    load: Callable[[str], tuple[Any, Any]], dtype: str, device: str | None, processes: Processes
+    load: Callable[..., tuple[Any, Any]],
+    dtype: str,
+    device: str | None,
+    processes: Processes,
+    begun: Path | None = None,
 ) -> tuple[Any, Any]:
-    """What `load(dtype)` gives; "auto", which is a measurement on a CPU, is what the main process finds.
+    """What `load(dtype=, device=)` gives; "auto", a measurement on a CPU, is what the main process finds.
+
+    Args:
+        begun: what an interrupted run left of its settings, whose dtype then is the automatic one.
 
     Raises:
         DrLLMError: several processes would each spread the model over all devices of their machine.
@@ -29,29 +36,25 @@ def load_once(
             f"with device auto one process uses all devices of its machine, but {processes.local_count} were started "
             f"on it; start one a machine, or one for each group of devices with CUDA_VISIBLE_DEVICES."
         )
-    if dtype != "auto" or processes.count == 1 or (device or processes.device) != "cpu":
-        return load(dtype)
+    if dtype == "auto" and begun is not None:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            dtype = str(json.loads(begun.read_text(encoding="utf-8"))["dtype"])
+    place = device or processes.device
+    if dtype != "auto" or processes.count == 1 or place != "cpu":
+        return load(dtype=dtype, device=place)
     loaded: list[tuple[Any, Any]] = []
 
     def load_first() -> str:
-        loaded.append(load(dtype))
+        loaded.append(load(dtype=dtype, device=place))
         return dtype_name(loaded[0][0])
 
     chosen = processes.from_main(load_first)
-    return loaded[0] if processes.is_main else load(chosen)
+    return loaded[0] if processes.is_main else load(dtype=chosen, device=place)
 
 
 def dtype_name(model: Any) -> str:
     """The dtype in words: bfloat16, float32, ..."""
     return str(model.dtype).removeprefix("torch.")
-
-
-def begun_dtype(output: str | os.PathLike[str], name: str) -> str:
-    """The dtype of the run that was begun in the folder; "auto" when none was."""
-    try:
-        return str(json.loads((Path(output) / name).read_text(encoding="utf-8"))["dtype"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "auto"
 
 
 def prompts_of(

@@ -7,6 +7,7 @@ the same number of passes, save, load again with PEFT's own call, generate.
 import shlex
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,13 @@ def run_demo(
     write_json_atomic(folder / "report.json", result)
     plot_layers(report, folder / "layers.png")
     adapter = shlex.quote(str(folder / "adapter"))
+    page = f"drllm app {adapter}"
+    if find_spec("gradio") is None:
+        page = f"pip install 'drllm-adapter[app]', then {page}"
     console.print(
         f"{result['seconds']:.0f} s. In {folder}: report.json, layers.png, adapter/, and what led to it, paths/ and "
         f"trained/. Try: drllm generate {adapter} {shlex.quote(shown[0]['prompt'])} --show-path\n"
-        f"Or see it in a browser: pip install 'drllm-adapter[app]', then drllm app {adapter}",
+        f"Or see it in a browser: {page}",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
@@ -43,8 +44,8 @@ from ..scoring.shared_prefix import SharingScorer, score_paths
 from ..supervision import Rows
 from ..tasks import QUESTIONS_CHANGED, Prompt, Question, digest_of, sources_of
 from ..training.trained_on import trained_on
-from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
-from .floor import floor_sentence
+from .begin import dtype_name, full_name, load_once, prompts_of, teller
+from .chance import chance_sentence
 
 
 def evaluate_adapter(
@@ -99,14 +100,8 @@ def evaluate_adapter(
         )
     if output is not None:
         check_claim(output, EVALUATION, resume=resume, unfinished=is_unfinished(output, BEGUN, REPORT))
-        if dtype == "auto" and resume:
-            dtype = begun_dtype(output, BEGUN)
-    model, tokenizer = load_once(
-        lambda dtype: load_routed(adapter, base=base, dtype=dtype, device=device or processes.device),
-        dtype,
-        device,
-        processes,
-    )
+    begun_in = Path(output) / BEGUN if output is not None and resume else None
+    model, tokenizer = load_once(partial(load_routed, adapter, base=base), dtype, device, processes, begun_in)
     training_rows = None if supervision is None else _training_rows(supervision, questions)
     if depth_control is not None:
         set_depth_control(model, depth_control)
@@ -152,11 +147,11 @@ def evaluate_adapter(
             report = compare(in_base, routed, [question.level for question in questions], tasks)
             processes.meet()  # everybody has read the scores
             if processes.is_main:
-                floor = floor_sentence(
+                chance = chance_sentence(
                     prompts, sum(score.correct for score in in_base), lambda prompt: in_base[prompts.index(prompt)].text
                 )
-                if floor is not None:
-                    teller(console)(f"Warning: {floor}")
+                if chance is not None:
+                    teller(console)(f"Warning: {chance}")
                 if sweep:
                     points = sweep_controls(model, routed, scoring_all(scorer, prompts, "sweep", console, log))
                     report = replace(report, sweep=points)

@@ -54,6 +54,7 @@ def export_path(
     chat: bool | None = None,
     max_shard: int | str = MAX_SHARD,
     device: str | None = None,
+    overwrite: bool = False,
 ) -> Chosen:
     """Write the unrolled model of one path into `output`: configuration, tokenizer, weights and a card.
 
@@ -68,6 +69,7 @@ def export_path(
         base: the base, where the adapter does not say where it is here.
         chat: put prompts into the chat template; None words them as in training.
         max_shard: most bytes of a file of weights, also as "5GB".
+        overwrite: replace an earlier checkpoint of this function, once the new one is whole.
 
     Raises:
         DrLLMError: the path is none, or see `look_at_base`, `write_unrolled`, `load_routed`, `check_claim`.
@@ -78,7 +80,7 @@ def export_path(
             f"a path must come from one place (--path, --skip and --repeat, --report or --prompt), but "
             f"{sum(ways) or 'none'} of them {'was' if sum(ways) < 2 else 'were'} given; choose one."
         )
-    check_claim(output, CHECKPOINT)
+    check_claim(output, CHECKPOINT, resume=overwrite)
     adapter = source if names_adapter(source, unreachable=False) else None
     if prompts and adapter is None:
         raise DrLLMError(f"prompts take paths with an adapter, but {source!r} is a base model; name an adapter.")
@@ -121,6 +123,8 @@ def _write(base: Base, chosen: Chosen, output: Path, max_shard: int | str) -> No
         write_json_atomic(folder / UNROLLED, told)
         write_card(folder)
         with writing(output):
+            if output.is_dir():
+                shutil.rmtree(output)
             os.replace(folder, output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

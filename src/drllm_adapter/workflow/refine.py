@@ -33,7 +33,7 @@ from ..training.routers import Weights, fresh_weights
 from ..training.skips import SkipTraining, learn_skips
 from ..training.trained_on import marks_of, wording
 from ..training.trainer import split_questions
-from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
+from .begin import dtype_name, full_name, load_once, prompts_of, teller
 from .held_out import check_held_out
 
 
@@ -99,19 +99,16 @@ def refine_adapter(
         init = "skips" if mode == "self" else "identity"
     processes = Processes.current()
     folder = Path(output)
-    if dtype == "auto" and resume:
-        dtype = begun_dtype(folder, BEGUN)
 
-    def load(dtype: str) -> tuple[Any, Any]:
-        place = device or processes.device
+    def load(**place: Any) -> tuple[Any, Any]:
         if begins_with_adapter:
-            return load_routed(start, base=base, dtype=dtype, device=place)
-        model, tokenizer = load_base(start, dtype=dtype, device=place)
+            return load_routed(start, base=base, **place)
+        model, tokenizer = load_base(start, **place)
         fresh = adapter or DrLLMConfig()
         model.name_or_path, fresh.revision = split_revision(full_name(start))  # PEFT writes it into the adapter
         return get_peft_model(model, fresh).eval(), tokenizer
 
-    model, tokenizer = load_once(load, dtype, device, processes)
+    model, tokenizer = load_once(load, dtype, device, processes, folder / BEGUN if resume else None)
     settings: DrLLMConfig = model.peft_config["default"]
     weights, layers = read_weights(model)
     if not begins_with_adapter:

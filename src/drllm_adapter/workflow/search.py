@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,8 +20,8 @@ from ..search import SearchConfig, SearchEstimate, SearchSummary, estimate_searc
 from ..supervision import Labels
 from ..supervision.rows import INFO
 from ..tasks import Question
-from .begin import begun_dtype, dtype_name, full_name, load_once, prompts_of, teller
-from .floor import floor_sentence
+from .begin import dtype_name, full_name, load_once, prompts_of, teller
+from .chance import chance_sentence
 
 
 def search_paths(
@@ -65,11 +66,8 @@ def search_paths(
         Interrupted: on SIGINT or SIGTERM, after the bundle in flight.
     """
     processes = Processes.current()
-    if dtype == "auto" and resume:
-        dtype = begun_dtype(output, INFO)
-    model, tokenizer = load_once(
-        lambda dtype: load_base(base, dtype=dtype, device=device or processes.device), dtype, device, processes
-    )
+    begun = Path(output) / INFO if resume else None
+    model, tokenizer = load_once(partial(load_base, base), dtype, device, processes, begun)
     scorer = _scorer(model, tokenizer, memory, bundle, console)
     # What does not fit the model is refused before anything is written.
     questions, prompts = prompts_of(
@@ -101,7 +99,7 @@ def search_paths(
         shutil.rmtree(Path(output) / REFERENCES, ignore_errors=True)
         write_card(output)
         base_path = execute_all(scorer.num_blocks)
-        sentence = floor_sentence(
+        sentence = chance_sentence(
             prompts,
             round(summary.base_accuracy * summary.questions),
             lambda prompt: scorer.plain.score([prompt], [base_path])[0].text,

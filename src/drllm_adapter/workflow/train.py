@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
@@ -42,7 +43,7 @@ from ..training import (
     train_routers,
 )
 from ..training.trained_on import marks_of, wording
-from .begin import begun_dtype, dtype_name, full_name, load_once
+from .begin import dtype_name, full_name, load_once
 from .held_out import check_held_out
 
 
@@ -107,11 +108,7 @@ def train_adapter(
     name = base or find_base(supervision, info["base_model"])
     processes = Processes.current()
     folder = Path(output)
-    if dtype == "auto" and resume:
-        dtype = begun_dtype(folder, BEGUN)
-    model, tokenizer = load_once(
-        lambda dtype: load_base(name, dtype=dtype, device=device or processes.device), dtype, device, processes
-    )
+    model, tokenizer = load_once(partial(load_base, name), dtype, device, processes, folder / BEGUN if resume else None)
     found = fingerprint(model)
     if info["base_fingerprint"] is not None and not is_fingerprint_of(info["base_fingerprint"], model):
         raise DrLLMError(

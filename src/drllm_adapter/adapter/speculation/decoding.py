@@ -15,13 +15,13 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ...decisions import EXECUTE, SKIP
 from ...errors import DrLLMError
+from ..batch_decisions import BatchDecisions
 from ..cache import RoutedEntry, check_base_route, find_cache, has_tokens, routed_entries
 from ..layer import routed_layers
 from ..route import Route
-from ..rows import Decisions
 from .acceptance import accept, choose
 from .draft import DraftLength, Price, Speculation
-from .rows import Rows, can_move
+from .uneven_rows import Rows, can_move
 
 # The common base class since transformers 5.23.
 QUANTIZED: Any = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)
@@ -334,7 +334,7 @@ def _every_block(route: Route, *, forced: bool) -> Iterator[None]:
 
 def _along(cache: Cache, runs: Sequence[bool], filled: int, batch_size: int) -> Cache:
     """The same cache for a call in which only some blocks run: the others' keys and values are left alone."""
-    route = Decisions(batch_size, len(runs))
+    route = BatchDecisions(batch_size, len(runs))
     layers: list[Any] = []
     for block, (entry, run) in enumerate(zip(_entries(cache), runs, strict=True)):
         route.decide(block, (EXECUTE if run else SKIP,) * batch_size)

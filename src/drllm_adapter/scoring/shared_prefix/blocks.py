@@ -12,10 +12,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache
 
+from ...adapter.batch_decisions import select_rows
 from ...adapter.cache import has_states
 from ...adapter.calling import last_position
 from ...adapter.layer import RoutedLayer, hidden_of, routed_layers
-from ...adapter.rows import select_rows
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from ..tasks import Prompt
 
 
-def floor_sentence(prompts: Sequence[Prompt], right: int, said: Callable[[Prompt], str | None]) -> str | None:
+def chance_sentence(prompts: Sequence[Prompt], right: int, said: Callable[[Prompt], str | None]) -> str | None:
     """What to say of a base model that is right on `right` of the questions; None where that is fine.
 
     Args:

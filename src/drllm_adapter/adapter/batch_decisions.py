@@ -40,7 +40,7 @@ class BlockDecisions:
         """The rows of each pass that some row makes."""
 
 
-class Decisions:
+class BatchDecisions:
     """The decisions of a batch, `[batch, blocks]`, block by block as they are taken.
 
     They are needed by the host, which skips blocks, and by the device, which cuts rows: so they are written once as
@@ -58,7 +58,7 @@ class Decisions:
         self._taken: Taken | None = None
 
     @classmethod
-    def all_execute(cls, batch_size: int, num_blocks: int) -> "Decisions":
+    def all_execute(cls, batch_size: int, num_blocks: int) -> "BatchDecisions":
         """Those of the base model."""
         decisions = cls(batch_size, num_blocks)
         for block in range(num_blocks):
@@ -107,7 +107,7 @@ class Taken:
     Where all rows of a block decide alike, the device need not tell the host which rows they are.
     """
 
-    def __init__(self, before: Decisions, asked: Any, rows: Tensor) -> None:
+    def __init__(self, before: BatchDecisions, asked: Any, rows: Tensor) -> None:
         self.asked = asked
         self.rows = rows
         self.served: set[int] = set()
@@ -125,7 +125,7 @@ class Taken:
         ]
         self.after = before  # beams mostly go on from others of their own prompt
         if values != [None if decided is None else decided.values for decided in before.blocks]:
-            self.after = Decisions(size, len(values))
+            self.after = BatchDecisions(size, len(values))
             self.after.filled = before.filled
             for block, new in enumerate(values):
                 if new is not None:
