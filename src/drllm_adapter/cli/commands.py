@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+import time
 import traceback
 from types import FrameType
 from typing import Annotated
@@ -32,6 +33,8 @@ from .serve import serve
 from .train import train
 
 _DEBUG = "DRLLM_DEBUG"
+_WAIT = 10
+"""Seconds."""
 # typer has its own copy of click or imports it, which depends on its version.
 _USAGE_ERROR: type[typer.BadParameter] = typer.BadParameter.__base__  # type: ignore[assignment]
 
@@ -113,6 +116,9 @@ def _end(message: str, code: int) -> None:
         traceback.print_exc()
     if is_main_process():
         print(f"drllm: {' '.join(message.split())}", file=sys.stderr)
+    elif code == 2:
+        # What launched the processes ends all of them when one leaves: the main one has to say the same first.
+        time.sleep(_WAIT)
     sys.exit(code)
 
 
