@@ -250,10 +250,12 @@ def draw_agreement(runs: list[dict[str, Any]], path: Path) -> None:
     with figure(path, 7, 4.2) as (axes,):
         tables = [run["reports"][f"at most {limit} passes"]["baselines"] for run in runs for limit in MEAN_PASSES]
         own = [table["routed"] for table in tables]
-        shown = {"told the kind": ORANGE, "static, any mixture": GREEN, "static, greedy": GREY}
-        for name, colour in shown.items():
+        for name, label, colour in (
+            ("told the kind", "told the kind", ORANGE),
+            ("static, any mixture", "any static mixture", GREEN),
+            ("static, greedy", "best static path", GREY),
+        ):
             rows = [row for table in tables for row in table["baselines"] if row["name"] == name]
-            label = {"static, greedy": "best static path", "static, any mixture": "any static mixture"}.get(name, name)
             axes.scatter([row["passes"] for row in rows], [100 * row["value"] for row in rows],
                          color=colour, label=label, s=26)  # fmt: skip
         bounds = [[abs(100 * (row["value"] - row["interval"][side])) for row in own] for side in (0, 1)]
@@ -263,9 +265,7 @@ def draw_agreement(runs: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("mean block passes a prompt (base: 30)")
         axes.set_ylabel("tokens that agree with the base, %")
         axes.grid(color=PALE)
-        handles, labels = axes.get_legend_handles_labels()
-        order = ["base", "routed, 95 % interval", "told the kind", "any static mixture", "best static path"]
-        axes.legend([handles[labels.index(name)] for name in order], order, frameon=False, loc="upper left")
+        axes.legend(frameon=False, loc="upper left")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,6 @@ def one_of(names: Iterable[str], help: str, *flags: str, rich_help_panel: str | 
             )
         return value
 
-    # Where the help explains each of them, once is enough.
     metavar = f"[{'|'.join(names)}]"
     return typer.Option(*flags, callback=check, metavar=metavar, help=help, rich_help_panel=rich_help_panel)
 

@@ -90,7 +90,8 @@ def load_questions(
         DrLLMError: nothing is there, or a row is not a question that can be asked; names file and line.
     """
     kind = TASKS[task]()
-    check_range("limit", 1 if limit is None else limit, 1, math.inf)
+    if limit is not None:
+        check_range("limit", limit, 1, math.inf)
     check_range("skip", skip, 0, math.inf)
     end = None if limit is None else skip + limit
     questions: list[Question] = []

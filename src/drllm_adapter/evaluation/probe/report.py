@@ -82,7 +82,7 @@ class ProbeReport:
         """One sentence, or two."""
         gain, low, high = self.gains[BY_PROMPT]
         kept = {point.name: percent(point.agreement) for point in self.points}
-        size = f"{100 * gain:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+        size = f"{with_interval(gain, (low, high), '+')} points"
         said = (
             f"at {self.passes} of {self.num_blocks} passes choosing by the prompt how much to leave out, as a linear "
             f"router would, keeps {kept[BY_PROMPT]} of the base's tokens, the best static path {kept[STATIC]} and the "
