@@ -89,6 +89,20 @@ def test_help_is_quick_and_loads_no_torch() -> None:
         assert "Usage" in done.stdout
 
 
+def test_the_main_process_says_first_what_all_refuse(
+    refuse: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their launcher ends all processes when one of them has left, and only the main one speaks."""
+    waited: list[float] = []
+    monkeypatch.setattr("drllm_adapter.cli.commands.time.sleep", waited.append)
+    refuse("info", "not there")
+    assert waited == []
+    monkeypatch.setenv("RANK", "1")
+    assert command("info", "not there") == 2
+    assert waited == [10]
+    assert capsys.readouterr().err == ""
+
+
 def test_help_fits_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Brackets are as written, lines break where the terminal ends, and the longest help can be read at 80 columns."""
     monkeypatch.setenv("COLUMNS", "300")

@@ -33,8 +33,7 @@ from .serve import serve
 from .train import train
 
 _DEBUG = "DRLLM_DEBUG"
-_WAIT = 10
-"""Seconds."""
+_SECONDS_FOR_THE_MAIN_PROCESS = 10
 # typer has its own copy of click or imports it, which depends on its version.
 _USAGE_ERROR: type[typer.BadParameter] = typer.BadParameter.__base__  # type: ignore[assignment]
 
@@ -118,7 +117,7 @@ def _end(message: str, code: int) -> None:
         print(f"drllm: {' '.join(message.split())}", file=sys.stderr)
     elif code == 2:
         # What launched the processes ends all of them when one leaves: the main one has to say the same first.
-        time.sleep(_WAIT)
+        time.sleep(_SECONDS_FOR_THE_MAIN_PROCESS)
     sys.exit(code)
 
 
