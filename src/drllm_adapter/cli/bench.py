@@ -95,6 +95,7 @@ def serve(
     )  # fmt: skip
     from ..bench.timing import report, table
 
+    say(f"{facts['tokens a second, plain vLLM']:.0f} tokens a second in plain vLLM.")
     _finish(table(results), output, {**facts, **report(results)})
 
 
