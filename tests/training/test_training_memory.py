@@ -1,10 +1,20 @@
 """How much memory a training takes whose features do not fit into it; the shape is that of Llama-3.2-3B."""
 
+import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+
+from drllm_adapter.demo import BASE
+from drllm_adapter.demo.khop import generate
+from drllm_adapter.search import SearchConfig
+from drllm_adapter.tasks import load_questions
+from drllm_adapter.workflow import search_paths
 
 ROUTERS, WINDOWS, WIDTH, BATCH = 28, 8, 3072, 16
 
@@ -55,3 +65,52 @@ def test_memory_is_that_of_the_weights_and_a_few_batches(tmp_path: Path) -> None
           f"{seconds / steps:.2f} s a step")  # fmt: skip
     bound = 24 * weights + 6 * of_batch
     assert used < bound < questions / BATCH * of_batch
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_set_of_200_000_rows(tmp_path: Path) -> None:
+    """Ten times the rows take ten times the time, and no more memory; seven minutes."""
+    small = tmp_path / "searched"
+    config = SearchConfig(method="random", simulations=8)
+    search_paths(str(BASE), load_questions("khop", limit=64), small, mode="cloze", config=config)
+    spent = {}
+    for rows in (20_000, 200_000):
+        seconds, peak = trained(repeated(small, tmp_path / str(rows), rows), tmp_path / f"adapter-{rows}")
+        print(f"{rows:,} rows: {seconds:.0f} s of processor time, {peak / 1e6:.0f} MB")
+        spent[rows] = seconds, peak
+    assert spent[200_000][0] < 12 * spent[20_000][0]
+    assert spent[200_000][1] < 1.2 * spent[20_000][1]
+
+
+def repeated(searched: Path, folder: Path, count: int) -> Path:
+    """The set with as many rows, whose prompts are other ones."""
+    shutil.copytree(searched, folder)
+    (file,) = (folder / "data").glob("*.parquet")
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    prompts = generate(count, seed=1)
+    with pq.ParquetWriter(file, table.schema) as writer:
+        for start in range(0, count, 5_000):
+            part = [
+                {**rows[place % len(rows)], "id": f"q{place}", "prompt": prompts[place]["question"]}
+                for place in range(start, start + 5_000)
+            ]
+            writer.write_table(table.from_pylist(part, schema=table.schema))
+    return folder
+
+
+def trained(folder: Path, adapter: Path) -> tuple[float, int]:
+    """Seconds of processor time of a training, and the most bytes that were not pages of a file."""
+    command = ["train", folder, "--output", adapter, "--labels", "price", "--epochs", "1", "--threads", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "drllm_adapter", *map(str, command)], stdout=subprocess.DEVNULL)
+    peak = 0
+    while True:
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            assert status == 0
+            return usage.ru_utime + usage.ru_stime, peak
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                peak = max(peak, 1024 * int(line.split()[1]))
+        time.sleep(0.05)
