@@ -174,6 +174,7 @@ def test_both_train_together(lora: Any) -> None:
     assert with_gradient == {"lora_A", "lora_B", "routers", "modules_to_save"}
 
 
+@pytest.mark.transformers_adapters
 def test_inside_one_transformers_model(base: Any, tmp_path: Path) -> None:
     model = copy.deepcopy(base)
     torch.manual_seed(4)
